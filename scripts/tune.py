@@ -1,0 +1,27 @@
+"""Search each method's learning rate on a slice of the training split: `make tune`."""
+
+import argparse
+
+from surm.cli import command, print_plan, run_or_none
+from surm.config import load_scale
+from surm.plan import load_scale_experiments
+from surm.tune import search
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--scale", default="laptop", help="a file of conf/scale whose experiments are tuned")
+    parser.add_argument("--only", metavar="EXPERIMENT", help="one experiment of conf/experiment")
+    parser.add_argument("--dry", action="store_true", help="print what would be tuned")
+    arguments = parser.parse_args()
+
+    with command():
+        experiments = load_scale_experiments(load_scale(arguments.scale), seeds=1, only=arguments.only)
+        if arguments.dry:
+            print_plan(experiments)
+        else:
+            search([run for experiment in experiments for run in experiment.runs], run_or_none)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,64 @@
+"""Checkpoints: everything a run needs to go on bit for bit, in one safetensors file (no pickle), renamed into place."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from surm.methods import trainable_parameters
+from surm.record import RecordError, write_atomically
+
+
+def save_checkpoint(path: Path, module: nn.Module, optimizer: torch.optim.Optimizer, progress: dict[str, Any]) -> None:
+    """Write trained parameters, optimiser state and random-number state; the frozen rest is loaded anew.
+
+    Args:
+        path: of the file; an older checkpoint is replaced in one step.
+        module: only its trainable parameters are kept.
+        optimizer: over exactly these parameters.
+        progress: JSON values: step, history, and what else the loop wants back.
+    """
+    tensors: dict[str, Tensor] = {"random.cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        tensors["random.cuda"] = torch.cuda.get_rng_state()
+    for name, parameter in trainable_parameters(module):
+        tensors[f"parameter/{name}"] = parameter.detach().contiguous()
+        for key, value in optimizer.state.get(parameter, {}).items():
+            tensors[f"optimizer/{key}/{name}"] = value.contiguous()
+    write_atomically(path, save(tensors, metadata={"progress": json.dumps(progress)}))
+
+
+def load_checkpoint(path: Path, module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """Put a checkpoint's state back in place and return its `progress`.
+
+    Raises:
+        RecordError: the file cannot be read or belongs to other parameters.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            progress: dict[str, Any] = json.loads(file.metadata()["progress"])
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no mapping)
+    except (SafetensorError, json.JSONDecodeError, KeyError, TypeError):
+        raise RecordError(f"{path} is not a whole checkpoint: delete it to start this run from its beginning.") from None
+
+    parameters = dict(trainable_parameters(module))
+    saved = {key.removeprefix("parameter/") for key in tensors if key.startswith("parameter/")}
+    if saved != set(parameters):
+        raise RecordError(f"{path} holds other parameters than this run trains: delete it to start from the beginning.")
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(tensors[f"parameter/{name}"])
+    for key, value in tensors.items():
+        if key.startswith("optimizer/"):
+            _, field, name = key.split("/", 2)
+            parameter = parameters[name]
+            # Adam's step counter stays where the optimiser made it: on the CPU.
+            optimizer.state[parameter][field] = value if field == "step" else value.to(parameter.device)
+    torch.set_rng_state(tensors["random.cpu"])
+    if "random.cuda" in tensors and torch.cuda.is_available():
+        torch.cuda.set_rng_state(tensors["random.cuda"])
+    return progress

@@ -1,0 +1,222 @@
+"""What the scripts share: errors as one sentence, progress bars, and the commands behind `make`."""
+
+import statistics
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from surm import report as reporting
+from surm import signature as identity
+from surm import tracking
+from surm.config import ConfigError, RunConfig, ignored_line, load_scale
+from surm.plan import Experiment, PlannedRun, load_scale_experiments
+from surm.record import PUBLISHED, REPOSITORY, Record, RecordError, write_atomically
+from surm.report.records import label, read_records
+from surm.tracking import TrackingError
+from surm.train import Interrupted, RunFailed, run
+
+console = Console(soft_wrap=True, highlight=False)
+
+
+@contextmanager
+def command() -> Iterator[None]:
+    """Turn an expected error into one sentence on stderr and a non-zero exit code; anything else is a bug and shows its trace."""
+    try:
+        yield
+    except (ConfigError, RecordError, RunFailed, TrackingError, FileNotFoundError) as error:
+        sys.exit(f"Error: {error}")
+    except Interrupted as stop:
+        print(f"Interrupted: {stop}", file=sys.stderr)
+        sys.exit(130)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+# --- running ----------------------------------------------------------------------------------------------------------
+
+
+def run_with_bar(config: RunConfig) -> Record:
+    """One run with a bar of its own; prints the result."""
+    with command(), _bars() as bars:
+        return _run(config, bars)
+
+
+def run_all(runs: Sequence[PlannedRun]) -> int:
+    """Run what is missing, one bar over all; a failed run does not stop the others.
+
+    Returns:
+        The number of failed runs.
+    """
+    failures = 0
+    with _bars() as bars:
+        overall = bars.add_task(f"{len(runs)} runs", total=len(runs))
+        for number, planned in enumerate(runs):
+            if planned.status() == "finished":
+                _print_result(planned.record() or {}, planned.record_path, bars.console.print, "done before: ")
+            elif _attempt(planned, bars, overall, number) is None:
+                failures += 1
+            bars.update(overall, completed=number + 1)
+    if failures:
+        console.print(f"{failures} of {len(runs)} runs failed; the table names them.")
+    return failures
+
+
+def run_or_none(planned: PlannedRun) -> Record | None:
+    """One run of a search; None when it failed."""
+    with _bars() as bars:
+        record = planned.record()
+        return record if record and record["status"] == "finished" else _attempt(planned, bars)
+
+
+def _attempt(planned: PlannedRun, bars: Progress, overall: Any = None, number: int = 0) -> Record | None:
+    try:
+        return _run(planned.config, bars, overall, number)
+    except RunFailed as failure:
+        bars.console.print(f"  failed: {failure}")
+        return None
+
+
+def _run(config: RunConfig, bars: Progress, overall: Any = None, number: int = 0) -> Record:
+    say = bars.console.print
+    question = identity.asked(config)
+    say(f"{describe(question)}  [dim]{identity.signature(question)}[/dim]")
+    for line in (ignored_line(config), _rate_line(config, question)):
+        if line:
+            say(f"  {line}")
+    task = bars.add_task("loading", total=None)
+
+    def advance(step: int, steps: int, values: dict[str, float]) -> None:
+        shown = "  ".join(f"{name} {value:.4f}" for name, value in values.items())
+        bars.update(task, completed=step, total=steps, description=shown)
+        if overall is not None:
+            bars.update(overall, completed=number + step / steps)
+
+    try:
+        record = run(config, report=advance, say=say)
+    finally:
+        bars.remove_task(task)
+    _print_result(record, Path(config.output_dir) / "runs" / record["signature"] / "record.json", say)
+    return record
+
+
+def _rate_line(config: RunConfig, question: dict[str, Any]) -> str | None:
+    return None if config.optim.lr else f"learning rate {question['optim']['lr']:g} (results/tuned_rates.json, else the usual)"
+
+
+def describe(question: dict[str, Any]) -> str:
+    """One line that names a run."""
+    rate, seed = question["optim"]["lr"], question["seed"]
+    where = "" if question["dataset"]["evaluate_on"] == "test" else " (selection)"
+    return (
+        f"[bold]{label(question)}[/bold] on {question['model']['name']} x {question['dataset']['name']}{where}, "
+        f"rate {rate:g}, seed {seed}"
+    )
+
+
+def _print_result(record: Record, path: Path, say: Any, prefix: str = "") -> None:
+    happened = record["happened"]
+    metric = happened["primary_metric"]
+    say(
+        f"  {prefix}[bold]{metric} {happened['metrics'][metric]:.4f}[/bold] (n = {happened['evaluation_examples']})  "
+        f"trainable {happened['trainable_parameters']:,} + head {happened['head_parameters']:,}  "
+        f"{path}"
+    )
+    baselines = ", ".join(f"{name} {value:.4f}" for name, value in happened["baselines"].items())
+    say(f"  without a model: {baselines}")
+
+
+def _bars() -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        console=console,
+        disable=not console.is_terminal,
+        transient=True,
+    )
+
+
+# --- plans, reports, records --------------------------------------------------------------------------------------------
+
+
+def print_plan(experiments: Sequence[Experiment]) -> None:
+    """The runs, which of them are done, and the time the rest takes, from the records of equal or similar runs."""
+    known = {**read_records(PUBLISHED), **read_records(Path("outputs/runs"))}
+    by_question: dict[str, list[float]] = {}
+    for record in known.values():
+        if record.finished:
+            by_question.setdefault(_cost_key(record.asked), []).append(record.happened["seconds"])
+    left, unknown = 0.0, 0
+    for experiment in experiments:
+        table = Table("signature", "method", "rate", "seed", "status", "about", title=experiment.title, title_justify="left")
+        for planned in experiment.runs:
+            question = identity.asked(planned.config)
+            seconds = by_question.get(_cost_key(question))
+            status = planned.status()
+            if status != "finished":
+                left += statistics.mean(seconds) if seconds else 0.0
+                unknown += seconds is None
+            about = f"{statistics.mean(seconds):.0f} s" if seconds else "not known"
+            rate = f"{question['optim']['lr']:g}"
+            table.add_row(planned.signature, label(question), rate, str(planned.config.seed), status, about)
+        console.print(table)
+    more = f", and {unknown} runs whose time is not known" if unknown else ""
+    console.print(f"Left: about {timedelta(seconds=round(left))}{more}.")
+
+
+def _cost_key(question: dict[str, Any]) -> str:
+    """Runs that cost the same: model, data, method and length, whatever the rate and the seed."""
+    return str((question["model"], question["dataset"], label(question), question["trainer"]))
+
+
+def report(experiments: Sequence[Experiment], note: str, name: str) -> None:
+    """Write the tables, figures and the page, and print where they are."""
+    plans = [experiment.for_report(note) for experiment in experiments]
+    page = reporting.build(plans, PUBLISHED, Path("outputs/runs"), Path("outputs"), label=note, name=name)
+    for plan in plans:
+        console.print(f"\n[bold]{plan.title}[/bold]\n")
+        print((page.parent / "tables" / f"{plan.name}.md").read_text())
+    console.print(f"Report: {page}; tables: {page.parent / 'tables'}; figures: {page.parent / 'figures'}")
+
+
+def status(scale: str, seeds: int | None, only: str | None) -> None:
+    """Count finished, running, interrupted, failed and missing runs, and list those that are not finished."""
+    for experiment in load_scale_experiments(load_scale(scale), seeds=seeds, only=only):
+        counts: dict[str, list[PlannedRun]] = {}
+        for planned in experiment.runs:
+            counts.setdefault(planned.status(), []).append(planned)
+        console.print(f"{experiment.name}: " + ", ".join(f"{len(runs)} {status}" for status, runs in counts.items()))
+        for state, runs in counts.items():
+            for planned in runs if state != "finished" else []:
+                console.print(f"  {state:12} {planned.signature}  {describe(identity.asked(planned.config))}")
+
+
+def publish(scale: str, seeds: int | None, only: str | None) -> None:
+    """Promote finished records of a clean tree to `results/runs` and rebuild the committed tables and figures."""
+    promoted = 0
+    for signature, record in read_records(Path("outputs/runs")).items():
+        if not record.finished or record.where["dirty"] or record.asked["model"]["name"].startswith("tiny_"):
+            continue
+        for source, target in (("record.json", f"{signature}.json"), ("predictions.json", f"{signature}.predictions.json")):
+            write_atomically(PUBLISHED / target, (record.path.parent / source).read_bytes())
+        promoted += 1
+    experiments = load_scale_experiments(load_scale(scale), seeds=seeds, only=only)
+    reporting.publish([e.for_report() for e in experiments], PUBLISHED, REPOSITORY / "results", name=scale)
+    console.print(f"{promoted} finished records of a clean tree are in {PUBLISHED.relative_to(REPOSITORY)}.")
+
+
+def wandb_sync(scale: str, seeds: int | None, only: str | None) -> None:
+    """Upload the finished runs that W&B has not seen."""
+    finished = [vars(record) for record in read_records(Path("outputs/runs")).values() if record.finished]
+    uploaded = tracking.sync(finished, project="surm", directory=Path("outputs/wandb"))
+    console.print(f"{len(uploaded)} of {len(finished)} finished runs were uploaded now.")

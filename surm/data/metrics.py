@@ -1,0 +1,32 @@
+"""Metrics over a whole split, as fractions; never a mean over batches."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.stats import spearmanr
+from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
+
+from surm.registry import look_up
+
+
+def spearman(labels: NDArray[Any], predictions: NDArray[Any]) -> float:
+    """Rank correlation; 0 where one side is constant and none is defined, as Matthews' has it."""
+    if np.ptp(labels) == 0 or np.ptp(predictions) == 0:
+        return 0.0
+    return float(spearmanr(labels, predictions).statistic)
+
+
+METRICS: dict[str, Callable[[NDArray[Any], NDArray[Any]], float]] = {
+    "accuracy": accuracy_score,
+    "f1": f1_score,  # of class 1, for two classes
+    "matthews": matthews_corrcoef,
+    "spearman": spearman,
+}
+
+
+def compute_metrics(names: Sequence[str], labels: ArrayLike, predictions: ArrayLike) -> dict[str, float]:
+    """The named metrics of predictions (class indices, or values for `spearman`), each of shape (examples,)."""
+    truth, answers = np.asarray(labels), np.asarray(predictions)
+    return {name: float(look_up(METRICS, name, "metric")(truth, answers)) for name in names}

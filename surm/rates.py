@@ -1,0 +1,33 @@
+"""Learning rates: what tuning found for a model, a dataset and a method, else the method's usual starting point."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from surm.config import RunConfig
+
+TUNED_RATES = Path(__file__).resolve().parents[1] / "results" / "tuned_rates.json"
+
+# Where a search starts when nothing has been tuned.
+USUAL_RATES = {"full": 1e-4, "linear_probe": 1e-2, "bitfit": 3e-3, "lora": 3e-3}
+STRUCTURE_RATE = 3e-3
+
+
+def learning_rate(config: "RunConfig") -> float:
+    """The tuned rate of this model, dataset and method, else the method's usual one.
+
+    A method is looked up by its label first (such as `lora_r8`), then by its structure's name: variants that were not tuned
+    themselves take the rate of their family.
+    """
+    tuned = tuned_rates().get(f"{config.model.name}/{config.dataset.name}", {})
+    usual = USUAL_RATES.get(config.structure.name, STRUCTURE_RATE)
+    return float(tuned.get(config.structure.name, {}).get("lr", usual))
+
+
+def tuned_rates() -> dict[str, dict[str, dict[str, Any]]]:
+    """`results/tuned_rates.json`: model/dataset -> method -> {"lr": chosen, "tried": {rate: score}}."""
+    if not TUNED_RATES.exists():
+        return {}
+    rates: dict[str, dict[str, dict[str, Any]]] = json.loads(TUNED_RATES.read_text())
+    return rates

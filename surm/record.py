@@ -1,0 +1,97 @@
+"""Records of runs: what was asked, what happened, where. A record is written whole or not at all."""
+
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import surm
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+PUBLISHED = REPOSITORY / "results" / "runs"
+
+Record = dict[str, Any]
+
+
+class RecordError(RuntimeError):
+    """A record that contradicts what is asked now; the message is one sentence."""
+
+
+def run_directory(output_dir: str | Path, signature: str) -> Path:
+    return Path(output_dir) / "runs" / signature
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write to a temporary file, flush it to the disk, rename: a reader sees the old file or the new one, never half."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with temporary.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_atomically(path, (json.dumps(value, indent=1, allow_nan=False) + "\n").encode())
+
+
+def read_record(path: Path) -> Record | None:
+    """The record of a file, or None where there is none.
+
+    Raises:
+        RecordError: the file is not a record.
+    """
+    if not path.exists():
+        return None
+    try:
+        record: Record = json.loads(path.read_text())
+        record["signature"], record["status"], record["asked"], record["happened"], record["where"]
+    except (json.JSONDecodeError, KeyError, TypeError):
+        raise RecordError(f"{path} is not a whole record: move it away and start the run again.") from None
+    return record
+
+
+def where(device: str, content_hashes: dict[str, str]) -> dict[str, Any]:
+    """The machine, the versions and the commit that a run ran with, and the hashes of the data and weights it read."""
+    packages = ("torch", "peft", "timm", "transformers", "accelerate", "numpy", "scikit-learn")
+    return {
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "surm": surm.__version__,
+        "versions": {"python": platform.python_version()}
+        | {package: importlib.metadata.version(package) for package in packages},
+        "commit": _git("rev-parse", "HEAD"),
+        "dirty": bool(_git("status", "--porcelain")),
+        "machine": {
+            "cpu": _processor(),
+            "cores": os.cpu_count(),
+            "threads": torch.get_num_threads(),
+            "device": device,
+            "system": f"{platform.system()} {platform.machine()}",
+        },
+        "content_hashes": content_hashes,
+    }
+
+
+def _git(*arguments: str) -> str | None:
+    try:
+        return subprocess.run(
+            ["git", "-C", str(REPOSITORY), *arguments], capture_output=True, text=True, check=True
+        ).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor()

@@ -1,0 +1,282 @@
+"""Pictures of an experiment: score over trainable parameters, and learning curves."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
+
+from surm.report.experiments import Experiment, Method
+from surm.report.records import family_name
+
+KINDS = ("accuracy_over_parameters", "learning_curves")
+
+
+class Style(NamedTuple):
+    color: str
+    marker: str
+    filled: bool
+
+
+# The Okabe-Ito palette, safe for colour-blind readers; no two methods share both marker and filling, so that colour is
+# never needed. Filled: structured matrices; open: what they are compared with.
+_STYLES: dict[str, Style] = {
+    "linear_probe": Style("#7F7F7F", "s", filled=False),
+    "bitfit": Style("#7F7F7F", "^", filled=False),
+    "lora": Style("#000000", "o", filled=False),
+    "full": Style("#000000", "D", filled=False),
+    "circulant": Style("#0072B2", "o", filled=True),
+    "toeplitz": Style("#D55E00", "s", filled=True),
+    "kronecker": Style("#009E73", "^", filled=True),
+    "ldr": Style("#CC79A7", "D", filled=True),
+    "skew_circulant": Style("#56B4E9", "v", filled=True),
+    "low_rank": Style("#E69F00", "P", filled=True),
+    "circulant+skew_circulant": Style("#56B4E9", "X", filled=True),
+}
+_OTHER = Style("#7F7F7F", "v", filled=False)
+_LINES = ("-", "--", ":", "-.")
+_PARAMETERS = "trainable parameters, without head"
+
+
+def figure_path(output: Path, name: str, kind: str) -> Path:
+    """Where a figure lies: `<output>/figures/<name>_<kind>.png`."""
+    return output / "figures" / f"{name}_{kind}.png"
+
+
+def accuracy_over_parameters(panels: Sequence[Experiment], path: Path) -> None:
+    """Draw mean score with 95 % interval over trainable parameters (log axis), one panel for each experiment.
+
+    Methods with one and the same count stand side by side in a shaded strip; those that train the head alone stand
+    left of a break in the axis. Members of a family (ranks, numbers of terms) are joined by a line.
+    """
+    figure = Figure(figsize=(5.8 * len(panels), 4.8), dpi=160, layout="constrained")
+    for axes, experiment in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+        _draw_scores(axes, experiment)
+    _finish(figure, panels, path)
+
+
+def learning_curves(experiment: Experiment, path: Path) -> None:
+    """Draw training loss (log axis) and the reported score over epochs: mean of the seeds, band of their range."""
+    figure = Figure(figsize=(10.8, 4.6), dpi=160, layout="constrained")
+    loss_axes, score_axes = figure.subplots(1, 2)
+    for place, (method, line) in enumerate(_with_lines(experiment)):
+        history = pd.concat([pd.DataFrame(run.happened["history"]) for run in method.finished], ignore_index=True)
+        style = _style(method)
+        look: dict[str, Any] = {
+            "color": style.color,
+            "linestyle": line,
+            "linewidth": 1.4,
+            "label": method.name,
+            "zorder": 2 + style.filled,
+        }
+        marks = _marks(style)
+        if "loss" in history:
+            _draw_band(
+                loss_axes, history.dropna(subset="loss"), "loss", **look, **marks, markevery=(0.02 * place, 0.16)
+            )
+        if "evaluation" in history:
+            evaluated = history.dropna(subset="evaluation")
+            scores = evaluated.assign(
+                score=[100 * entry[method.finished[0].metric] for entry in evaluated["evaluation"]]
+            )
+            _draw_band(score_axes, scores, "score", **look, **marks)
+    loss_axes.set(yscale="log", xlabel="epoch", ylabel="training loss")
+    score_axes.set(xlabel="epoch", ylabel=f"{_metric(experiment)} (%)")
+    for axes in (loss_axes, score_axes):
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        _tidy(axes)
+    figure.suptitle(experiment.plan.title, fontsize=11)
+    _finish(figure, [experiment], path)
+
+
+# --- parts of the first picture ---------------------------------------------------------------------------------------
+
+
+def _draw_scores(axes: Axes, experiment: Experiment) -> None:
+    axes.set_title(experiment.plan.title, fontsize=11)
+    methods = [method for method in experiment.methods if method.finished]
+    if not methods:
+        axes.text(0.5, 0.5, "no finished run", ha="center", va="center", transform=axes.transAxes)
+        return
+    places = _draw_strips(axes, methods)
+    families: dict[str, list[Method]] = defaultdict(list)
+    for method in methods:
+        families[method.family].append(method)
+    for members in families.values():
+        _draw_family(axes, members, places)
+    _limit(axes, methods)
+    _draw_baselines(axes, experiment)
+    axes.set(xlabel=_PARAMETERS, ylabel=f"{_metric(experiment)} (%)")
+    _tidy(axes)
+
+
+def _draw_strips(axes: Axes, methods: Sequence[Method]) -> dict[str, float]:
+    """Set up the log axis and shade the strips; return each method's place on it."""
+    counts: dict[int, list[Method]] = defaultdict(list)
+    for method in sorted(methods, key=lambda method: method.trainable_parameters):
+        counts[method.trainable_parameters].append(method)
+    smallest = min((count for count in counts if count > 0), default=1)
+    head_only = smallest / 12
+    low, high = (head_only if 0 in counts else smallest) / 2, max(*counts, 10) * 2
+    axes.set(xscale="log", xlim=(low, high))
+
+    step = _step(counts, widest=(high / low) ** 0.022)
+    places: dict[str, float] = {}
+    for count, group in counts.items():
+        center = count or head_only
+        offsets = np.arange(len(group)) - (len(group) - 1) / 2
+        places |= {method.name: center * step**offset for method, offset in zip(group, offsets, strict=True)}
+        if len(group) > 1:
+            edge = step ** (len(group) / 2)
+            axes.axvspan(center / edge, center * edge, color="0.94", zorder=0, linewidth=0)
+            axes.annotate(
+                f"{count:,} each",
+                (center, 0),
+                (0, 4),
+                xycoords=axes.get_xaxis_transform(),
+                textcoords="offset points",
+                fontsize=8,
+                color="0.35",
+                ha="center",
+                va="bottom",
+                rotation=90,
+            )
+
+    ticks = {10.0**power: f"$10^{{{power}}}$" for power in range(12) if smallest / 3 < 10**power < high}
+    if 0 in counts:
+        ticks[head_only] = "0\n(head only)"
+        axes.text(
+            head_only * 12**0.45,
+            0,
+            "//",
+            fontsize=8,
+            ha="center",
+            va="center",
+            transform=axes.get_xaxis_transform(),
+            bbox={"color": "white", "pad": 1},
+        )
+    axes.xaxis.set_major_locator(FixedLocator(list(ticks)))
+    axes.set_xticklabels(list(ticks.values()))
+    axes.xaxis.set_minor_locator(NullLocator())
+    return places
+
+
+def _step(counts: dict[int, list[Method]], *, widest: float) -> float:
+    """Factor between neighbours of one count, small enough that the strips stay apart."""
+    strips = [(count, len(group)) for count, group in counts.items() if count > 0 and len(group) > 1]
+    room: list[float] = [(b / a) ** (1.6 / (size_a + size_b)) for (a, size_a), (b, size_b) in pairwise(strips)]
+    return min([widest, *room])
+
+
+def _draw_family(axes: Axes, members: Sequence[Method], places: dict[str, float]) -> None:
+    """Draw the members with their intervals, joined by a line; the legend names them from left to right."""
+    style = _style(members[0])
+    ordered = sorted(members, key=lambda method: method.trainable_parameters)
+    name = family_name(ordered[0].family)
+    options = ", ".join(filter(None, (method.name.removeprefix(name).strip(", ") for method in ordered)))
+    axes.plot(
+        [places[method.name] for method in ordered],
+        [method.mean.value for method in ordered],
+        color=style.color,
+        linewidth=0.8,
+        label=ordered[0].name if len(ordered) == 1 else f"{name} ({options})",
+        zorder=3,
+        **_marks(style),
+    )
+    for method in ordered:
+        if method.mean.low is not None and method.mean.high is not None:
+            axes.vlines(places[method.name], method.mean.low, method.mean.high, color=style.color, linewidth=1.4)
+
+
+def _limit(axes: Axes, methods: Sequence[Method]) -> None:
+    """Fit scores and intervals; an interval longer than the range of the scores runs out of the picture."""
+    means = [method.mean for method in methods]
+    low, high = min(mean.value for mean in means), max(mean.value for mean in means)
+    span = max(high - low, 1.0)
+    ends = [end for mean in means for end in (mean.value, mean.low, mean.high) if end is not None]
+    axes.set_ylim(max(min(ends), low - span) - 0.1 * span, min(max(*ends), high + span, 100.0) + 0.05 * span)
+
+
+def _draw_baselines(axes: Axes, experiment: Experiment) -> None:
+    """Scores that need no training, where the picture reaches them."""
+    low, high = axes.get_ylim()
+    for name, value in experiment.finished[0].happened.get("baselines", {}).items():
+        if low < 100 * value < high:
+            axes.axhline(100 * value, color="0.5", linestyle=":", linewidth=1.0, zorder=0)
+            axes.annotate(
+                name,
+                (1.0, 100 * value),
+                (-4, 3),
+                xycoords=axes.get_yaxis_transform(),
+                textcoords="offset points",
+                fontsize=8,
+                color="0.35",
+                ha="right",
+            )
+
+
+# --- shared by both ---------------------------------------------------------------------------------------------------
+
+
+def _style(method: Method) -> Style:
+    return _STYLES.get(method.family, _OTHER)
+
+
+def _marks(style: Style) -> dict[str, Any]:
+    return {
+        "marker": style.marker,
+        "markersize": 6,
+        "markerfacecolor": style.color if style.filled else "white",
+        "markeredgewidth": 1.4,
+    }
+
+
+def _with_lines(experiment: Experiment) -> Iterable[tuple[Method, str]]:
+    """Each method with finished runs, and a line style that tells the members of a family apart."""
+    drawn: dict[str, int] = defaultdict(int)
+    for method in experiment.methods:
+        if method.finished:
+            yield method, _LINES[drawn[method.family] % len(_LINES)]
+            drawn[method.family] += 1
+
+
+def _draw_band(axes: Axes, history: pd.DataFrame, column: str, **look: Any) -> None:
+    by_epoch = history.groupby("epoch")[column].agg(["mean", "min", "max"])
+    axes.fill_between(by_epoch.index, by_epoch["min"], by_epoch["max"], color=look["color"], alpha=0.08, linewidth=0)
+    axes.plot(by_epoch.index, by_epoch["mean"], **look)
+
+
+def _metric(experiment: Experiment) -> str:
+    return experiment.finished[0].metric if experiment.finished else "score"
+
+
+def _tidy(axes: Axes) -> None:
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="y", color="0.9", linewidth=0.8)
+    axes.set_axisbelow(True)
+
+
+def _finish(figure: Figure, experiments: Sequence[Experiment], path: Path) -> None:
+    """Add one legend below the panels and the label of numbers that are no evidence, then save."""
+    entries = {
+        label: handle for axes in figure.axes for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
+    }
+    if entries:
+        figure.legend(
+            list(entries.values()),
+            list(entries),
+            loc="outside lower center",
+            ncols=2 * len(figure.axes),
+            fontsize=9,
+            frameon=False,
+        )
+    if labels := {experiment.label for experiment in experiments if not experiment.is_evidence}:
+        figure.text(0.01, 0.99, ", ".join(sorted(labels)), color="#D55E00", fontsize=10, weight="bold", va="top")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, metadata={"Software": None})

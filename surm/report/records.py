@@ -1,0 +1,134 @@
+"""Record files as typed rows, and the name of the method that a record's request stands for."""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from surm.report.statistics import Evaluation
+
+
+@dataclass(frozen=True)
+class Record:
+    """One run: what it was asked, what happened and where; predictions are read when first used.
+
+    `path` is the record's file; its predictions lie beside it (`predictions.json`, or
+    `<signature>.predictions.json` among published records).
+    """
+
+    path: Path
+    signature: str
+    status: str
+    asked: dict[str, Any]
+    happened: dict[str, Any]
+    where: dict[str, Any]
+
+    @property
+    def finished(self) -> bool:
+        return self.status == "finished"
+
+    @property
+    def seed(self) -> int:
+        return int(self.asked["seed"])
+
+    @property
+    def metric(self) -> str:
+        """Name of the metric that the tables report."""
+        return str(self.happened["primary_metric"])
+
+    @property
+    def score(self) -> float:
+        """The primary metric at the end of training, in percent."""
+        return 100 * float(self.happened["metrics"][self.metric])
+
+    @property
+    def best_epoch_score(self) -> float:
+        """The primary metric at the epoch that was best on the reported split, in percent: an optimistic number."""
+        return 100 * float(self.happened["best_epoch_metrics"][self.metric])
+
+    @property
+    def request(self) -> str:
+        """What was asked apart from the seed, as canonical text: equal for the seeds of one method."""
+        return json.dumps({key: value for key, value in self.asked.items() if key != "seed"}, sort_keys=True)
+
+    @cached_property
+    def evaluation(self) -> Evaluation | None:
+        """Labels and predictions of the evaluation examples; None when the run kept none."""
+        beside = "predictions.json" if self.path.name == "record.json" else f"{self.signature}.predictions.json"
+        file = self.path.with_name(beside)
+        if not file.exists():
+            return None
+        stored = json.loads(file.read_text())
+        return Evaluation(self.metric, np.asarray(stored["labels"]), np.asarray(stored["predictions"]))
+
+
+def read_records(folder: Path) -> dict[str, Record]:
+    """All records below `folder` by signature: `<signature>/record.json` of runs or `<signature>.json` as published."""
+    files = sorted(folder.glob("*/record.json")) + sorted(folder.glob("*.json"))
+    records = [_read(file) for file in files if not file.name.endswith(".predictions.json")]
+    return {record.signature: record for record in records}
+
+
+def _read(path: Path) -> Record:
+    stored = json.loads(path.read_text())
+    return Record(path, *(stored[key] for key in ("signature", "status", "asked", "happened", "where")))
+
+
+# --- names of methods -------------------------------------------------------------------------------------------------
+
+_NAMES: dict[str, str] = {
+    "circulant": "circulant",
+    "skew_circulant": "skew-circulant",
+    "toeplitz": "Toeplitz",
+    "kronecker": "Kronecker",
+    "ldr": "ldr",
+    "low_rank": "low rank",
+    "lora": "LoRA",
+    "bitfit": "BitFit",
+    "linear_probe": "linear probe",
+    "full": "full fine-tuning",
+}
+
+# What an option adds to the name; nothing where the value is the usual one.
+_PHRASES: dict[str, Callable[[Any], str]] = {
+    "rank": lambda rank: f" r={rank}",
+    "parametrization": lambda kind: "" if kind == "product" else f", {kind}",
+    "symmetric": lambda symmetric: "" if symmetric else ", general",
+    "factors": lambda factors: "" if factors == 2 else ", one factor",
+    "factor_shape": lambda shape: f", {shape[0]} x {shape[1]}" if shape else "",
+    "terms": lambda terms: "" if terms == 1 else f", {terms} terms",
+    "alpha": lambda alpha: "" if alpha == 1 else f", alpha {alpha:g}",
+    "dropout": lambda dropout: "" if dropout == 0 else f", dropout {dropout:g}",
+    "init_weights": lambda scheme: ", authors' start" if scheme == "authors" else "",
+}
+
+
+def family_name(structure: str) -> str:
+    """A structure's or baseline's name as tables write it."""
+    return " + ".join(_NAMES.get(part, part) for part in structure.split("+"))
+
+
+def label(asked: Mapping[str, Any]) -> str:
+    """Name of the method that was asked for, as tables and claims write it: `LoRA r=1`, `ldr, 4 terms`, `BitFit`.
+
+    Options at their usual value are silent; `ldr` always says its number of terms; a placement other than q, k, v
+    in weight form is added in brackets.
+    """
+    structure = dict(asked["structure"])
+    name = structure.pop("name")
+    text = family_name(name)
+    if name == "ldr" and structure.get("terms", 1) == 1:
+        text += ", 1 term"
+    text += "".join(phrase(structure[option]) for option, phrase in _PHRASES.items() if option in structure)
+    return text + _place(asked.get("placement") or {})
+
+
+def _place(placement: Mapping[str, Any]) -> str:
+    parts = placement.get("parts", ["q", "k", "v"])
+    words = [] if placement.get("form", "weight") == "weight" else [placement["form"]]
+    words += [] if list(parts) == ["q", "k", "v"] else [", ".join(parts)]
+    return f" ({': '.join(words)})" if words else ""

@@ -1,0 +1,116 @@
+"""An experiment as a table: typed columns in pandas, then Markdown for people and CSV for programs."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+import pandas as pd
+
+from surm.report.experiments import REFERENCE, Experiment, Method
+
+MEBIBYTE = 2**20
+COLUMNS: dict[str, tuple[str, str]] = {  # column -> (Markdown heading, number format)
+    "method": ("method", ""),
+    "trainable_parameters": ("trainable parameters, without head", ",.0f"),
+    "head_parameters": ("head parameters", ",.0f"),
+    "mean": ("mean (%)", ".2f"),
+    "sd": ("sd", ".2f"),
+    "n": ("n", ".0f"),
+    "difference": (f"difference to {REFERENCE} (points)", "+.2f"),
+    "low": ("from", "+.2f"),
+    "high": ("to", "+.2f"),
+    "best_epoch_mean": ("best epoch on the reported split (not selected honestly, %)", ".2f"),
+    "seconds_per_step": ("seconds per step", ".3f"),
+    "peak_memory_mib": ("peak memory (MiB)", ",.0f"),
+    "learning_rate": ("learning rate", "g"),
+    "note": ("note", ""),
+}
+
+
+def table(experiment: Experiment) -> pd.DataFrame:
+    """One row for each method: the columns of `COLUMNS`; a number that cannot be had is missing, `note` says why."""
+    reference = experiment.method(REFERENCE)
+    return pd.DataFrame([_row(method, reference) for method in experiment.methods], columns=list(COLUMNS))
+
+
+def _row(method: Method, reference: Method | None) -> dict[str, Any]:
+    row: dict[str, Any] = {"method": method.name, "learning_rate": method.records[0].asked["optim"]["lr"]}
+    notes = [f"seed {run.seed} {run.status}" for run in method.unfinished]
+    if not method.finished:
+        return row | {"n": 0, "note": "; ".join(notes)}
+
+    happened = [run.happened for run in method.finished]
+    scores = [run.score for run in method.finished]
+    row |= {
+        "trainable_parameters": method.trainable_parameters,
+        "head_parameters": happened[0]["head_parameters"],
+        "mean": fmean(scores),
+        "n": len(scores),
+        "best_epoch_mean": fmean(run.best_epoch_score for run in method.finished),
+        "seconds_per_step": fmean(run["seconds_per_step"] for run in happened),
+        "peak_memory_mib": max(run["peak_memory_bytes"] for run in happened) / MEBIBYTE,
+    }
+    if len(scores) > 1:
+        row["sd"] = stdev(scores)
+    if reference is None:
+        notes.append(f"no finished run of {REFERENCE} to compare with")
+    elif method is not reference:
+        difference = method.minus(reference)
+        if difference is None:
+            notes.append(f"no seed in common with {REFERENCE}")
+        else:
+            row |= {"difference": difference.value, "low": difference.low, "high": difference.high}
+            notes += [difference.reason] if difference.reason else []
+    return row | {"note": "; ".join(notes)}
+
+
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[bool] | None = None) -> str:
+    """A Markdown table; `right` says which columns are aligned to the right."""
+    rule = ["---:" if aligned else "---" for aligned in right or [False] * len(header)]
+    lines = [header, rule, *([cell.replace("|", "\\|") for cell in row] for row in rows)]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def to_markdown(experiment: Experiment) -> str:
+    """The table, then what belongs below it: how to read it, baselines without training, runs that are not in it."""
+    frame = table(experiment)
+    rows = [
+        ["" if pd.isna(row[column]) else format(row[column], form) for column, (_, form) in COLUMNS.items()]
+        for row in frame.to_dict("records")
+    ]
+    text = markdown(
+        [heading for heading, _ in COLUMNS.values()], rows, right=[bool(number) for _, number in COLUMNS.values()]
+    )
+    return "\n".join([text, *_lines_below(experiment)])
+
+
+def _lines_below(experiment: Experiment) -> list[str]:
+    lines = [f"**{experiment.label}**\n"] if not experiment.is_evidence else []
+    if experiment.finished:
+        happened = experiment.finished[0].happened
+        lines.append(
+            f"{happened['primary_metric']} on {happened['evaluation_examples']:,} evaluation examples after the last "
+            f"epoch. Differences are paired by seed; from and to bound the 95 % interval over seeds and examples.\n"
+        )
+        baselines = [f"{name} {100 * value:.2f} %" for name, value in happened.get("baselines", {}).items()]
+        lines += [f"Without training: {', '.join(baselines)}.\n"] if baselines else []
+    absent = [
+        f"* `{run.signature}` {method.name}, seed {run.seed}: {_why(run.status, run.happened.get('error'))}"
+        for method in experiment.methods
+        for run in method.unfinished
+    ] + [f"* `{signature}`: planned, no record" for signature in experiment.missing]
+    lines += ["Not in the numbers above:\n", "\n".join(absent) + "\n"] if absent else []
+    return lines
+
+
+def _why(status: str, error: str | None) -> str:
+    return f"{status}, {error.splitlines()[0]}" if error else status
+
+
+def write(experiment: Experiment, folder: Path) -> None:
+    """Write `<experiment>.md` and `<experiment>.csv` (six significant digits) into `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    stem = experiment.plan.name
+    (folder / f"{stem}.md").write_text(f"# {experiment.plan.title}\n\n{to_markdown(experiment)}", encoding="utf-8")
+    table(experiment).to_csv(folder / f"{stem}.csv", index=False, float_format="%.6g", lineterminator="\n")

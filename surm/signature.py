@@ -1,0 +1,61 @@
+"""The identity of a run: a short hash of everything that could move its numbers, and of nothing else.
+
+In it: model and data with their revisions, the method and its settings, placement, optimiser, precision, seed, and the
+`SCIENCE_VERSION` integers that are raised by hand when a change moves numbers. Not in it: commit, device, paths, threads,
+tracking, launcher, and the experiment a run was started for.
+"""
+
+import hashlib
+import json
+from typing import Any
+
+from surm import data, models, structures
+from surm.config import RunConfig
+from surm.methods import method_settings, uses_placement
+from surm.rates import learning_rate
+
+TRAIN_SCIENCE_VERSION = 1
+
+_TRAINER_SCIENCE = ("epochs", "batch_size", "gradient_accumulation", "precision", "max_steps")
+
+
+def asked(config: RunConfig) -> dict[str, Any]:
+    """The resolved scientific configuration, as it stands in a run's record.
+
+    Settings that the method ignores are left out, so that two commands for the same science have one signature.
+    """
+    method = method_settings(config.structure, models.model_width(config.model.name))
+    question: dict[str, Any] = {
+        "model": {
+            "name": config.model.name,
+            "revision": models.model_revision(config.model.name),
+            "image_size": config.model.image_size,
+        },
+        "dataset": {
+            "name": config.dataset.name,
+            "revision": data.data_revision(config.dataset.name),
+            "evaluate_on": config.dataset.evaluate_on,
+        },
+        "structure": method,
+        "placement": {"form": config.placement.form, "parts": sorted(config.placement.parts, key="qkv".index)},
+        "optim": vars(config.optim) | {"lr": config.optim.lr or learning_rate(config)},
+        "trainer": {name: getattr(config.trainer, name) for name in _TRAINER_SCIENCE},
+        "seed": config.seed,
+        "science_version": {
+            "data": data.SCIENCE_VERSION,
+            "structures": structures.SCIENCE_VERSION,
+            "train": TRAIN_SCIENCE_VERSION,
+        },
+    }
+    if not uses_placement(method["name"]):
+        del question["placement"]
+        del question["optim"]["decay_structure"]
+    if question["model"]["image_size"] is None:
+        del question["model"]["image_size"]
+    return question
+
+
+def signature(question: dict[str, Any]) -> str:
+    """Twelve hexadecimal digits of the SHA-256 of the canonical JSON of `asked(config)`."""
+    canonical = json.dumps(question, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(canonical.encode()).hexdigest()[:12]

@@ -1,0 +1,44 @@
+"""Structured matrices as trainable modules: which matrix, not where it goes."""
+
+from difflib import get_close_matches
+from typing import Any
+
+from surm.structures.base import Structure
+from surm.structures.circulant import Circulant, SkewCirculant
+from surm.structures.displacement import LowDisplacementRank
+from surm.structures.kronecker import Kronecker
+from surm.structures.lowrank import LowRank
+from surm.structures.projection import Fit
+from surm.structures.sum import Sum, sum_of
+from surm.structures.toeplitz import Toeplitz
+
+SCIENCE_VERSION = 1  # raised by hand when a change moves numbers
+
+STRUCTURES: dict[str, type[Structure]] = {
+    family.name: family for family in (Circulant, SkewCirculant, Toeplitz, Kronecker, LowDisplacementRank, LowRank)
+}
+
+
+def structure_class(name: str) -> type[Structure]:
+    """The class of a structure by its name; "a+b" is the sum of two."""
+    for part in name.split("+"):
+        if part not in STRUCTURES:
+            near = get_close_matches(part, STRUCTURES, n=1, cutoff=0.0)[0]
+            raise ValueError(
+                f"Unknown structure {name!r}: {part!r} is none of {', '.join(STRUCTURES)}; nearest: {near}."
+            )
+    families = tuple(STRUCTURES[part] for part in name.split("+"))
+    return families[0] if len(families) == 1 else sum_of(families)
+
+
+def option_names(name: str) -> tuple[str, ...]:
+    """Names of the options of a structure."""
+    return tuple(structure_class(name).option_rules)
+
+
+def build(name: str, m: int, n: int, **options: Any) -> Structure:
+    """A new m x n matrix (m outputs, n inputs) of the named structure, exactly zero."""
+    return structure_class(name)(m, n, **options)
+
+
+__all__ = ["SCIENCE_VERSION", "STRUCTURES", "Fit", "Structure", "Sum", "build", "option_names", "structure_class"]

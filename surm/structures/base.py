@@ -1,0 +1,116 @@
+"""The contract that every structured matrix keeps."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from math import prod
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+
+from surm.structures.options import Option, is_count
+from surm.structures.projection import Fit
+
+Device = torch.device | str | None
+Shape = tuple[int, ...]
+
+
+class Structure(nn.Module, ABC):
+    """A trainable m x n matrix W of one structured family: y = W x on the last dimension of x.
+
+    Raises ValueError, in one sentence, for an impossible size, option name or option value.
+    """
+
+    name: ClassVar[str]
+    equation: ClassVar[str]
+    option_rules: ClassVar[Mapping[str, Option]]
+
+    def __init__(
+        self, m: int, n: int, *, device: Device = None, dtype: torch.dtype | None = None, **options: Any
+    ) -> None:
+        super().__init__()
+        self.options = self.check_options(m, n, **options)
+        self.m, self.n = m, n
+        self.fit: Fit | None = None  # set by `nearest` where an optimiser was needed
+        self._build(device, dtype)
+        self.reset_parameters()
+
+    @classmethod
+    def check_options(cls, m: int, n: int, **options: Any) -> dict[str, Any]:
+        """All options of an m x n member; what is None or not given takes its default."""
+        for letter, size in (("m", m), ("n", n)):
+            if not is_count(size):
+                raise ValueError(f"{cls.name}: {letter}={size!r} is not a size; give an integer of at least 1.")
+        for name in options.keys() - cls.option_rules.keys():
+            raise ValueError(f"{cls.name} has no option {name!r}; its options are {', '.join(cls.option_rules)}.")
+        given = {name: value for name, value in options.items() if value is not None}
+        for name, value in given.items():
+            if not cls.option_rules[name].accepts(value):
+                raise ValueError(f"{cls.name}: {name}={value!r} is not possible; give {cls.option_rules[name].rule}.")
+        return {name: option.default for name, option in cls.option_rules.items()} | given
+
+    @classmethod
+    def num_parameters(cls, m: int, n: int, **options: Any) -> int:
+        """Number of trainable parameters of an m x n member, without building it."""
+        return sum(map(prod, cls._parameter_shapes(m, n, **cls.check_options(m, n, **options)).values()))
+
+    @classmethod
+    def nearest(cls, matrix: Tensor, **options: Any) -> Self:
+        """The member nearest to `matrix` (m, n) in Frobenius norm, in its dtype and on its device.
+
+        Exact, with `fit` None, where a closed form exists; else `fit` says how far a deterministic optimiser came.
+        """
+        if matrix.ndim != 2:
+            raise ValueError(f"{cls.name}: nearest takes one matrix, not a tensor of shape {tuple(matrix.shape)}.")
+        # Made without storage first, so that nothing is drawn from the caller's random generator.
+        member = cls(*matrix.shape, device="meta", dtype=torch.float64, **options).to_empty(device=matrix.device)
+        with torch.no_grad():
+            member.fit = member._approximate(matrix.to(torch.float64))
+        return member.to(matrix.dtype)
+
+    @abstractmethod
+    def reset_parameters(self, init_weights: bool | str = True) -> None:
+        """Draw the parameters anew.
+
+        True: W is exactly zero, its gradient is not. "authors": the same with the scales of the authors' code. False: W
+        is random and not zero. Any other string raises ValueError.
+        """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """y = W x: (..., n) -> (..., m), computed in float32 or float64, returned in the dtype of x."""
+        with torch.autocast(x.device.type, enabled=False):
+            return self._product(x.to(self._compute_dtype(x.dtype))).to(x.dtype)
+
+    def dense(self) -> Tensor:
+        """W (m, n), differentiable, in the dtype of the parameters."""
+        parameter = next(self.parameters())
+        with torch.autocast(parameter.device.type, enabled=False):
+            return self._dense(self._compute_dtype(parameter.dtype)).to(parameter.dtype)
+
+    def extra_repr(self) -> str:
+        return ", ".join([f"{self.m}, {self.n}", *(f"{name}={value!r}" for name, value in self.options.items())])
+
+    def _compute_dtype(self, dtype: torch.dtype) -> torch.dtype:
+        wider = torch.promote_types(dtype, next(self.parameters()).dtype)
+        return torch.promote_types(wider, torch.float32)
+
+    @classmethod
+    @abstractmethod
+    def _parameter_shapes(cls, m: int, n: int, **options: Any) -> dict[str, Shape]:
+        """Names and shapes of the parameters for resolved options."""
+
+    @abstractmethod
+    def _build(self, device: Device, dtype: torch.dtype | None) -> None:
+        """Register the parameters."""
+
+    @abstractmethod
+    def _product(self, x: Tensor) -> Tensor:
+        """W x, computed in the dtype of x."""
+
+    def _dense(self, dtype: torch.dtype) -> Tensor:
+        """W, computed in `dtype`: here by its product with the identity."""
+        return self._product(torch.eye(self.n, dtype=dtype, device=next(self.parameters()).device)).mT
+
+    @abstractmethod
+    def _approximate(self, matrix: Tensor) -> Fit | None:
+        """Set the parameters to the member nearest to `matrix` (float64)."""

@@ -1,0 +1,144 @@
+"""Frobenius projections onto the families: closed forms, and an optimiser where there is none."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from surm.structures.base import Structure
+
+RANDOM_STARTS = 2
+MAX_STEPS = 1000  # a start
+PERFECT = 1e-7  # relative error where no further start is tried
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How well an optimiser reached a matrix that has no closed-form projection."""
+
+    relative_error: float  # Frobenius norm of the difference over that of the matrix
+    steps: int  # of the optimiser, all starts together
+    converged: bool
+
+
+def sum_diagonals(matrix: Tensor) -> Tensor:
+    """Sum of each diagonal of (m, n), from the upper right corner to the lower left one: (m + n - 1,)."""
+    m, n = matrix.shape
+    offsets = torch.arange(m, device=matrix.device)[:, None] - torch.arange(n, device=matrix.device) + n - 1
+    return matrix.new_zeros(m + n - 1).index_add(0, offsets.flatten(), matrix.flatten())
+
+
+def nearest_generator(matrix: Tensor, diagonals: Callable[[Tensor], Tensor], size: int) -> Tensor:
+    """Generator (size,) of the nearest member of a space of Toeplitz matrices (paper appendix A.6).
+
+    `diagonals` gives each diagonal one entry of the generator up to its sign, so that the projection is the mean over
+    the entries of `matrix` where that entry stands; it is zero where it stands nowhere.
+    """
+    signs, *adjoint = torch.func.vjp(diagonals, matrix.new_ones(size))
+    (sums,), (counts,) = adjoint[0](sum_diagonals(matrix)), adjoint[0](sum_diagonals(torch.ones_like(matrix)) * signs)
+    mean: Tensor = sums / counts.clamp(min=1)
+    return mean
+
+
+def nearest_generators(matrix: Tensor, spaces: Sequence[tuple[Callable[[Tensor], Tensor], int]]) -> tuple[Tensor, ...]:
+    """Generators of the nearest sum of members of several such spaces, by least squares over their joint basis."""
+    counts = sum_diagonals(torch.ones_like(matrix))
+    basis = torch.cat([diagonals(torch.eye(size).to(matrix)) for diagonals, size in spaces])  # (sizes, m + n - 1)
+    weights = counts.sqrt()
+    target = sum_diagonals(matrix) / counts
+    # The spaces may overlap, so that the smallest solution is taken: gelsd, the CPU's rank-revealing driver.
+    solution = torch.linalg.lstsq((basis * weights).T.cpu(), (target * weights)[:, None].cpu(), driver="gelsd").solution
+    return torch.split(solution[:, 0].to(matrix), [size for _, size in spaces])
+
+
+def truncated_svd(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """Factors (m, rank) and (rank, n) of the nearest matrix of that rank; each takes the root of a singular value."""
+    U, S, Vh = torch.linalg.svd(matrix, full_matrices=False)
+    left, right = matrix.new_zeros(matrix.shape[0], rank), matrix.new_zeros(rank, matrix.shape[1])
+    left[:, : len(S)] = (U * S.sqrt())[:, :rank]
+    right[: len(S)] = (S.sqrt()[:, None] * Vh)[:rank]
+    return left, right
+
+
+def nearest_kronecker(matrix: Tensor, shape: Sequence[int], terms: int) -> tuple[Tensor, Tensor]:
+    """A (terms, m1, n1) and B (terms, m2, n2) of the nearest sum of Kronecker products.
+
+    The rearrangement of Van Loan and Pitsianis (1993) turns A kron B into the outer product of vec A and vec B.
+    """
+    m1, n1 = shape
+    m2, n2 = matrix.shape[0] // m1, matrix.shape[1] // n1
+    blocks = matrix.reshape(m1, m2, n1, n2).permute(0, 2, 1, 3).reshape(m1 * n1, m2 * n2)
+    left, right = truncated_svd(blocks, terms)
+    return left.T.reshape(terms, m1, n1), right.reshape(terms, m2, n2)
+
+
+def displacement_generators(matrix: Tensor, terms: int) -> tuple[Tensor, Tensor]:
+    """G, H (terms, K) of the square matrix whose displacement Z_1 W - W Z_{-1} is the nearest one of rank `terms`.
+
+    With the displacement sum_i g_i h_i^T, W = 1/2 sum_i Z_1(g_i) Z_{-1}(h_i reversed) (Pan 2001, section 4.4): exact
+    where the matrix is a member, and for terms = K always.
+    """
+    shifted = matrix.roll(-1, dims=1)
+    shifted[:, -1] *= -1
+    left, right = truncated_svd(matrix.roll(1, dims=0) - shifted, terms)
+    return left.T / 2, right.flip(1)
+
+
+def minimise(structure: Structure, matrix: Tensor) -> Fit:
+    """Fit the parameters to `matrix` by L-BFGS, from where they are and then from random starts, and keep the best.
+
+    The random starts are the same in every call, and the caller's random generator is not used.
+    """
+    parameters = list(structure.parameters())
+    norm = matrix.norm().clamp(min=torch.finfo(matrix.dtype).tiny)
+    generator = torch.Generator().manual_seed(0)
+
+    def difference() -> Tensor:
+        return (structure.dense() - matrix) / norm
+
+    best, best_error, steps, converged = [parameter.clone() for parameter in parameters], torch.inf, 0, False
+    for start in range(1 + RANDOM_STARTS):
+        if start:
+            for parameter in parameters:
+                parameter.copy_(torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype))
+            scale = (norm / structure.dense().norm()).sqrt()
+            for parameter in parameters:
+                parameter.mul_(scale)
+        taken = _descend(parameters, lambda: difference().square().sum())
+        steps += taken
+        error = difference().norm().item()
+        if error < best_error:
+            best, best_error, converged = [p.clone() for p in parameters], error, taken < MAX_STEPS
+        if best_error < PERFECT:
+            break
+    for parameter, value in zip(parameters, best, strict=True):
+        parameter.copy_(value)
+    return Fit(best_error, steps, converged)
+
+
+def _descend(parameters: Sequence[Tensor], loss: Callable[[], Tensor]) -> int:
+    """Run L-BFGS until the loss, of order one, no longer changes; the number of steps."""
+    optimiser = torch.optim.LBFGS(
+        parameters,
+        max_iter=MAX_STEPS,
+        max_eval=10 * MAX_STEPS,
+        history_size=30,
+        tolerance_grad=1e-10,
+        tolerance_change=1e-14,
+        line_search_fn="strong_wolfe",
+    )
+
+    def closure() -> Tensor:
+        optimiser.zero_grad()
+        value = loss()
+        value.backward()  # type: ignore[no-untyped-call]
+        return value
+
+    optimiser.step(closure)  # type: ignore[no-untyped-call]
+    optimiser.zero_grad()
+    return int(optimiser.state[parameters[0]]["n_iter"])

@@ -1,0 +1,400 @@
+"""One run: fine-tune a backbone on a task with one method, and leave a record. Readable from top to bottom."""
+
+import math
+import signal
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from peft import PeftModel
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, Sampler
+
+from surm import signature as identity
+from surm.checkpoint import load_checkpoint, save_checkpoint
+from surm.claim import Claim
+from surm.config import ConfigError, RunConfig
+from surm.data import Task, data_hash, load_task
+from surm.data.encode import encode
+from surm.data.metrics import compute_metrics
+from surm.memory import measure_peak
+from surm.methods import apply_method, count_trainable, is_structure, trainable_parameters
+from surm.models import load_backbone, weights_hash
+from surm.models.backbone import Backbone
+from surm.record import Record, RecordError, read_record, run_directory, where, write_json
+from surm.tracking import start_tracker
+
+Report = Callable[[int, int, dict[str, float]], None]  # (step, of steps, loss and metric)
+
+
+class RunFailed(RuntimeError):
+    """A run that cannot go on; the message is one sentence and stands in the record."""
+
+
+class Interrupted(RuntimeError):
+    """Asked to stop: the checkpoint and a record are written."""
+
+
+def run(config: RunConfig, *, report: Report | None = None, say: Callable[[str], None] = print) -> Record:
+    """Run, resume or find a run; the same question is answered once.
+
+    Args:
+        config: a checked configuration.
+        report: called after each step, for progress bars.
+        say: prints one line.
+
+    Returns:
+        The run's record, with status `finished`.
+
+    Raises:
+        RecordError: data or weights differ from those of the finished run, or a file is damaged.
+        RunFailed: the loss is no longer finite; the record says so.
+        Interrupted: a signal came; the checkpoint is written.
+    """
+    if config.trainer.threads:
+        torch.set_num_threads(config.trainer.threads)
+    question = identity.asked(config)
+    name = identity.signature(question)
+    folder = run_directory(config.output_dir, name)
+    hashes = {"data": data_hash(config.dataset.name), "weights": weights_hash(config.model.name)}
+
+    record = read_record(folder / "record.json")
+    if record is not None and record["status"] == "finished":
+        _refuse_other_content(record, hashes)
+        say(f"run {name} is finished already: {folder / 'record.json'}")
+        return record
+
+    with Claim(folder):
+        tracker = start_tracker(
+            vars(config.tracking),
+            signature=name,
+            group=config.study.name,
+            config=question,
+            tags=config.tracking.tags,
+            directory=Path(config.output_dir) / "wandb",
+        )
+        loop = Loop(config, question, folder, tracker.log, report, say)
+        status, error = "failed", None
+        try:
+            with stop_at_signal(loop):
+                loop.train()
+            status = "finished"
+        except Interrupted:
+            status = "interrupted"
+            raise
+        except RunFailed as failure:
+            error = str(failure)
+            raise
+        except Exception as failure:
+            error = f"{type(failure).__name__}: {failure}"
+            raise
+        finally:
+            record = {
+                "signature": name,
+                "status": status,
+                "asked": question,
+                "happened": loop.happened() | {"error": error},
+                "where": where(str(loop.accelerator.device), hashes),
+            }
+            if status == "finished":
+                loop.save_results()
+            write_json(folder / "record.json", record)
+            if status in ("finished", "failed"):
+                loop.checkpoint.unlink(missing_ok=True)
+            tracker.finish(record["happened"], status)
+    return record
+
+
+def _refuse_other_content(record: Record, hashes: dict[str, str]) -> None:
+    for what, now in hashes.items():
+        then = record["where"]["content_hashes"][what]
+        if then != now:
+            raise RecordError(
+                f"run {record['signature']} is finished with other {what}: its hash was {then[:16]}, that of what is given "
+                f"now is {now[:16]}; restore the {what} or move the run's folder away."
+            )
+
+
+class EpochBatches(Sampler[list[int]]):
+    """Batches of one epoch; their order depends on seed and epoch alone, and `start` skips what is done."""
+
+    def __init__(self, length: int, batch_size: int, seed: int) -> None:
+        self.length, self.batch_size, self.seed = length, batch_size, seed
+        self.epoch = self.start = 0
+
+    def __len__(self) -> int:
+        return math.ceil(self.length / self.batch_size)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        generator = torch.Generator().manual_seed(self.seed * 100_003 + self.epoch)
+        order = torch.randperm(self.length, generator=generator).split(self.batch_size)
+        yield from (batch.tolist() for batch in order[self.start :])
+
+
+@dataclass
+class Progress:
+    """What a resumed run needs to know besides tensors; kept as JSON in the checkpoint."""
+
+    step: int = 0
+    history: list[dict[str, Any]] = field(default_factory=list)
+    resumed_from_steps: list[int] = field(default_factory=list)
+    seconds: float = 0.0
+    scaler: dict[str, Any] | None = None
+
+
+class Loop:
+    """The training loop of one run."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        question: dict[str, Any],
+        folder: Path,
+        log: Callable[[dict[str, float], int], None],
+        report: Report | None,
+        say: Callable[[str], None],
+    ) -> None:
+        self.config, self.question, self.folder = config, question, folder
+        self.log, self.report, self.say = log, report, say
+        self.checkpoint = folder / "checkpoint.safetensors"
+        self.stop_requested = False
+        trainer = config.trainer
+        try:
+            self.accelerator = Accelerator(
+                mixed_precision=trainer.precision, gradient_accumulation_steps=trainer.gradient_accumulation
+            )
+        except ValueError as error:
+            raise ConfigError(f"trainer.precision={trainer.precision} does not work on this machine: {error}") from None
+
+        self.task: Task = load_task(config.dataset.name, evaluate_on=config.dataset.evaluate_on)
+        set_seed(config.seed)
+        self.backbone: Backbone = load_backbone(
+            config.model.name, num_labels=self.task.num_labels, image_size=config.model.image_size
+        )
+        self.total_parameters = sum(parameter.numel() for parameter in self.backbone.module.parameters())
+        parts = question.get("placement", {}).get("parts", [])
+        module = apply_method(self.backbone, question["structure"], parts)
+        self.counts = count_trainable(module, self.backbone.head)
+
+        train, evaluation = encode(self.task.train, self.backbone), encode(self.task.evaluation, self.backbone)
+        self.order = EpochBatches(len(train), trainer.batch_size, config.seed)
+        # A generator of its own: an iterator draws a number when it starts, and a resumed run starts one more.
+        training = DataLoader(train, batch_sampler=self.order, collate_fn=train.collate, generator=torch.Generator())
+        evaluating = DataLoader(evaluation, trainer.eval_batch_size, collate_fn=train.collate, generator=torch.Generator())
+        optimizer = torch.optim.AdamW(
+            self._parameter_groups(module), betas=(config.optim.beta1, config.optim.beta2), lr=question["optim"]["lr"]
+        )
+        self.module, self.optimizer, self.training, self.evaluating = self.accelerator.prepare(
+            module, optimizer, training, evaluating
+        )
+        self.steps_per_epoch = math.ceil(len(self.training) / trainer.gradient_accumulation)
+        self.steps = min(trainer.epochs * self.steps_per_epoch, trainer.max_steps or 10**12)
+        self.progress = Progress()
+        self.step_seconds: list[float] = []
+        self.peak_memory_bytes: int | None = None
+        self.labels: list[int] = []
+        self.predictions: list[int] = []
+
+    def train(self) -> None:
+        """All steps that are left, an evaluation after each epoch, a checkpoint every few steps."""
+        if self.checkpoint.exists():
+            self._resume()
+        started = time.perf_counter() - self.progress.seconds
+        step = self.progress.step
+        while step < self.steps:
+            self.order.epoch, done = divmod(step, self.steps_per_epoch)
+            self.order.start = done * self.config.trainer.gradient_accumulation
+            for loss in self._epoch(step):
+                step += 1
+                self.progress.step, self.progress.seconds = step, time.perf_counter() - started
+                if step % self.config.trainer.log_every == 0 or step == 1:
+                    self._note({"loss": loss, "lr": self.optimizer.param_groups[0]["lr"]})
+                if step % self.steps_per_epoch == 0 or step == self.steps:
+                    self._note({"evaluation": self.evaluate()})
+                if step == self.steps:
+                    break
+                if self.stop_requested:
+                    self._save()
+                    raise Interrupted(f"stopped after step {step} of {self.steps}; the same command goes on from there.")
+                if step % self.config.trainer.checkpoint_every == 0:
+                    self._save()
+        self.progress.seconds = time.perf_counter() - started
+
+    def _epoch(self, step: int) -> Iterator[float]:
+        """The optimiser steps of the rest of one epoch; yields each step's mean loss."""
+        self.module.train()
+        begun = time.perf_counter()
+        losses: list[Tensor] = []
+        batches = iter(self.training)
+        while True:
+            # The second step of a process is measured: by then the optimiser's state exists.
+            measured = len(self.step_seconds) == 1 and self.peak_memory_bytes is None
+            meter = measure_peak(self.module, self.optimizer, self.accelerator.device) if measured else nullcontext()
+            self._set_learning_rate(step)
+            with meter as peak:
+                for batch in batches:
+                    with self.accelerator.accumulate(self.module):
+                        loss = self._loss(batch)
+                        self.accelerator.backward(loss)
+                        if self.accelerator.sync_gradients and self.config.optim.max_grad_norm:
+                            self.accelerator.clip_grad_norm_(self.module.parameters(), self.config.optim.max_grad_norm)
+                        self.optimizer.step()
+                        self.optimizer.zero_grad()
+                    losses.append(loss.detach())
+                    if self.accelerator.sync_gradients:
+                        break
+                else:
+                    return
+            if peak is not None:
+                self.peak_memory_bytes = peak.bytes
+            value = torch.stack(losses).mean().item()
+            losses.clear()
+            step += 1
+            if not math.isfinite(value):
+                raise RunFailed(f"the loss is {value} at step {step}: lower optim.lr={self.question['optim']['lr']}.")
+            self.step_seconds.append(time.perf_counter() - begun)
+            if self.report:
+                self.report(step, self.steps, {"loss": value} | self._last_metric())
+            yield value
+            self.module.train()
+            begun = time.perf_counter()
+
+    def _loss(self, batch: dict[str, Tensor]) -> Tensor:
+        labels = batch.pop("labels")
+        return F.cross_entropy(self._logits(batch), labels)
+
+    def _logits(self, inputs: dict[str, Tensor]) -> Tensor:
+        output = self.module(**inputs)
+        logits: Tensor = getattr(output, "logits", output)
+        return logits.float()
+
+    @torch.no_grad()
+    def evaluate(self) -> dict[str, float]:
+        """Metrics and mean loss on the evaluation split; its predictions are kept for the record."""
+        self.module.eval()
+        logits, labels = [], []
+        for batch in self.evaluating:
+            truth = batch.pop("labels")
+            gathered = self.accelerator.gather_for_metrics((self._logits(batch), truth))
+            logits.append(gathered[0].cpu())
+            labels.append(gathered[1].cpu())
+        all_logits, all_labels = torch.cat(logits), torch.cat(labels)
+        self.labels, self.predictions = all_labels.tolist(), all_logits.argmax(-1).tolist()
+        metrics = compute_metrics(self.task.metrics, self.labels, self.predictions)
+        return metrics | {"loss": F.cross_entropy(all_logits, all_labels).item()}
+
+    def _note(self, row: dict[str, Any]) -> None:
+        step = self.progress.step
+        row = {"step": step, "epoch": round(step / self.steps_per_epoch, 4)} | row
+        self.progress.history.append(row)
+        if "evaluation" in row:
+            self.log({f"evaluation/{key}": value for key, value in row["evaluation"].items()}, step)
+            metric = self.task.primary_metric
+            self.say(
+                f"  epoch {row['epoch']:g}: {metric} {row['evaluation'][metric]:.4f}, loss {row['evaluation']['loss']:.4f} "
+                f"on {self.config.dataset.evaluate_on}"
+            )
+        else:
+            self.log({key: value for key, value in row.items() if key != "step"}, step)
+
+    def _last_metric(self) -> dict[str, float]:
+        rows = [row["evaluation"] for row in self.progress.history if "evaluation" in row]
+        return {self.task.primary_metric: rows[-1][self.task.primary_metric]} if rows else {}
+
+    def _parameter_groups(self, module: nn.Module) -> list[dict[str, Any]]:
+        """Weight decay on matrices; not on vectors (biases, norms), nor by default on structure parameters."""
+        decayed: list[nn.Parameter] = []
+        plain: list[nn.Parameter] = []
+        for name, parameter in trainable_parameters(module):
+            wanted = self.config.optim.decay_structure if is_structure(name) else parameter.ndim > 1
+            (decayed if wanted else plain).append(parameter)
+        groups = ((decayed, self.config.optim.weight_decay), (plain, 0.0))
+        return [{"params": parameters, "weight_decay": decay} for parameters, decay in groups if parameters]
+
+    def _set_learning_rate(self, step: int) -> None:
+        """Linear warm-up, then the schedule down to zero; a function of the step alone, so nothing needs saving."""
+        warmup = math.ceil(self.config.optim.warmup_ratio * self.steps)
+        if step < warmup:
+            factor = (step + 1) / warmup
+        else:
+            done = (step - warmup) / max(1, self.steps - warmup)
+            schedules = {"linear": 1 - done, "cosine": (1 + math.cos(math.pi * done)) / 2, "constant": 1.0}
+            factor = schedules[self.config.optim.schedule]
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.question["optim"]["lr"] * factor
+
+    # --- checkpoints and results --------------------------------------------------------------------------------------
+
+    def _unwrapped(self) -> nn.Module:
+        module: nn.Module = self.accelerator.unwrap_model(self.module)
+        return module
+
+    def _save(self) -> None:
+        scaler = self.accelerator.scaler
+        self.progress.scaler = scaler.state_dict() if scaler is not None else None
+        save_checkpoint(self.checkpoint, self._unwrapped(), self.optimizer.optimizer, vars(self.progress))
+
+    def _resume(self) -> None:
+        self.progress = Progress(**load_checkpoint(self.checkpoint, self._unwrapped(), self.optimizer.optimizer))
+        if self.progress.scaler is not None and self.accelerator.scaler is not None:
+            self.accelerator.scaler.load_state_dict(self.progress.scaler)
+        self.progress.resumed_from_steps.append(self.progress.step)
+        self.say(f"  resumed from step {self.progress.step} of {self.steps}")
+
+    def happened(self) -> dict[str, Any]:
+        """The `happened` block of the record."""
+        evaluations = [row for row in self.progress.history if "evaluation" in row]
+        metric = self.task.primary_metric
+        best = max(evaluations, key=lambda row: row["evaluation"][metric], default=None)
+        return {
+            "metrics": {k: v for k, v in evaluations[-1]["evaluation"].items() if k != "loss"} if evaluations else {},
+            "primary_metric": metric,
+            "best_epoch_metrics": best["evaluation"] | {"epoch": best["epoch"]} if best else {},
+            "evaluation_examples": len(self.task.evaluation.labels),
+            "baselines": self.task.baselines,
+            "trainable_parameters": self.counts[0],
+            "head_parameters": self.counts[1],
+            "total_parameters": self.total_parameters,
+            "history": self.progress.history,
+            "resumed_from_steps": self.progress.resumed_from_steps,
+            "steps": self.progress.step,
+            "seconds_per_step": statistics.median(self.step_seconds) if self.step_seconds else None,
+            "seconds": self.progress.seconds,
+            "peak_memory_bytes": self.peak_memory_bytes,
+        }
+
+    def save_results(self) -> None:
+        """The trained adapter in PEFT's format (else the trained parameters), and each example's prediction."""
+        module = self._unwrapped()
+        if isinstance(module, PeftModel):
+            module.save_pretrained(self.folder / "adapter")
+        else:
+            trained = {name: parameter.detach().contiguous() for name, parameter in trainable_parameters(module)}
+            save_file(trained, self.folder / "trained.safetensors")
+        write_json(self.folder / "predictions.json", {"labels": self.labels, "predictions": self.predictions})
+
+
+@contextmanager
+def stop_at_signal(loop: Loop) -> Iterator[None]:
+    """Ctrl-C and SIGTERM let the step finish and stop the loop; a second one stops at once."""
+
+    def request_stop(number: int, frame: Any) -> None:
+        if loop.stop_requested:
+            raise KeyboardInterrupt
+        loop.stop_requested = True
+
+    before = {number: signal.signal(number, request_stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,89 @@
+"""Learning rates by a search that is the same for every method of a comparison.
+
+Each method gets the same number of values, a factor of 3 apart, centred on its usual rate; the range is extended until the
+best value is not at its edge, and then the other methods' ranges are extended to the same number of values. Scores come from a
+fixed slice of the training split, never from the reported split.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from surm.plan import PlannedRun, on_selection
+from surm.rates import STRUCTURE_RATE, TUNED_RATES, USUAL_RATES, tuned_rates
+from surm.record import Record, write_json
+
+FACTOR = 3.0
+FIRST_VALUES = 4
+
+Score = tuple[float, float]  # primary metric, minus the loss: the loss decides between equal metrics
+
+
+def first_rates(structure: str) -> list[float]:
+    """The first values of a method's search, lowest first."""
+    centre = USUAL_RATES.get(structure, STRUCTURE_RATE)
+    return [_rate(centre * FACTOR**k) for k in range(-FIRST_VALUES // 2 + 1, FIRST_VALUES // 2 + 1)]
+
+
+def next_rate(tried: Mapping[float, Score], values: int) -> float | None:
+    """The next value to try, or None when the search is over.
+
+    Args:
+        tried: score of each value so far.
+        values: how many values every method of the comparison has had at least.
+    """
+    rates = sorted(tried)
+    best = rates.index(max(rates, key=lambda rate: tried[rate]))
+    at_edge = best in (0, len(rates) - 1)
+    if not at_edge and len(rates) >= values:
+        return None
+    upwards = best >= len(rates) / 2
+    return _rate(rates[-1] * FACTOR) if upwards else _rate(rates[0] / FACTOR)
+
+
+def _rate(value: float) -> float:
+    """Two significant digits, so that the same value has one spelling and one signature."""
+    return float(f"{value:.1e}")
+
+
+def score(record: Record) -> Score:
+    evaluation = [row["evaluation"] for row in record["happened"]["history"] if "evaluation" in row][-1]
+    return evaluation[record["happened"]["primary_metric"]], -evaluation["loss"]
+
+
+def search(members: list[PlannedRun], execute: Callable[[PlannedRun], Record | None]) -> None:
+    """Search the rate of each (model, dataset, method) among the members and write `results/tuned_rates.json`.
+
+    Args:
+        members: runs of the experiments to tune for; the first seed of each method is searched.
+        execute: runs (or finds) a run and returns its record; None marks a failed run, which scores lowest.
+    """
+    tried: dict[tuple[str, str], dict[float, Score]] = {}
+    runs: dict[tuple[str, str], PlannedRun] = {}
+    for member in members:
+        key = (f"{member.config.model.name}/{member.config.dataset.name}", member.config.structure.name)
+        runs.setdefault(key, member)
+
+    def attempt(key: tuple[str, str], rate: float) -> None:
+        record = execute(on_selection(runs[key], rate))
+        tried.setdefault(key, {})[rate] = score(record) if record else (-math.inf, -math.inf)
+
+    for key in runs:
+        for rate in first_rates(key[1]):
+            attempt(key, rate)
+    while True:
+        values = {
+            place: max(len(tried[key]) for key in runs if key[0] == place) for place in {key[0] for key in runs}
+        }
+        steps = [(key, rate) for key in runs if (rate := next_rate(tried[key], values[key[0]])) is not None]
+        if not steps:
+            break
+        for key, rate in steps:
+            attempt(key, rate)
+
+    rates: dict[str, dict[str, dict[str, Any]]] = tuned_rates()
+    for (place, structure), scores in sorted(tried.items()):
+        best = max(scores, key=lambda rate: scores[rate])
+        listed = {f"{rate:g}": round(scores[rate][0], 6) if scores[rate][0] > -1 else None for rate in sorted(scores)}
+        rates.setdefault(place, {})[structure] = {"lr": best, "tried": listed}
+    write_json(TUNED_RATES, {place: dict(sorted(methods.items())) for place, methods in sorted(rates.items())})

@@ -1,0 +1,125 @@
+import csv
+import statistics
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from surm.report import ExperimentPlan, build, publish, tables
+from surm.report.experiments import gather
+from surm.report.records import read_records
+from tests.report import made_up
+
+PAPER = Path(__file__).parents[2] / "results" / "paper"
+ACCURACIES = {"linear probe": 0.84, "LoRA r=1": 0.95, "circulant": 0.98}
+
+
+def rows_by_method(experiment):
+    return {row["method"]: row for row in tables.table(experiment).to_dict("records")}
+
+
+def test_numbers_are_those_of_the_records(make_experiment):
+    experiment = make_experiment(ACCURACIES)
+    row = rows_by_method(experiment)["circulant"]
+    scores, lora = (
+        [100 * run.happened["metrics"]["accuracy"] for run in experiment.method(name).finished]
+        for name in ("circulant", "LoRA r=1")
+    )
+    assert row["mean"] == pytest.approx(statistics.mean(scores))
+    assert row["sd"] == pytest.approx(statistics.stdev(scores))
+    assert row["difference"] == pytest.approx(statistics.mean(a - b for a, b in zip(scores, lora, strict=True)))
+    assert row["low"] < row["difference"] < row["high"]
+    assert row["best_epoch_mean"] == pytest.approx(row["mean"] + 0.5)
+    assert (row["n"], row["trainable_parameters"], row["head_parameters"]) == (3, 27_648, 3_850)
+    assert (row["seconds_per_step"], row["peak_memory_mib"], row["learning_rate"]) == (pytest.approx(0.2), 1024, 0.003)
+
+
+def test_unfinished_and_missing_runs_are_listed(tmp_path):
+    planned = made_up.write_experiment(tmp_path, ACCURACIES, seeds=2)
+    labels = np.arange(10)
+    for seed, status, error in [(2, "failed", "loss is NaN at step 7\ntrace"), (3, "interrupted", None)]:
+        request = made_up.asked(made_up.STRUCTURES["circulant"], seed=seed)
+        planned.append(made_up.write_run(tmp_path, request, labels, labels < 9, status=status, error=error))
+    request = made_up.asked(made_up.STRUCTURES["BitFit"])
+    planned.append(made_up.write_run(tmp_path, request, labels, labels < 9, status="failed", error="out of memory"))
+    plan = ExperimentPlan("e", "E", [*planned, "deadbeef0000"])
+    experiment = gather(plan, read_records(tmp_path), known={}, label="")
+
+    rows = rows_by_method(experiment)
+    assert rows["circulant"]["n"] == 2
+    assert rows["circulant"]["note"] == "seed 2 failed; seed 3 interrupted"
+    assert (rows["BitFit"]["n"], rows["BitFit"]["note"]) == (0, "seed 0 failed")
+    assert np.isnan(rows["BitFit"]["mean"])
+    text = tables.to_markdown(experiment)
+    assert f"* `{planned[-3]}` circulant, seed 2: failed, loss is NaN at step 7\n" in text
+    assert f"* `{planned[-1]}` BitFit, seed 0: failed, out of memory\n" in text
+    assert "* `deadbeef0000`: planned, no record" in text
+    assert "| BitFit |  |  |  |  | 0 |  |" in text
+
+
+def test_a_missing_number_says_why(make_experiment):
+    rows = rows_by_method(make_experiment(ACCURACIES, seeds=1))
+    assert np.isnan(rows["circulant"]["low"])
+    assert rows["circulant"]["note"] == "one seed, no interval"
+    alone = rows_by_method(make_experiment({"circulant": 0.9}, name="alone"))
+    assert alone["circulant"]["note"] == "no finished run of LoRA r=1 to compare with"
+
+
+def test_baselines_and_label_stand_below_the_table(make_experiment):
+    text = tables.to_markdown(make_experiment(ACCURACIES, label="smoke: not evidence"))
+    assert "Without training: majority 10.00 %." in text
+    assert "**smoke: not evidence**" in text
+
+
+def test_published_tables_are_rebuilt_byte_for_byte(tmp_path):
+    signatures = made_up.write_experiment(tmp_path / "runs", ACCURACIES, published=True)
+    plans = [ExperimentPlan("laptop", "ViT-S/14 on digits", signatures)]
+    for output in ("first", "second"):
+        publish(plans, tmp_path / "runs", tmp_path / output, name="both")
+    for name in ("laptop.md", "laptop.csv"):
+        first, second = ((tmp_path / output / "tables" / name).read_bytes() for output in ("first", "second"))
+        assert first == second
+    with (tmp_path / "first" / "tables" / "laptop.csv").open() as file:
+        assert [row["method"] for row in csv.DictReader(file)] == list(ACCURACIES)
+    pictures = {file.name for file in (tmp_path / "first" / "figures").iterdir()}
+    assert pictures == {
+        "laptop_accuracy_over_parameters.png",
+        "laptop_learning_curves.png",
+        "both_accuracy_over_parameters.png",
+    }
+    assert b"Software" not in (tmp_path / "first" / "figures" / "laptop_learning_curves.png").read_bytes()
+
+
+def test_page_sets_paper_published_and_this_run_side_by_side(tmp_path):
+    signatures = made_up.write_experiment(tmp_path / "runs", ACCURACIES, seeds=2)
+    made_up.write_experiment(tmp_path / "published", ACCURACIES | {"circulant": 0.90}, seeds=4, published=True)
+    plan = ExperimentPlan("laptop", "ViT-S/14 on digits", signatures, ["image_gain_over_lora"])
+    page = build([plan], tmp_path / "published", tmp_path / "runs", tmp_path, label="laptop", paper=PAPER)
+
+    cells = {line.split(" | ")[0].strip("| "): line.strip("| ").split(" | ") for line in page.read_text().splitlines()}
+    gain = cells["circulant minus LoRA r=1 > 0 points"]
+    assert gain[1].endswith("(abstract, section 6)")
+    assert (gain[2].endswith("4 seeds"), gain[3]) == (True, "disagrees")
+    assert gain[4].startswith("+")
+    assert gain[4].endswith("2 seeds")
+    assert "| linear probe | not in the paper |" in page.read_text()
+    for link in ("laptop_accuracy_over_parameters.png", "laptop_learning_curves.png"):
+        assert f"(figures/{link})" in page.read_text()
+        assert (tmp_path / "figures" / link).exists()
+
+
+def test_smoke_page_without_any_published_record(tmp_path):
+    signatures = made_up.write_experiment(tmp_path / "runs", ACCURACIES, seeds=1)
+    plan = ExperimentPlan("smoke", "ViT-S/14 on digits", signatures, ["image_gain_over_lora"])
+    label = "smoke: not evidence"
+    text = build([plan], tmp_path / "published", tmp_path / "runs", tmp_path, label=label, paper=PAPER).read_text()
+    assert "undecided (smoke: not evidence)" in text
+    assert "agrees" not in text
+    assert text.startswith("# Report\n\n**smoke: not evidence**\n")
+
+
+def test_page_of_a_plan_that_has_not_run(tmp_path):
+    plan = ExperimentPlan("later", "ViT-S/14 on digits", ["deadbeef0000"], ["image_gain_over_lora"])
+    text = build([plan], tmp_path / "p", tmp_path / "r", tmp_path, label="", paper=PAPER).read_text()
+    assert "undecided (no finished run of circulant, LoRA r=1)" in text
+    assert "* `deadbeef0000`: planned, no record" in text

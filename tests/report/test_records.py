@@ -1,0 +1,95 @@
+import json
+
+import numpy as np
+import pytest
+
+from surm.report.experiments import ExperimentPlan, gather
+from surm.report.records import label, read_records
+from tests.report import made_up
+
+
+@pytest.mark.parametrize(
+    ("structure", "expected"),
+    [
+        ({"name": "lora", "rank": 1, "alpha": 1.0, "dropout": 0.0}, "LoRA r=1"),
+        ({"name": "bitfit"}, "BitFit"),
+        ({"name": "linear_probe"}, "linear probe"),
+        ({"name": "full"}, "full fine-tuning"),
+        ({"name": "circulant", "parametrization": "product", "terms": 1, "init_weights": "default"}, "circulant"),
+        ({"name": "circulant", "parametrization": "direct", "terms": 2}, "circulant, direct, 2 terms"),
+        ({"name": "toeplitz", "symmetric": True, "factors": 2, "terms": 1}, "Toeplitz"),
+        ({"name": "toeplitz", "symmetric": False, "factors": 1, "terms": 1}, "Toeplitz, general, one factor"),
+        ({"name": "kronecker", "factor_shape": [16, 48], "terms": 1}, "Kronecker, 16 x 48"),
+        ({"name": "ldr", "terms": 1}, "ldr, 1 term"),
+        ({"name": "ldr", "terms": 4, "alpha": 2.0, "dropout": 0.1}, "ldr, 4 terms, alpha 2, dropout 0.1"),
+        ({"name": "low_rank", "rank": 2, "init_weights": "authors"}, "low rank r=2, authors' start"),
+        ({"name": "circulant+skew_circulant", "terms": 1}, "circulant + skew-circulant"),
+    ],
+)
+def test_label(structure, expected):
+    assert label(made_up.asked(structure)) == expected
+
+
+def test_label_names_an_unusual_placement():
+    request = made_up.asked({"name": "bitfit"}) | {"placement": {"form": "weight", "parts": ["q", "v"]}}
+    assert label(request) == "BitFit (q, v)"
+
+
+def test_label_without_placement():
+    request = made_up.asked({"name": "full"})
+    del request["placement"]
+    assert label(request) == "full fine-tuning"
+
+
+@pytest.mark.parametrize("published", [False, True])
+def test_both_layouts_are_read(tmp_path, published):
+    labels = np.array([3, 1, 4, 1])
+    request = made_up.asked({"name": "full"}, seed=7)
+    signature = made_up.write_run(tmp_path, request, labels, np.array([1, 1, 0, 1], bool), published=published)
+
+    record = read_records(tmp_path)[signature]
+    assert (record.seed, record.metric, record.score) == (7, "accuracy", 75.0)
+    assert record.best_epoch_score == pytest.approx(75.5)
+    np.testing.assert_array_equal(record.evaluation.labels == record.evaluation.predictions, [True, True, False, True])
+
+
+def test_a_missing_folder_has_no_records(tmp_path):
+    assert read_records(tmp_path / "nowhere") == {}
+
+
+def test_further_seeds_of_the_same_request_join_and_other_requests_do_not(tmp_path):
+    planned = made_up.write_experiment(tmp_path, {"circulant": 0.9}, seeds=2)
+    made_up.write_experiment(tmp_path, {"circulant": 0.9}, seeds=4)
+    made_up.write_experiment(tmp_path, {"circulant": 0.9}, seeds=2, lr=0.001)
+    experiment = gather(ExperimentPlan("e", "E", planned), read_records(tmp_path), known={}, label="")
+    (method,) = experiment.methods
+    assert [run.seed for run in method.finished] == [0, 1, 2, 3]
+    assert {run.asked["optim"]["lr"] for run in method.finished} == {0.003}
+
+
+def test_tuning_records_stay_out(tmp_path):
+    planned = made_up.write_experiment(tmp_path, {"circulant": 0.9}, seeds=2)
+    request = json.loads((tmp_path / planned[0] / "record.json").read_text())["asked"]
+    request["dataset"]["evaluate_on"] = "selection"
+    made_up.write_run(tmp_path, request | {"seed": 9}, np.arange(10), np.ones(10, bool))
+    experiment = gather(ExperimentPlan("e", "E", planned), read_records(tmp_path), known={}, label="")
+    assert [run.seed for run in experiment.methods[0].finished] == [0, 1]
+
+
+def test_methods_of_one_name_are_told_apart_by_their_rate(tmp_path):
+    planned = [
+        signature
+        for lr in (0.001, 0.003)
+        for signature in made_up.write_experiment(tmp_path, {"circulant": 0.9}, seeds=1, lr=lr)
+    ]
+    experiment = gather(ExperimentPlan("e", "E", planned), read_records(tmp_path), known={}, label="")
+    assert [method.name for method in experiment.methods] == ["circulant, lr 0.001", "circulant, lr 0.003"]
+
+
+def test_a_plan_over_two_data_sets_is_refused(tmp_path):
+    planned = made_up.write_experiment(tmp_path, {"circulant": 0.9}, seeds=1)
+    planned += made_up.write_experiment(tmp_path, {"circulant": 0.9}, seeds=1, dataset="mnist5k")
+    with pytest.raises(
+        ValueError, match=r"mixes builtin_vit on digits, builtin_vit on mnist5k: give one plan for each"
+    ):
+        gather(ExperimentPlan("e", "E", planned), read_records(tmp_path), known={}, label="")

@@ -1,0 +1,107 @@
+import numpy as np
+import pytest
+from scipy.stats import norm, spearmanr, t
+from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
+
+from surm.report.statistics import METRICS, Evaluation, estimate_difference, estimate_mean
+from tests.report.made_up import answers
+
+SCIKIT = {
+    "accuracy": accuracy_score,
+    "f1": f1_score,
+    "matthews": matthews_corrcoef,
+    "spearman": lambda labels, predictions: spearmanr(labels, predictions).statistic,
+}
+
+
+@pytest.mark.parametrize("metric", SCIKIT)
+def test_weighted_metric_is_the_plain_one_on_repeated_examples(metric):
+    generator = np.random.default_rng(0)
+    labels, predictions = generator.integers(0, 2 if metric != "spearman" else 8, (2, 40)).astype(float)
+    weights = generator.multinomial(40, np.full(40, 1 / 40), size=5)
+    expected = [SCIKIT[metric](np.repeat(labels, row), np.repeat(predictions, row)) for row in weights]
+    np.testing.assert_allclose(METRICS[metric](labels, predictions, weights.astype(float)), expected, atol=1e-12)
+
+
+@pytest.mark.parametrize("metric", SCIKIT)
+def test_metric_of_a_constant_prediction_is_finite(metric):
+    labels, weights = np.array([0.0, 1.0, 0.0]), np.ones((1, 3))
+    expected = {"accuracy": 2 / 3, "f1": 0, "matthews": 0, "spearman": 0}[metric]
+    np.testing.assert_allclose(METRICS[metric](labels, np.zeros(3), weights), [expected])
+
+
+def evaluations(right):
+    """One evaluation for each row of a boolean (seeds, examples) matrix, and the scores in percent."""
+    labels = np.arange(right.shape[1]) % 10
+    return [Evaluation("accuracy", labels, answers(labels, row)) for row in right], 100 * right.mean(axis=1)
+
+
+def test_seed_part_is_students_paired_interval():
+    """Examples that all runs answer alike but for whole seeds: scores differ by seed only, as in a paired t-test."""
+    a, scores_a = evaluations(np.ones((4, 100_000), bool))
+    b, scores_b = evaluations(np.ones((4, 100_000), bool))
+    differences = np.array([0.2, 1.1, 0.6, 1.7])
+    estimate = estimate_difference(a, b, scores_a - scores_b + differences)
+    half = t.ppf(0.975, 3) * differences.std(ddof=1) / 2
+    assert estimate.value == pytest.approx(0.9)
+    assert (estimate.low, estimate.high) == pytest.approx((-half, half), rel=0.08)  # no differing example: centre 0
+
+
+def test_example_part_is_the_paired_normal_interval():
+    """Two seeds that answer alike: only examples vary, and pairing removes what both methods share."""
+    generator = np.random.default_rng(1)
+    right_b = generator.random(4_000) < 0.9
+    right_a = right_b | (generator.random(4_000) < 0.3)
+    a, scores_a = evaluations(np.stack([right_a, right_a]))
+    b, scores_b = evaluations(np.stack([right_b, right_b]))
+    estimate = estimate_difference(a, b, scores_a - scores_b)
+    gain = right_a.astype(float) - right_b
+    half = 100 * norm.ppf(0.975) * gain.std() / np.sqrt(len(gain))
+    unpaired = 100 * norm.ppf(0.975) * np.sqrt((right_a.var() + right_b.var()) / len(gain))
+    assert estimate.value == pytest.approx(100 * gain.mean())
+    assert (estimate.low, estimate.high) == pytest.approx((estimate.value - half, estimate.value + half), rel=0.05)
+    assert half < 0.5 * unpaired
+
+
+def simulate(generator, seeds, examples, seed_sd, gain):
+    """Two methods on shared hard examples; runs have abilities of their own. P(right) = Phi(ability - difficulty)."""
+    difficulty = generator.standard_normal(examples)
+    ability = 2.5 + np.array([gain, 0.0])[:, None] + seed_sd * generator.standard_normal((2, seeds))
+    return generator.random((2, seeds, examples)) < norm.cdf(ability[:, :, None] - difficulty)
+
+
+@pytest.mark.parametrize(("seeds", "seed_sd"), [(2, 0.15), (3, 0.15), (3, 0.0), (5, 0.4)])
+def test_interval_of_a_difference_covers_the_truth(seeds, seed_sd):
+    """In at least 93 % of simulated experiments; resampling seeds alone covers far less."""
+    generator = np.random.default_rng(2)
+    gain, trials = 0.3, 150
+    spread = np.sqrt(2 + seed_sd**2)  # Phi(ability - difficulty) > uniform: the sum of three normals
+    truth = 100 * (norm.cdf((2.5 + gain) / spread) - norm.cdf(2.5 / spread))
+    covered = naive = 0
+    for _ in range(trials):
+        right = simulate(generator, seeds, 300, seed_sd, gain)
+        (a, scores_a), (b, scores_b) = map(evaluations, right)
+        estimate = estimate_difference(a, b, scores_a - scores_b)
+        covered += estimate.low <= truth <= estimate.high
+        resampled = generator.choice(scores_a - scores_b, size=(500, seeds)).mean(axis=1)
+        low, high = np.quantile(resampled, [0.025, 0.975])
+        naive += low <= truth <= high
+    assert covered / trials >= 0.93
+    assert naive / trials < 0.9
+
+
+def test_the_same_runs_give_the_same_digits():
+    runs, scores = evaluations(np.random.default_rng(3).random((3, 200)) < 0.9)
+    assert estimate_mean(runs, scores) == estimate_mean(runs, scores)
+
+
+def test_no_interval_without_seeds_predictions_or_common_examples():
+    runs, scores = evaluations(np.random.default_rng(4).random((2, 50)) < 0.9)
+    other = Evaluation("accuracy", runs[0].labels + 1, runs[0].predictions)
+    cases = {
+        "one seed, no interval": estimate_mean(runs[:1], scores[:1]),
+        "no interval, a run kept no predictions": estimate_difference(runs, [runs[0], None], scores),
+        "no interval, runs differ in their evaluation examples": estimate_difference(runs, [runs[0], other], scores),
+    }
+    for reason, estimate in cases.items():
+        assert (estimate.low, estimate.high, estimate.reason) == (None, None, reason)

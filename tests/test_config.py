@@ -1,0 +1,107 @@
+"""Commands are composed and checked before anything runs."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from surm.config import ConfigError, RunConfig, check_command, composer, compose_run, groups, load_scale, sweep_members
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+def compose(*overrides: str) -> RunConfig:
+    with composer():
+        return compose_run(list(overrides))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["structure=circulnt"], ["structure=circulnt", "did you mean circulant?"]),
+        (["structure.name=circulnt"], ["structure.name=circulnt", "did you mean circulant?"]),
+        (["trainer.epochs=minus"], ["trainer.epochs=minus", "Integer"]),
+        (["trainer.epochs=0"], ["trainer.epochs=0", "at least 1"]),
+        (["structure=ldr", "structure.terms=0"], ["terms=0", "at least 1"]),
+        (["trainer.epoch=3"], ["trainer.epoch=3", "did you mean epochs?"]),
+        (["sed=3"], ["sed=3", "did you mean seed?"]),
+        (["structure=kronecker", "structure.factor_shape=[5,7]"], ["factor_shape", "5", "384"]),
+        (["structure=lora", "structure.rank=0"], ["rank=0", "at least 1"]),
+        (["structure.name=circulant+toeplits"], ["did you mean toeplitz?"]),
+        (["optim.lr=-1"], ["optim.lr=-1", "above 0"]),
+        (["optim.lr=nan"], ["optim.lr=nan", "above 0"]),
+        (["optim.warmup_ratio=2"], ["optim.warmup_ratio=2", "1.0"]),
+        (["structure.dropout=1"], ["structure.dropout=1", "below 1.0"]),
+        (["placement.parts=[q,x]"], ["placement.parts", "q, k, v"]),
+        (["dataset.evaluate_on=tset"], ["dataset.evaluate_on=tset", "did you mean test?"]),
+        (["model=builtin_bert"], ["builtin_bert", "digits", "text", "image"]),
+        (["structure=circulant,lora"], ["add -m"]),
+        (["-m", "experiment=laptop_digits,laptop_valence"], ["experiment=laptop_digits,laptop_valence", "one command"]),
+        (["-m", "structure=circulant,circulnt"], ["circulnt", "did you mean circulant?"]),
+        (["-m", "structure=circulant,lora", "seed=0,-1"], ["seed=-1", "at least 0"]),
+        (["structure={a"], ["structure={a"]),
+    ],
+)
+def test_a_bad_command_is_one_sentence(arguments: list[str], words: list[str]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        check_command(arguments)
+    message = str(caught.value)
+    assert "\n" not in message
+    for word in words:
+        assert word in message, message
+
+
+@pytest.mark.parametrize("arguments", [["structure=circulnt"], ["trainer.epochs=minus"], ["structure=ldr", "structure.terms=0"]])
+def test_a_bad_command_writes_nothing_and_exits_with_an_error(arguments: list[str], tmp_path: Path) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    command = [sys.executable, str(REPOSITORY / "scripts" / "train.py"), *arguments]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode != 0
+    assert done.stdout == ""
+    assert done.stderr.startswith("Error: ")
+    assert done.stderr.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_every_group_file_composes_and_fits_the_schema() -> None:
+    with composer():
+        for group, names in groups().items():
+            for name in names:
+                if group == "model" and "bert" in name:
+                    config = compose_run([f"model={name}", "dataset=valence"])
+                elif group == "dataset" and name == "valence":
+                    config = compose_run(["model=tiny_bert", "dataset=valence"])
+                elif group == "experiment":
+                    for member in sweep_members([f"experiment={name}"]):
+                        config = compose_run(member)
+                else:
+                    config = compose_run([f"{group}={name}"])
+                assert isinstance(config, RunConfig)
+
+
+def test_an_experiment_sweeps_its_own_grid_and_the_command_line_narrows_it() -> None:
+    with composer():
+        members = sweep_members(["experiment=laptop_digits"])
+        narrowed = sweep_members(["experiment=laptop_digits", "structure=circulant,lora", "seed=4"])
+    assert len(members) == 8 * 2
+    assert len({tuple(member) for member in members}) == 16
+    assert len(narrowed) == 2
+    with composer():
+        configs = [compose_run(member) for member in narrowed]
+    assert [config.structure.name for config in configs] == ["circulant", "lora"]
+    assert {config.seed for config in configs} == {4}
+    assert {config.study.name for config in configs} == {"laptop_digits"}
+
+
+def test_null_options_validate_for_every_structure() -> None:
+    assert compose("structure=ldr_r4").structure.terms == 4
+    assert compose("structure=circulant_direct").structure.parametrization == "direct"
+    assert compose("structure=lora_r8").structure.alpha == 8.0
+
+
+def test_an_unknown_scale_names_the_nearest() -> None:
+    with pytest.raises(ConfigError, match="did you mean laptop"):
+        load_scale("labtop")
+    assert load_scale("smoke").label == "smoke: not evidence"

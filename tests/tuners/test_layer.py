@@ -1,0 +1,256 @@
+import copy
+import pickle
+
+import pytest
+import torch
+from peft import get_peft_model
+from torch import nn
+
+from surm import SurmConfig
+from surm.structures import STRUCTURES
+from surm.tuners import SurmLinear
+from tests.tuners.helpers import adapt, dense, net, tiny_vit
+
+TWO = ["first", "second"]
+X = torch.linspace(-1, 1, 5 * 12, dtype=torch.float64).reshape(5, 12)
+
+
+def adapted_forward(model, updates, x):
+    """The output of `Net` with dense `updates` of its first two layers."""
+    first, second, head = model.first, model.second, model.head
+    x = torch.tanh(x @ (first.weight + updates[0]).mT + first.bias)
+    return head(torch.tanh(x @ (second.weight + updates[1]).mT + second.bias))
+
+
+@pytest.mark.parametrize("structure", [*STRUCTURES, "circulant+skew_circulant"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("init_weights", [True, "authors"])
+def test_the_start_is_exactly_the_base_model(structure, dtype, init_weights):
+    model = tiny_vit().to(dtype)
+    images = torch.randn(2, 3, 32, 32, dtype=dtype)
+    before = model(images)
+    adapted = adapt(model, structure=structure, init_weights=init_weights).eval()
+    assert torch.equal(adapted(images), before)
+
+
+@pytest.mark.parametrize("structure", ["circulant", "kronecker", "low_rank"])
+@pytest.mark.parametrize("alpha", [1.0, -0.3])
+def test_the_output_is_that_of_the_base_plus_alpha_times_the_dense_matrix(structure, alpha):
+    model = net()
+    adapted = adapt(
+        copy.deepcopy(model), structure=structure, alpha=alpha, target_modules=TWO, init_weights=False
+    ).base_model.model
+    updates = [alpha * dense(layer, structure=structure) for layer in (adapted.first, adapted.second)]
+    assert all(update.abs().max() > 1e-3 for update in updates)
+    torch.testing.assert_close(adapted(X), adapted_forward(model, updates, X), rtol=0, atol=1e-13)
+    torch.testing.assert_close(adapted.first.get_delta_weight("default"), updates[0], rtol=0, atol=1e-13)
+
+
+def test_merging_keeps_the_output_and_unmerging_restores_the_weight():
+    model = adapt(net(), structure="ldr", target_modules=TWO, init_weights=False)
+    layer = model.base_model.model.first
+    weight, output = layer.weight.detach().clone(), model(X)
+    model.merge_adapter()
+    assert layer.merged_adapters == ["default"]
+    assert (layer.weight - weight).abs().max() > 1e-3
+    torch.testing.assert_close(model(X), output, rtol=0, atol=1e-13)
+    model.unmerge_adapter()
+    torch.testing.assert_close(layer.weight, weight, rtol=0, atol=1e-15)
+    torch.testing.assert_close(model(X), output, rtol=0, atol=1e-13)
+
+
+def test_merging_in_half_precision_rounds_once():
+    model = adapt(net().bfloat16(), target_modules=TWO, init_weights=False)
+    layer = model.base_model.model.first
+    weight = layer.weight.detach().double()
+    expected = (weight + dense(layer)).bfloat16()
+    model.merge_adapter()
+    # A sum that lies, up to float32's own rounding, midway between two numbers may go either way.
+    assert (layer.weight != expected).sum() <= 1
+    assert not torch.equal(layer.weight, (weight.bfloat16() + dense(layer).bfloat16()))
+
+
+def test_merge_and_unload_leaves_plain_layers_with_the_adapted_output():
+    adapted = adapt(net(), target_modules=TWO, init_weights=False)
+    output = adapted(X)
+    plain = adapted.merge_and_unload(safe_merge=True)
+    assert type(plain.first) is nn.Linear
+    torch.testing.assert_close(plain(X), output, rtol=0, atol=1e-13)
+
+
+def test_unload_gives_back_the_base_model():
+    model = net()
+    before = model(X)
+    plain = adapt(model, target_modules=TWO, init_weights=False).unload()
+    assert type(plain.first) is nn.Linear
+    assert torch.equal(plain(X), before)
+
+
+@pytest.mark.parametrize("names", [["default"], ["default", "broken"]])
+def test_a_safe_merge_of_a_broken_adapter_leaves_the_weight_untouched(names):
+    model = adapt(net(), target_modules=TWO, init_weights=False)
+    model.add_adapter("broken", SurmConfig(target_modules=TWO, init_weights=False))
+    layer = model.base_model.model.first
+    layer.surm_update[names[-1]].r1.data[0, 0] = float("nan")
+    weight = layer.weight.detach().clone()
+    with pytest.raises(ValueError, match=f"NaNs detected in the merged weights. The adapter {names[-1]} seems"):
+        layer.merge(safe_merge=True, adapter_names=names)
+    assert torch.equal(layer.weight, weight)
+    assert not layer.merged
+
+
+def test_disabling_gives_the_base_model_also_when_merged():
+    model = net()
+    before = model(X)
+    adapted = adapt(model, target_modules=TWO, init_weights=False)
+    with adapted.disable_adapter():
+        assert torch.equal(adapted(X), before)
+    assert not torch.allclose(adapted(X), before)
+    adapted.merge_adapter()
+    with adapted.disable_adapter():
+        torch.testing.assert_close(adapted(X), before, rtol=0, atol=1e-13)
+
+
+def test_two_active_adapters_add_up_and_can_be_switched_and_deleted():
+    model = net()
+    adapted = adapt(copy.deepcopy(model), structure="circulant", target_modules=TWO, init_weights=False)
+    adapted.add_adapter(
+        "other", SurmConfig(structure="kronecker", alpha=2.0, target_modules=["first"], init_weights=False)
+    )
+    layers = adapted.base_model.model
+    one = [dense(layers.first), dense(layers.second)]
+    other = [2.0 * dense(layers.first, adapter="other", structure="kronecker"), torch.zeros_like(one[1])]
+    both = [one[0] + other[0], one[1]]
+
+    def assert_updates(updates):
+        torch.testing.assert_close(adapted(X), adapted_forward(model, updates, X), rtol=0, atol=1e-13)
+
+    assert_updates(one)
+    adapted.set_adapter("other")
+    assert_updates(other)
+    adapted.base_model.set_adapter(["default", "other"])
+    assert_updates(both)
+    adapted.merge_adapter(safe_merge=True)
+    assert_updates(both)
+    adapted.unmerge_adapter()
+    adapted.base_model.set_adapter("other")
+    adapted.delete_adapter("default")
+    assert_updates(other)
+    assert not any("default" in name for name, _ in adapted.named_parameters())
+
+
+def test_each_part_of_a_fused_projection_has_its_own_update():
+    model = adapt(tiny_vit(), init_weights=False, alpha=0.5)
+    layer = model.base_model.model.blocks[0].attn.qkv
+    assert isinstance(layer, SurmLinear)
+    x = torch.randn(2, 7, 192)
+    update = torch.cat([dense(layer, part) for part in "qkv"])
+    expected = layer.base_layer(x).double() + 0.5 * x.double() @ update.mT
+    torch.testing.assert_close(layer(x).double(), expected, rtol=0, atol=1e-5)
+    layer.merge()
+    torch.testing.assert_close(layer(x).double(), expected, rtol=0, atol=1e-5)
+
+
+def test_parts_that_are_not_selected_stay_untouched():
+    model = adapt(tiny_vit(), init_weights=False, fused_parts=["q", "v"])
+    layer = model.base_model.model.blocks[1].attn.qkv
+    weight = layer.weight.detach().clone()
+    x = torch.randn(2, 192)
+    base, output = (y.chunk(3, dim=-1) for y in (layer.base_layer(x), layer(x)))
+    assert [torch.equal(a, b) for a, b in zip(base, output, strict=True)] == [False, True, False]
+    layer.merge()
+    rows, merged = weight.chunk(3), layer.weight.chunk(3)
+    assert [torch.equal(a, b) for a, b in zip(rows, merged, strict=True)] == [False, True, False]
+
+
+def test_adapters_of_one_fused_layer_may_select_different_parts():
+    model = adapt(tiny_vit(), init_weights=False, fused_parts=["q"])
+    model.add_adapter("other", SurmConfig(init_weights=False, fused_parts=["v"]))
+    model.base_model.set_adapter(["default", "other"])
+    layer = model.base_model.model.blocks[0].attn.qkv
+    x = torch.randn(2, 192)
+    update = torch.cat([dense(layer, "q"), torch.zeros(192, 192), dense(layer, "v", "other")])
+    expected = layer.base_layer(x).double() + x.double() @ update.mT
+    torch.testing.assert_close(layer(x).double(), expected, rtol=0, atol=1e-5)
+
+
+def test_dropout_acts_on_the_update_only_and_only_in_training():
+    model = net()
+    adapted = adapt(copy.deepcopy(model), target_modules=["first"], init_weights=False, dropout=0.5)
+    layer = adapted.base_model.model.first
+    torch.manual_seed(0)
+    kept = nn.functional.dropout(X, 0.5)
+    torch.manual_seed(0)
+    torch.testing.assert_close(layer(X), model.first(X) + kept @ dense(layer).mT, rtol=0, atol=1e-13)
+    adapted.eval()
+    torch.testing.assert_close(layer(X), model.first(X) + X @ dense(layer).mT, rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize("structure", STRUCTURES)
+def test_training_moves_the_structures_only_and_lowers_the_loss(structure):
+    model = adapt(net(), structure=structure, target_modules=TWO)
+    teacher = adapt(net(), seed=5, target_modules=TWO, structure="ldr", init_weights=False, alpha=10.0)
+    target = teacher(X).detach()
+    frozen = {name: p.clone() for name, p in model.named_parameters() if not p.requires_grad}
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1.0)
+    losses = []
+    for _ in range(20):
+        loss = (model(X) - target).square().mean()
+        loss.backward()
+        losses.append(loss.item())
+        optimizer.step()
+        optimizer.zero_grad()
+    assert losses[-1] < 0.8 * losses[0]
+    assert all("surm_" in name for name, p in model.named_parameters() if p.requires_grad)
+    assert all(torch.equal(p, frozen[name]) for name, p in model.named_parameters() if name in frozen)
+
+
+def test_gradients_equal_those_of_the_dense_twin():
+    model = adapt(net(), target_modules=["first"], init_weights=False)
+    layer = model.base_model.model.first
+    weight = dense(layer).requires_grad_()
+    x, y = X.clone().requires_grad_(), X.clone().requires_grad_()
+    layer(x).square().sum().backward()
+    (layer.base_layer(y) + y @ weight.mT).square().sum().backward()
+    torch.testing.assert_close(x.grad, y.grad, rtol=0, atol=1e-12)
+    # The generator's entry k stands at (i, j) with i - j = k mod 12.
+    by_offset = torch.stack([torch.stack([weight.grad[(j + k) % 12, j] for j in range(12)]).sum() for k in range(12)])
+    r1, r2 = layer.surm_update["default"].r1, layer.surm_update["default"].r2
+    torch.testing.assert_close(r1.grad[0], by_offset * r2[0], rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("autocast_adapter_dtype", [True, False])
+def test_a_bfloat16_base_gives_bfloat16_near_the_float64_output(autocast_adapter_dtype):
+    config = SurmConfig(target_modules=TWO, init_weights=False)
+    model = get_peft_model(net().bfloat16(), config, autocast_adapter_dtype=autocast_adapter_dtype)
+    layer = model.base_model.model.first
+    parameter = layer.surm_update["default"].r1
+    assert parameter.dtype == (torch.float32 if autocast_adapter_dtype else torch.bfloat16)
+    x = X.bfloat16()
+    output = layer(x)
+    assert output.dtype == torch.bfloat16
+    expected = x.double() @ (layer.weight.double() + dense(layer)).mT + layer.bias.double()
+    torch.testing.assert_close(output.double(), expected, rtol=1e-2, atol=1e-2)
+
+
+def test_autocast_reaches_the_layer():
+    model = adapt(tiny_vit(), init_weights=False).eval()
+    images = torch.randn(2, 3, 32, 32)
+    expected = model(images)
+    with torch.autocast("cpu", torch.bfloat16):
+        output = model(images)
+    torch.testing.assert_close(output.float(), expected, rtol=0, atol=0.05)
+
+
+@pytest.mark.parametrize("structure", ["circulant", "circulant+skew_circulant"])
+def test_copies_are_equal_and_independent(structure):
+    model = adapt(net(), structure=structure, target_modules=TWO, init_weights=False)
+    output = model(X)
+    for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert torch.equal(twin(X), output)
+        with torch.no_grad():
+            for name, parameter in twin.named_parameters():
+                if "surm_" in name:
+                    parameter.zero_()
+        assert torch.equal(model(X), output)
+        assert torch.equal(twin(X), net()(X))

@@ -1,0 +1,258 @@
+import os
+import subprocess
+import sys
+
+import pytest
+import timm
+import torch
+from peft import PeftModel, get_peft_model
+from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors.torch import load_file
+from torch import nn
+from transformers import (
+    AutoModel,
+    BertConfig,
+    BertModel,
+    CLIPConfig,
+    CLIPModel,
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPVisionConfig,
+    CLIPVisionModel,
+    Dinov2Config,
+    GPT2Config,
+    RobertaConfig,
+    ViTConfig,
+)
+
+from surm import SurmConfig
+from surm.models import split_fused_projections
+from surm.tuners import SurmLinear
+from surm.tuners.targets import projection_names
+from tests.tuners.helpers import adapt, net, tiny_bert, tiny_vit
+
+STRUCTURES_OF_THE_PAPER = ["circulant", "toeplitz", "kronecker", "ldr"]
+TINY = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+IDS = torch.arange(12).reshape(2, 6)
+
+
+def trainable(model):
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+def adapted_layers(model):
+    return sorted(name for name, module in model.base_model.model.named_modules() if isinstance(module, SurmLinear))
+
+
+# --- counts stated in the paper ---------------------------------------------------------------------------------------
+
+
+def base_sized(backbone):
+    with torch.device("meta"):
+        if backbone == "bert":
+            return BertModel(BertConfig())
+        return timm.create_model("vit_base_patch16_224", pretrained=False)
+
+
+@pytest.mark.parametrize("backbone", ["vit", "bert"])
+@pytest.mark.parametrize("structure", STRUCTURES_OF_THE_PAPER)
+def test_a_base_sized_model_trains_55296_parameters_on_qkv_and_36864_on_qv(backbone, structure):
+    assert trainable(adapt(base_sized(backbone), structure=structure)) == 55_296
+    model = base_sized(backbone)
+    targets = projection_names(model, ["q", "v"])
+    assert trainable(adapt(model, structure=structure, target_modules=targets, fused_parts=["q", "v"])) == 36_864
+
+
+# --- which layers -----------------------------------------------------------------------------------------------------
+
+
+def expected(pattern, names=("q_proj", "k_proj", "v_proj"), blocks=2):
+    return sorted(pattern.format(block, name) for block in range(blocks) for name in names)
+
+
+BERT = ("query", "key", "value")
+CLIP = "{}_model.encoder.layers.{{}}.self_attn.{{}}"
+
+
+@pytest.mark.parametrize(
+    ("model", "layers"),
+    [
+        (lambda: AutoModel.from_config(BertConfig(**TINY)), expected("encoder.layer.{}.attention.self.{}", BERT)),
+        (lambda: AutoModel.from_config(RobertaConfig(**TINY)), expected("encoder.layer.{}.attention.self.{}", BERT)),
+        (lambda: AutoModel.from_config(ViTConfig(**TINY)), expected("layers.{}.attention.{}")),
+        (lambda: AutoModel.from_config(Dinov2Config(**TINY)), expected("encoder.layer.{}.attention.{}")),
+        (lambda: CLIPTextModel(CLIPTextConfig(**TINY)), expected("encoder.layers.{}.self_attn.{}")),
+        (lambda: CLIPVisionModel(CLIPVisionConfig(**TINY)), expected("encoder.layers.{}.self_attn.{}")),
+        (
+            lambda: CLIPModel(CLIPConfig(text_config=TINY, vision_config=TINY)),
+            expected(CLIP.format("text")) + expected(CLIP.format("vision")),
+        ),
+        (tiny_vit, expected("blocks.{}.attn.{}", ["qkv"])),
+        (lambda: split_fused_projections(tiny_vit()), expected("blocks.{}.attn.qkv.{}")),
+    ],
+    ids=["bert", "roberta", "vit", "dinov2", "clip text", "clip vision", "clip", "timm", "timm, split"],
+)
+def test_by_default_query_key_and_value_are_adapted_and_nothing_else(model, layers):
+    model = model()
+    prefix = "text_model." if any(n.startswith("text_model.enc") for n, _ in model.named_modules()) else ""
+    prefix = "vision_model." if any(n.startswith("vision_model.enc") for n, _ in model.named_modules()) else prefix
+    found = adapted_layers(adapt(model))
+    assert found in (layers, [prefix + name for name in layers])
+
+
+class OldAttention(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = nn.Module()
+        self.attention.query, self.attention.key, self.attention.value = (nn.Linear(4, 4) for _ in range(3))
+        self.output = nn.Linear(4, 4)
+
+
+def test_the_names_of_older_transformers_are_known():
+    model = nn.Module()
+    model.config = ViTConfig(**TINY)
+    model.layer = nn.ModuleList([nn.Module()])
+    model.layer[0].attention = OldAttention()
+    assert adapted_layers(adapt(model)) == sorted(f"layer.0.attention.attention.{name}" for name in BERT)
+
+
+def test_a_model_without_known_layers_is_refused_in_one_sentence():
+    gpt2 = AutoModel.from_config(GPT2Config(n_embd=8, n_layer=1, n_head=2, vocab_size=20))
+    with pytest.raises(ValueError, match=r"GPT2Model of model type 'gpt2' has no layers called .*pass target_modules"):
+        adapt(gpt2)
+    with pytest.raises(ValueError, match=r"Net of model type 'custom' has no layers called attn\.k_proj"):
+        adapt(net())
+
+
+def test_other_layers_than_linear_are_refused_by_name_and_type():
+    with pytest.raises(TypeError, match="Target module norm of type LayerNorm is not supported"):
+        adapt(tiny_vit(), target_modules="norm")
+
+
+def test_options_that_do_not_fit_a_layer_are_refused_with_its_name():
+    with pytest.raises(ValueError, match=r"Target module first: kronecker.*does not divide") as error:
+        adapt(net(), structure="kronecker", structure_options={"factor_shape": [5, 7]}, target_modules=["first"])
+    assert "\n" not in str(error.value)
+
+
+def test_blocks_can_be_selected():
+    model = adapt(tiny_bert(), target_modules=["query"], layers_to_transform=0)
+    assert adapted_layers(model) == ["bert.encoder.layer.0.attention.self.query"]
+    assert adapted_layers(adapt(tiny_vit(), layers_to_transform=[1], layers_pattern="blocks")) == ["blocks.1.attn.qkv"]
+    model = adapt(tiny_bert(), exclude_modules=".*layer.1.*")
+    assert {name.split(".")[3] for name in adapted_layers(model)} == {"0"}
+
+
+def test_all_linear_leaves_the_classifier():
+    model = adapt(tiny_bert(), target_modules="all-linear", task_type="SEQ_CLS")
+    assert len(adapted_layers(model)) == 2 * 6 + 1
+    assert "classifier" not in adapted_layers(model)
+
+
+# --- biases, further modules, several adapters ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("bias", "extra"),
+    [("none", 0), ("surm_only", 2 * 3 * 24), ("all", 1)],
+)
+def test_biases_are_trained_as_asked(bias, extra):
+    base = tiny_bert()
+    if extra == 1:
+        extra = sum(p.numel() for name, p in base.named_parameters() if name.endswith("bias"))
+    assert trainable(adapt(base, bias=bias)) == 2 * 3 * 2 * 24 + extra
+
+
+def test_a_second_adapter_is_frozen_until_it_is_set():
+    model = adapt(tiny_bert())
+    model.add_adapter("other", SurmConfig(structure="toeplitz"))
+    names = {name.split(".")[-2] for name, p in model.named_parameters() if p.requires_grad}
+    assert names == {"default"}
+    model.set_adapter("other")
+    names = {name.split(".")[-2] for name, p in model.named_parameters() if p.requires_grad}
+    assert names == {"other"}
+    assert model.get_model_status().available_adapters == ["default", "other"]
+
+
+# --- save and load ----------------------------------------------------------------------------------------------------
+
+ADAPTERS = {
+    tiny_bert: {"structure": "toeplitz", "bias": "surm_only", "modules_to_save": ["classifier"]},
+    tiny_vit: {"structure": "circulant+skew_circulant", "structure_options": {"terms": 2}, "fused_parts": ["q", "v"]},
+}
+
+LOAD = """
+import sys, torch, surm
+from pathlib import Path
+from peft import PeftModel
+from tests.tuners import helpers
+for folder in Path(sys.argv[1]).iterdir():
+    base = getattr(helpers, folder.name)()
+    model = PeftModel.from_pretrained(base, folder, adapter_name="elsewhere").eval()
+    output = model(torch.load(folder / "input.pt"))
+    torch.save(getattr(output, "logits", output), folder / "output.pt")
+"""
+
+
+def test_saved_adapters_give_the_same_bits_in_another_process(tmp_path):
+    outputs = {}
+    for base, settings in ADAPTERS.items():
+        model = adapt(base(), init_weights=False, **settings).eval()
+        with torch.no_grad():  # so that all that is trained differs from a fresh base model
+            for parameter in model.parameters():
+                if parameter.requires_grad:
+                    parameter.add_(0.1)
+        x = IDS if base is tiny_bert else torch.randn(2, 3, 32, 32)
+        output = model(x)
+        outputs[base.__name__] = getattr(output, "logits", output)
+        folder = tmp_path / base.__name__
+        model.save_pretrained(folder)
+        torch.save(x, folder / "input.pt")
+        assert not any("default" in name for name in load_file(folder / "adapter_model.safetensors"))
+    environment = os.environ | {"HF_HUB_OFFLINE": "1"}
+    subprocess.run([sys.executable, "-c", LOAD, tmp_path], check=True, env=environment)
+    for name, output in outputs.items():
+        assert torch.equal(torch.load(tmp_path / name / "output.pt"), output)
+
+
+def test_the_file_holds_the_adapter_alone(tmp_path):
+    model = adapt(tiny_vit(), structure="circulant", fused_parts=["k"])
+    model.save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / "adapter_model.safetensors")
+    assert {name: tuple(t.shape) for name, t in tensors.items()} == {
+        f"base_model.model.blocks.{block}.attn.qkv.surm_k.{r}": (1, 192) for block in (0, 1) for r in ("r1", "r2")
+    }
+
+
+def test_loading_without_spare_memory_gives_the_same_bits(tmp_path):
+    images = torch.randn(2, 3, 32, 32)
+    model = adapt(tiny_vit(), init_weights=False).eval()
+    model.save_pretrained(tmp_path)
+    loaded = PeftModel.from_pretrained(tiny_vit(), tmp_path, low_cpu_mem_usage=True).eval()
+    assert torch.equal(loaded(images), model(images))
+
+
+def test_weights_loaded_into_a_model_in_evaluation_mode_take_effect_and_leave_the_base_alone():
+    images = torch.randn(2, 3, 32, 32)
+    trained = adapt(tiny_vit(), init_weights=False).eval()
+    model = adapt(tiny_vit()).eval()
+    weights = {name: p.clone() for name, p in model.named_parameters() if "surm_" not in name}
+    model(images)
+    set_peft_model_state_dict(model, get_peft_model_state_dict(trained))
+    assert torch.equal(model(images), trained(images))
+    model.train().eval()
+    assert all(torch.equal(p, weights[name]) for name, p in model.named_parameters() if name in weights)
+
+
+def test_the_same_seed_gives_the_same_start():
+    one, two = (get_peft_model_state_dict(adapt(tiny_vit(), seed=3)) for _ in range(2))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    assert not torch.equal(
+        one["base_model.model.blocks.0.attn.qkv.surm_q.r2"], one["base_model.model.blocks.0.attn.qkv.surm_k.r2"]
+    )
+
+
+def test_get_peft_model_fills_in_what_it_targets():
+    config = SurmConfig()
+    get_peft_model(tiny_vit(), config)
+    assert config.target_modules == {"attn.qkv"}
