@@ -11,5 +11,5 @@ def test_look_up_names_the_nearest_entry():
 
 
 def test_look_up_does_not_guess_wildly():
-    with pytest.raises(ValueError, match="no dataset 'xyzzy': choose one of digits.$"):
+    with pytest.raises(ValueError, match=r"no dataset 'xyzzy': choose one of digits\.$"):
         look_up({"digits": 1}, "xyzzy", "dataset")

@@ -10,21 +10,16 @@ from functools import cache
 from importlib import import_module
 
 from surm.data.base import Corpus, Split, Task, complement
-from surm.data.encode import EncodedDataset, encode
-from surm.data.metrics import compute_metrics
 from surm.registry import look_up
 
 __all__ = [
     "DATASETS",
     "SCIENCE_VERSION",
-    "EncodedDataset",
     "Split",
     "Task",
-    "compute_metrics",
     "data_hash",
     "data_modality",
     "data_revision",
-    "encode",
     "load_task",
 ]
 

@@ -179,7 +179,7 @@ def _draw_family(axes: Axes, members: Sequence[Method], places: dict[str, float]
     style = _style(members[0])
     ordered = sorted(members, key=lambda method: method.trainable_parameters)
     name = family_name(ordered[0].family)
-    options = ", ".join(filter(None, (method.name.removeprefix(name).strip(", ") for method in ordered)))
+    options = ", ".join(method.name.removeprefix(name).strip(", ") or "default" for method in ordered)
     axes.plot(
         [places[method.name] for method in ordered],
         [method.mean.value for method in ordered],

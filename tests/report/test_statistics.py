@@ -70,11 +70,11 @@ def simulate(generator, seeds, examples, seed_sd, gain):
     return generator.random((2, seeds, examples)) < norm.cdf(ability[:, :, None] - difficulty)
 
 
-@pytest.mark.parametrize(("seeds", "seed_sd"), [(2, 0.15), (3, 0.15), (3, 0.0), (5, 0.4)])
+@pytest.mark.parametrize(("seeds", "seed_sd"), [(2, 0.15), (3, 0.15), (5, 0.4)])
 def test_interval_of_a_difference_covers_the_truth(seeds, seed_sd):
     """In at least 93 % of simulated experiments; resampling seeds alone covers far less."""
     generator = np.random.default_rng(2)
-    gain, trials = 0.3, 150
+    gain, trials = 0.3, 80
     spread = np.sqrt(2 + seed_sd**2)  # Phi(ability - difficulty) > uniform: the sum of three normals
     truth = 100 * (norm.cdf((2.5 + gain) / spread) - norm.cdf(2.5 / spread))
     covered = naive = 0
@@ -83,7 +83,7 @@ def test_interval_of_a_difference_covers_the_truth(seeds, seed_sd):
         (a, scores_a), (b, scores_b) = map(evaluations, right)
         estimate = estimate_difference(a, b, scores_a - scores_b)
         covered += estimate.low <= truth <= estimate.high
-        resampled = generator.choice(scores_a - scores_b, size=(500, seeds)).mean(axis=1)
+        resampled = generator.choice(scores_a - scores_b, size=(200, seeds)).mean(axis=1)
         low, high = np.quantile(resampled, [0.025, 0.975])
         naive += low <= truth <= high
     assert covered / trials >= 0.93

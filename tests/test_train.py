@@ -1,0 +1,232 @@
+"""The loop: exact resume, honest records, artefacts that load elsewhere."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from peft import PeftModel
+from sklearn.metrics import accuracy_score
+
+from surm import train
+from surm.config import RunConfig, composer, compose_run
+from surm.data import load_task
+from surm.data.encode import encode
+from surm.models import load_backbone
+from surm.record import RecordError, read_record
+from surm.signature import asked, signature
+from surm.train import EpochBatches, Interrupted, RunFailed, run
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+SMALL = ["model=tiny_vit", "trainer.epochs=2", "trainer.batch_size=64", "trainer.max_steps=24", "trainer.checkpoint_every=5"]
+
+
+def configure(folder: Path, *overrides: str) -> RunConfig:
+    with composer():
+        config = compose_run([*SMALL, *overrides])
+    return replace(config, output_dir=str(folder))
+
+
+def quiet(line: str) -> None:
+    """Where a test does not care what is said."""
+
+
+def stop_after(step: int) -> train.Report:
+    def report(done: int, steps: int, values: dict[str, float]) -> None:
+        if done == step:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    return report
+
+
+def test_batches_cover_each_epoch_once_in_an_order_of_seed_and_epoch() -> None:
+    batches = EpochBatches(10, 4, seed=3)
+    first = list(batches)
+    assert sorted(sum(first, [])) == list(range(10))
+    assert [len(batch) for batch in first] == [4, 4, 2]
+    assert list(batches) == first
+    batches.start = 1
+    assert list(batches) == first[1:]
+    batches.start, batches.epoch = 0, 1
+    assert list(batches) != first
+    assert list(EpochBatches(10, 4, seed=4)) != first
+
+
+def test_a_run_leaves_a_whole_record_and_is_answered_once(tmp_path: Path) -> None:
+    config = configure(tmp_path)
+    record = run(config, say=quiet)
+    folder = tmp_path / "runs" / signature(asked(config))
+    assert read_record(folder / "record.json") == record
+    assert record["status"] == "finished"
+    assert record["happened"]["steps"] == 24
+    assert record["happened"]["evaluation_examples"] == 797
+    assert record["happened"]["peak_memory_bytes"] > 4 * record["happened"]["total_parameters"]
+    assert not (folder / "checkpoint.safetensors").exists()
+    assert not (folder / "claim.json").exists()
+
+    stored = json.loads((folder / "predictions.json").read_text())
+    labels = load_task("digits").evaluation.labels
+    assert stored["labels"] == labels.tolist()
+    assert record["happened"]["metrics"]["accuracy"] == accuracy_score(labels, stored["predictions"])
+
+    said: list[str] = []
+    assert run(config, say=said.append) == record
+    assert "finished already" in said[0]
+
+
+def test_the_saved_adapter_gives_the_recorded_predictions_in_plain_peft(tmp_path: Path) -> None:
+    config = configure(tmp_path)
+    run(config, say=quiet)
+    folder = tmp_path / "runs" / signature(asked(config))
+    task = load_task("digits")
+    torch.manual_seed(99)
+    backbone = load_backbone("tiny_vit", num_labels=task.num_labels)
+    model = PeftModel.from_pretrained(backbone.module, folder / "adapter").eval()
+    split = encode(task.evaluation, backbone)
+    with torch.no_grad():
+        logits = model(torch.stack([split[i]["x"] for i in range(len(split))]))
+    assert logits.argmax(-1).tolist() == json.loads((folder / "predictions.json").read_text())["predictions"]
+
+
+@pytest.mark.parametrize("step", [1, 5, 16, 23])  # before a checkpoint was due, at one, at the end of an epoch, before the last
+@pytest.mark.parametrize("structure", ["circulant", "full"])
+def test_an_interrupted_run_goes_on_bit_for_bit(tmp_path: Path, step: int, structure: str) -> None:
+    options = [f"structure={structure}", "trainer.gradient_accumulation=2", "trainer.batch_size=32"]
+    whole = run(configure(tmp_path / "whole", *options), say=quiet)
+    config = configure(tmp_path / "parts", *options)
+    folder = tmp_path / "parts" / "runs" / whole["signature"]
+    with pytest.raises(Interrupted, match=f"step {step} of 24"):
+        run(config, report=stop_after(step), say=quiet)
+    left = read_record(folder / "record.json")
+    assert left is not None
+    assert left["status"] == "interrupted"
+    assert left["happened"]["steps"] == step
+
+    resumed = run(config, say=quiet)
+    assert resumed["happened"]["resumed_from_steps"] == [step]
+    for key in ("metrics", "best_epoch_metrics", "history"):
+        assert resumed["happened"][key] == whole["happened"][key]
+    name = "adapter/adapter_model.safetensors" if structure == "circulant" else "trained.safetensors"
+    assert (folder / name).read_bytes() == (tmp_path / "whole" / "runs" / whole["signature"] / name).read_bytes()
+
+
+def test_random_numbers_of_dropout_are_resumed_too(tmp_path: Path) -> None:
+    options = ["structure.dropout=0.5", "structure.alpha=3"]
+    whole = run(configure(tmp_path / "whole", *options), say=quiet)
+    config = configure(tmp_path / "parts", *options)
+    with pytest.raises(Interrupted):
+        run(config, report=stop_after(7), say=quiet)
+    assert run(config, say=quiet)["happened"]["history"] == whole["happened"]["history"]
+
+
+def test_other_data_than_the_finished_run_saw_is_refused_with_both_hashes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = configure(tmp_path)
+    record = run(config, say=quiet)
+    monkeypatch.setattr(train, "data_hash", lambda name: "0123456789abcdef" * 4)
+    with pytest.raises(RecordError) as caught:
+        run(config, say=quiet)
+    assert "0123456789abcdef" in str(caught.value)
+    assert record["where"]["content_hashes"]["data"][:16] in str(caught.value)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_with_a_reason(tmp_path: Path) -> None:
+    config = configure(tmp_path, "structure=full", "optim.lr=1e30", "optim.max_grad_norm=null", "optim.warmup_ratio=0")
+    with pytest.raises(RunFailed, match=r"lower optim\.lr=1e\+30"):
+        run(config, say=quiet)
+    record = read_record(tmp_path / "runs" / signature(asked(config)) / "record.json")
+    assert record is not None
+    assert record["status"] == "failed"
+    assert "lower optim.lr" in record["happened"]["error"]
+    assert record["happened"]["steps"] < 24
+
+
+def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
+    config = configure(tmp_path)
+    with pytest.raises(Interrupted):
+        run(config, report=stop_after(3), say=quiet)
+    checkpoint = tmp_path / "runs" / signature(asked(config)) / "checkpoint.safetensors"
+    checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
+    with pytest.raises(RecordError, match=r"checkpoint\.safetensors is not a whole checkpoint"):
+        run(config, say=quiet)
+
+
+def rates(tmp_path: Path, *overrides: str) -> list[float]:
+    config = configure(tmp_path, "trainer.log_every=1", "optim.lr=1", "optim.warmup_ratio=0.25", *overrides)
+    history = run(replace(config, structure=replace(config.structure, name="linear_probe")), say=quiet)["happened"]["history"]
+    return [row["lr"] for row in history if "lr" in row]
+
+
+def test_the_schedule_warms_up_linearly_and_falls_to_zero(tmp_path: Path) -> None:
+    linear = rates(tmp_path, "optim.schedule=linear")
+    np.testing.assert_allclose(linear, [*np.arange(1, 7) / 6, *(1 - np.arange(18) / 18)])
+    cosine = rates(tmp_path, "optim.schedule=cosine")
+    np.testing.assert_allclose(cosine[6:], 0.5 + 0.5 * np.cos(np.pi * np.arange(18) / 18))
+
+
+def test_weight_decay_leaves_structure_parameters_alone_by_default(tmp_path: Path) -> None:
+    def decayed(*overrides: str) -> int:
+        config = configure(tmp_path, *overrides)
+        loop = train.Loop(config, asked(config), tmp_path, lambda row, step: None, None, quiet)
+        groups = loop.optimizer.param_groups
+        return sum(p.numel() for group in groups if group["weight_decay"] > 0 for p in group["params"])
+
+    head = 48 * 10
+    assert decayed() == head
+    assert decayed("optim.decay_structure=true") == head + 2 * 3 * 2 * 48  # layers, parts, vectors, width
+
+
+def start(folder: Path, *overrides: str) -> "subprocess.Popen[str]":
+    command = [sys.executable, str(REPOSITORY / "scripts" / "train.py"), *SMALL, f"output_dir={folder}", *overrides]
+    return subprocess.Popen(command, cwd=folder.parent, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+LONG = ["structure=full", "trainer.max_steps=400", "trainer.epochs=30", "trainer.checkpoint_every=4"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", ["early", "late", "while a checkpoint is written"])
+def test_kill_9_loses_nothing_but_the_steps_since_the_checkpoint(tmp_path: Path, moment: str) -> None:
+    config = configure(tmp_path / "whole", *LONG)
+    whole = run(config, say=quiet)
+    folder = tmp_path / "killed" / "runs" / whole["signature"]
+    process = start(tmp_path / "killed", *LONG)
+    deadline = time.monotonic() + 300
+    written = 0
+    while time.monotonic() < deadline and process.poll() is None:
+        temporary = list(folder.glob(".checkpoint*.tmp"))
+        written += (folder / "checkpoint.safetensors").exists()
+        if moment == "early" and written or moment == "late" and _step(folder) > 250:
+            break
+        if moment.startswith("while") and temporary and _step(folder) > 180:
+            break
+        time.sleep(0.0005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (folder / "record.json").exists()
+
+    resumed = run(replace(config, output_dir=str(tmp_path / "killed")), say=quiet)
+    assert resumed["happened"]["metrics"] == whole["happened"]["metrics"]
+    assert resumed["happened"]["history"] == whole["happened"]["history"]
+    assert resumed["happened"]["resumed_from_steps"][0] > 0
+    if moment != "early":
+        assert 400 - resumed["happened"]["resumed_from_steps"][0] < 0.6 * 400
+
+
+def _step(folder: Path) -> int:
+    """The step of the checkpoint, from the file's own header."""
+    try:
+        with (folder / "checkpoint.safetensors").open("rb") as file:
+            header: dict[str, Any] = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+        return int(json.loads(header["__metadata__"]["progress"])["step"])
+    except (FileNotFoundError, json.JSONDecodeError):
+        return 0

@@ -1,0 +1,77 @@
+"""The search over learning rates: same budget for all, the best inside, never the reported split."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from surm import tune
+from surm.config import composer
+from surm.plan import PlannedRun, load_experiment
+from surm.record import Record
+from surm.tune import first_rates, next_rate, search
+
+
+def test_first_values_are_a_factor_of_three_apart_around_the_usual_rate() -> None:
+    rates = first_rates("lora")
+    assert rates == [1e-3, 3e-3, 9e-3, 2.7e-2]
+    assert len(first_rates("full")) == len(rates)
+
+
+@pytest.mark.parametrize(
+    ("scores", "values", "expected"),
+    [
+        ([1, 2, 3, 4], 4, 81.0),  # best at the upper edge: one more above
+        ([4, 3, 2, 1], 4, 1 / 3),  # best at the lower edge: one more below
+        ([1, 3, 2, 0], 4, None),  # best inside, budget met
+        ([1, 2, 3, 0], 5, 81.0),  # inside, but others had five: towards the nearer edge
+        ([1, 3, 2, 0], 5, 1 / 3),
+    ],
+)
+def test_next_value(scores: list[float], values: int, expected: float | None) -> None:
+    tried = {3.0**k: (float(score), 0.0) for k, score in enumerate(scores)}
+    found = next_rate(tried, values)
+    assert found == (None if expected is None else pytest.approx(expected, rel=0.05))
+
+
+def test_equal_metrics_are_decided_by_the_loss() -> None:
+    tried = {1.0: (0.9, -0.5), 3.0: (0.9, -0.4), 9.0: (0.9, -0.6)}
+    assert next_rate(tried, 3) is None
+    tried = {1.0: (0.9, -0.3), 3.0: (0.9, -0.4), 9.0: (0.9, -0.6)}
+    assert next_rate(tried, 3) == pytest.approx(1 / 3, rel=0.05)
+
+
+def test_a_search_extends_ranges_gives_equal_budgets_and_ignores_the_test_split(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Made-up scores peak at a known rate; LoRA's lies above its first range."""
+    monkeypatch.setattr(tune, "TUNED_RATES", tmp_path / "rates.json")
+    monkeypatch.setattr(tune, "tuned_rates", dict)
+    peaks = {"lora": 0.3, "circulant": 3e-3, "full": 3e-5}
+    seen: list[PlannedRun] = []
+
+    def execute(run: PlannedRun) -> Record | None:
+        seen.append(run)
+        rate = run.config.optim.lr
+        assert rate is not None
+        if rate > 0.5:
+            return None  # diverges
+        accuracy = 1 - abs(math.log(rate / peaks[run.config.structure.name])) / 100
+        history = [{"step": 1, "evaluation": {"accuracy": accuracy, "loss": 1.0}}]
+        return {"happened": {"history": history, "primary_metric": "accuracy"}}
+
+    with composer():
+        members = load_experiment(
+            "laptop_digits", seeds=2, overrides=["structure=circulant,lora,full", "model=tiny_vit"]
+        ).runs
+    search(members, execute)
+
+    assert {run.config.dataset.evaluate_on for run in seen} == {"selection"}
+    assert {run.config.seed for run in seen} == {0}
+    rates = json.loads((tmp_path / "rates.json").read_text())["tiny_vit/digits"]
+    assert len({len(rates[method]["tried"]) for method in peaks}) == 1
+    for method, peak in peaks.items():
+        tried = sorted(float(rate) for rate in rates[method]["tried"])
+        assert abs(math.log(rates[method]["lr"] / peak)) < math.log(2)
+        assert tried[0] < rates[method]["lr"] < tried[-1]
