@@ -16,9 +16,7 @@ def main() -> None:
 
     with command():
         scale = load_scale(arguments.scale)
-        report(
-            load_scale_experiments(scale, seeds=arguments.seeds, only=arguments.only), scale.label, scale.name
-        )
+        report(load_scale_experiments(scale, seeds=arguments.seeds, only=arguments.only), scale.label, scale.name)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """Fine-tune one model on one dataset with one method; with -m, sweep.
 
-    python scripts/train.py model=builtin_vit dataset=digits structure=circulant seed=0
-    python scripts/train.py -m experiment=laptop_digits
-    python scripts/train.py -m structure=circulant,lora seed=0,1,2
+python scripts/train.py model=builtin_vit dataset=digits structure=circulant seed=0
+python scripts/train.py -m experiment=laptop_digits
+python scripts/train.py -m structure=circulant,lora seed=0,1,2
 """
 
 import sys

@@ -1,6 +1,7 @@
 """Checkpoints: everything a run needs to go on bit for bit, in one safetensors file (no pickle), renamed into place."""
 
 import json
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +14,25 @@ from surm.methods import trainable_parameters
 from surm.record import RecordError, write_atomically
 
 
-def save_checkpoint(path: Path, module: nn.Module, optimizer: torch.optim.Optimizer, progress: dict[str, Any]) -> None:
+@dataclass
+class Progress:
+    """What a resumed run needs to know besides tensors; kept as JSON in the checkpoint."""
+
+    step: int = 0
+    history: list[dict[str, Any]] = field(default_factory=list)
+    resumed_from_steps: list[int] = field(default_factory=list)
+    seconds: float = 0.0
+    scaler: dict[str, Any] | None = None
+
+
+def save_checkpoint(path: Path, module: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress) -> None:
     """Write trained parameters, optimiser state and random-number state; the frozen rest is loaded anew.
 
     Args:
         path: of the file; an older checkpoint is replaced in one step.
         module: only its trainable parameters are kept.
         optimizer: over exactly these parameters.
-        progress: JSON values: step, history, and what else the loop wants back.
+        progress: how far the run is.
     """
     tensors: dict[str, Tensor] = {"random.cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
@@ -29,10 +41,10 @@ def save_checkpoint(path: Path, module: nn.Module, optimizer: torch.optim.Optimi
         tensors[f"parameter/{name}"] = parameter.detach().contiguous()
         for key, value in optimizer.state.get(parameter, {}).items():
             tensors[f"optimizer/{key}/{name}"] = value.contiguous()
-    write_atomically(path, save(tensors, metadata={"progress": json.dumps(progress)}))
+    write_atomically(path, save(tensors, metadata={"progress": json.dumps(vars(progress))}))
 
 
-def load_checkpoint(path: Path, module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+def load_checkpoint(path: Path, module: nn.Module, optimizer: torch.optim.Optimizer) -> Progress:
     """Put a checkpoint's state back in place and return its `progress`.
 
     Raises:
@@ -40,10 +52,12 @@ def load_checkpoint(path: Path, module: nn.Module, optimizer: torch.optim.Optimi
     """
     try:
         with safe_open(path, "pt") as file:
-            progress: dict[str, Any] = json.loads(file.metadata()["progress"])
+            progress = Progress(**json.loads(file.metadata()["progress"]))
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no mapping)
     except (SafetensorError, json.JSONDecodeError, KeyError, TypeError):
-        raise RecordError(f"{path} is not a whole checkpoint: delete it to start this run from its beginning.") from None
+        raise RecordError(
+            f"{path} is not a whole checkpoint: delete it to start this run from its beginning."
+        ) from None
 
     parameters = dict(trainable_parameters(module))
     saved = {key.removeprefix("parameter/") for key in tensors if key.startswith("parameter/")}

@@ -16,21 +16,22 @@ from surm import report as reporting
 from surm import signature as identity
 from surm import tracking
 from surm.config import ConfigError, RunConfig, ignored_line, load_scale
+from surm.interrupt import Interrupted
 from surm.plan import Experiment, PlannedRun, load_scale_experiments
 from surm.record import PUBLISHED, REPOSITORY, Record, RecordError, write_atomically
 from surm.report.records import label, read_records
 from surm.tracking import TrackingError
-from surm.train import Interrupted, RunFailed, run
+from surm.train import RunError, run
 
 console = Console(soft_wrap=True, highlight=False)
 
 
 @contextmanager
 def command() -> Iterator[None]:
-    """Turn an expected error into one sentence on stderr and a non-zero exit code; anything else is a bug and shows its trace."""
+    """Show an expected error as one sentence with a non-zero exit code; anything else is a bug and keeps its trace."""
     try:
         yield
-    except (ConfigError, RecordError, RunFailed, TrackingError, FileNotFoundError) as error:
+    except (ConfigError, RecordError, RunError, TrackingError, FileNotFoundError) as error:
         sys.exit(f"Error: {error}")
     except Interrupted as stop:
         print(f"Interrupted: {stop}", file=sys.stderr)
@@ -39,7 +40,7 @@ def command() -> Iterator[None]:
         sys.exit(130)
 
 
-# --- running ----------------------------------------------------------------------------------------------------------
+# --- running --------------------------------------------------------------------------------------------------------
 
 
 def run_with_bar(config: RunConfig) -> Record:
@@ -78,7 +79,7 @@ def run_or_none(planned: PlannedRun) -> Record | None:
 def _attempt(planned: PlannedRun, bars: Progress, overall: Any = None, number: int = 0) -> Record | None:
     try:
         return _run(planned.config, bars, overall, number)
-    except RunFailed as failure:
+    except RunError as failure:
         bars.console.print(f"  failed: {failure}")
         return None
 
@@ -107,7 +108,11 @@ def _run(config: RunConfig, bars: Progress, overall: Any = None, number: int = 0
 
 
 def _rate_line(config: RunConfig, question: dict[str, Any]) -> str | None:
-    return None if config.optim.lr else f"learning rate {question['optim']['lr']:g} (results/tuned_rates.json, else the usual)"
+    return (
+        None
+        if config.optim.lr
+        else f"learning rate {question['optim']['lr']:g} (results/tuned_rates.json, else the usual)"
+    )
 
 
 def describe(question: dict[str, Any]) -> str:
@@ -146,7 +151,7 @@ def _bars() -> Progress:
     )
 
 
-# --- plans, reports, records --------------------------------------------------------------------------------------------
+# --- plans, reports, records ----------------------------------------------------------------------------------------
 
 
 def print_plan(experiments: Sequence[Experiment]) -> None:
@@ -158,7 +163,9 @@ def print_plan(experiments: Sequence[Experiment]) -> None:
             by_question.setdefault(_cost_key(record.asked), []).append(record.happened["seconds"])
     left, unknown = 0.0, 0
     for experiment in experiments:
-        table = Table("signature", "method", "rate", "seed", "status", "about", title=experiment.title, title_justify="left")
+        table = Table(
+            "signature", "method", "rate", "seed", "status", "about", title=experiment.title, title_justify="left"
+        )
         for planned in experiment.runs:
             question = identity.asked(planned.config)
             seconds = by_question.get(_cost_key(question))
@@ -207,7 +214,10 @@ def publish(scale: str, seeds: int | None, only: str | None) -> None:
     for signature, record in read_records(Path("outputs/runs")).items():
         if not record.finished or record.where["dirty"] or record.asked["model"]["name"].startswith("tiny_"):
             continue
-        for source, target in (("record.json", f"{signature}.json"), ("predictions.json", f"{signature}.predictions.json")):
+        for source, target in (
+            ("record.json", f"{signature}.json"),
+            ("predictions.json", f"{signature}.predictions.json"),
+        ):
             write_atomically(PUBLISHED / target, (record.path.parent / source).read_bytes())
         promoted += 1
     experiments = load_scale_experiments(load_scale(scale), seeds=seeds, only=only)

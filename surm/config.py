@@ -3,7 +3,6 @@
 A command is composed and checked here before Hydra takes over, so that a typo is one sentence and writes nothing.
 """
 
-import difflib
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -25,6 +24,7 @@ from omegaconf.errors import OmegaConfBaseException
 from surm.data import DATASETS, data_modality
 from surm.methods import ignored_settings, method_names, method_settings
 from surm.models import MODELS, model_modality, model_width
+from surm.registry import nearest
 
 CONFIG_DIRECTORY = Path(__file__).resolve().parents[1] / "conf"
 
@@ -138,7 +138,7 @@ def typed(config: DictConfig) -> RunConfig:
     return run
 
 
-# --- checks across fields ---------------------------------------------------------------------------------------------
+# --- checks across fields -------------------------------------------------------------------------------------------
 
 
 def validate(config: RunConfig) -> None:
@@ -152,8 +152,8 @@ def validate(config: RunConfig) -> None:
     takes, gives = model_modality(config.model.name), data_modality(config.dataset.name)
     if takes != gives:
         raise ConfigError(
-            f"model={config.model.name} dataset={config.dataset.name}: the model takes {takes}, the dataset gives {gives}; "
-            "choose a pair that fits."
+            f"model={config.model.name} dataset={config.dataset.name}: the model takes {takes}, the dataset gives "
+            f"{gives}; choose a pair that fits."
         )
     _one_of("dataset.evaluate_on", config.dataset.evaluate_on, ("test", "selection"))
     _one_of("structure.name", config.structure.name, method_names(), sums_of_structures=True)
@@ -165,7 +165,9 @@ def validate(config: RunConfig) -> None:
     _one_of("tracking.mode", config.tracking.mode, ("online", "offline"))
     parts = config.placement.parts
     if not parts or len(set(parts)) < len(parts) or set(parts) - {"q", "k", "v"}:
-        raise ConfigError(f"placement.parts={parts}: give one or more of q, k, v, each once, as in placement=weight_qv.")
+        raise ConfigError(
+            f"placement.parts={parts}: give one or more of q, k, v, each once, as in placement=weight_qv."
+        )
 
     _at_least("seed", config.seed, 0)
     for name in ("epochs", "batch_size", "gradient_accumulation", "eval_batch_size", "log_every", "checkpoint_every"):
@@ -193,7 +195,7 @@ def _one_of(key: str, value: str, allowed: Sequence[str], *, sums_of_structures:
     names = value.split("+") if sums_of_structures else [value]
     for name in names:
         if name not in allowed:
-            raise ConfigError(f"{key}={value}: allowed are {', '.join(allowed)}{_nearest(name, allowed)}.")
+            raise ConfigError(f"{key}={value}: allowed are {', '.join(allowed)}{_hint(name, allowed)}.")
 
 
 def _at_least(key: str, value: int | None, lowest: int) -> None:
@@ -211,12 +213,12 @@ def _within(key: str, value: float, low: float, high: float) -> None:
         raise ConfigError(f"{key}={value}: give a number from {low} to below {high}.")
 
 
-def _nearest(name: str, allowed: Sequence[str]) -> str:
-    close = difflib.get_close_matches(name, allowed, n=1, cutoff=0.5)
-    return f"; did you mean {close[0]}?" if close else ""
+def _hint(name: str, allowed: Sequence[str]) -> str:
+    close = nearest(name, allowed)
+    return f"; did you mean {close}?" if close else ""
 
 
-# --- composing ----------------------------------------------------------------------------------------------------------
+# --- composing ------------------------------------------------------------------------------------------------------
 
 
 @contextmanager
@@ -304,7 +306,7 @@ def _check_name(override: Override) -> None:
         values = _values(override)
         for value in values:
             if value not in (*names, "null"):
-                raise ConfigError(f"{key}={value}: conf/{key} has {', '.join(names)}{_nearest(value, names)}.")
+                raise ConfigError(f"{key}={value}: conf/{key} has {', '.join(names)}{_hint(value, names)}.")
         return
     node: Any = RunConfig()
     for depth, step in enumerate(key.split(".")):
@@ -313,7 +315,9 @@ def _check_name(override: Override) -> None:
             _unknown_setting(override, key.split(".")[:depth], step, known)
         node = getattr(node, step)
     if is_dataclass(node):
-        raise ConfigError(f"{override.input_line}: {key} holds several settings; set one, such as {key}.{fields(node)[0].name}=...")
+        raise ConfigError(
+            f"{override.input_line}: {key} holds several settings; set one, such as {key}.{fields(node)[0].name}=..."
+        )
 
 
 def _values(override: Override) -> list[str]:
@@ -327,11 +331,11 @@ def _unknown_setting(override: Override, path: list[str], step: str, known: list
     candidates = known if path else [*known, *groups()]
     raise ConfigError(
         f"{override.input_line}: there is no setting {'.'.join([*path, step])}; "
-        f"{where or 'the configuration'} has {', '.join(candidates)}{_nearest(step, candidates)}."
+        f"{where or 'the configuration'} has {', '.join(candidates)}{_hint(step, candidates)}."
     )
 
 
-# --- scales of `make reproduce` -------------------------------------------------------------------------------------------
+# --- scales of `make reproduce` -------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -347,7 +351,7 @@ def load_scale(name: str) -> Scale:
     """Read `conf/scale/<name>.yaml`."""
     names = sorted(file.stem for file in (CONFIG_DIRECTORY / "scale").glob("*.yaml"))
     if name not in names:
-        raise ConfigError(f"SCALE={name}: allowed are {', '.join(names)}{_nearest(name, names)}.")
+        raise ConfigError(f"SCALE={name}: allowed are {', '.join(names)}{_hint(name, names)}.")
     return Scale(name=name, **yaml.safe_load((CONFIG_DIRECTORY / "scale" / f"{name}.yaml").read_text()))
 
 

@@ -21,10 +21,10 @@ class PeakMemory:
 def measure_peak(module: nn.Module, optimizer: torch.optim.Optimizer, device: torch.device) -> Iterator[PeakMemory]:
     """Measure the peak memory of the step inside the block.
 
-    CUDA: the allocator's own high-water mark. CPU: bytes of all tensors alive at the worst moment, that is parameters, buffers,
-    gradients and optimiser state held before the step, and every tensor that an operator returned and that was not yet freed;
-    what an operator allocates and frees inside itself is not seen. The resident size of the process is no measure: it holds
-    the libraries, and memory that the allocator has not given back.
+    CUDA: the allocator's own high-water mark. CPU: bytes of all tensors alive at the worst moment, that is parameters,
+    buffers, gradients and optimiser state held before the step, and every tensor that an operator returned and that was
+    not yet freed; what an operator allocates and frees inside itself is not seen. The resident size of the process is
+    no measure: it holds the libraries, and memory that the allocator has not given back.
     """
     peak = PeakMemory()
     if device.type == "cuda":
@@ -40,7 +40,7 @@ def measure_peak(module: nn.Module, optimizer: torch.optim.Optimizer, device: to
     peak.bytes = live.peak
 
 
-class LiveTensors(TorchDispatchMode):
+class LiveTensors(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the bytes of the storages that operators return until they are freed.
 
     Args:
@@ -48,7 +48,7 @@ class LiveTensors(TorchDispatchMode):
     """
 
     def __init__(self, held: Sequence[Tensor]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.now = self.peak = 0
         self._known: set[int] = set()
         for tensor in held:

@@ -1,4 +1,4 @@
-"""How a pretrained backbone is made trainable: a structure in the weights, or one of the methods it is compared with."""
+"""How a pretrained backbone is made trainable: a structure in its weights, or a method to compare with."""
 
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 OPTIONS = ("parametrization", "symmetric", "factors", "factor_shape", "terms", "rank")
 
 
-# --- the methods ------------------------------------------------------------------------------------------------------
+# --- the methods ----------------------------------------------------------------------------------------------------
 
 
 def _structured(backbone: Backbone, settings: dict[str, Any], parts: list[str]) -> nn.Module:
@@ -85,7 +85,7 @@ def is_structure(parameter_name: str) -> bool:
     return "surm_" in parameter_name or "lora_" in parameter_name
 
 
-# --- their settings ---------------------------------------------------------------------------------------------------
+# --- their settings -------------------------------------------------------------------------------------------------
 
 
 def method_names() -> tuple[str, ...]:
@@ -129,7 +129,11 @@ def method_settings(structure: "StructureConfig", width: int | None) -> dict[str
 def ignored_settings(config: "RunConfig") -> list[str]:
     """The `structure` settings that were given but that the method does not use."""
     used = method_settings(config.structure, None) if config.structure.name in BASELINES else None
-    names = set(used) if used is not None else {"name", "alpha", "dropout", "init_weights", *option_names(config.structure.name)}
+    names = (
+        set(used)
+        if used is not None
+        else {"name", "alpha", "dropout", "init_weights", *option_names(config.structure.name)}
+    )
     default = type(config.structure)()
     return [
         f"structure.{key}={value}"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from surm import signature as identity
 from surm.claim import living_holder
-from surm.config import ConfigError, RunConfig, Scale, composer, compose_run, groups, sweep_members
+from surm.config import ConfigError, RunConfig, Scale, compose_run, composer, groups, sweep_members
 from surm.record import PUBLISHED, Record, read_record, run_directory
 from surm.report import ExperimentPlan
 

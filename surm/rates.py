@@ -17,8 +17,7 @@ STRUCTURE_RATE = 3e-3
 def learning_rate(config: "RunConfig") -> float:
     """The tuned rate of this model, dataset and method, else the method's usual one.
 
-    A method is looked up by its label first (such as `lora_r8`), then by its structure's name: variants that were not tuned
-    themselves take the rate of their family.
+    Variants of a structure share the rate of their family: LoRA's ranks, the terms of a sum.
     """
     tuned = tuned_rates().get(f"{config.model.name}/{config.dataset.name}", {})
     usual = USUAL_RATES.get(config.structure.name, STRUCTURE_RATE)

@@ -28,7 +28,7 @@ def run_directory(output_dir: str | Path, signature: str) -> Path:
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write to a temporary file, flush it to the disk, rename: a reader sees the old file or the new one, never half."""
+    """Write a temporary file, flush it to the disk, rename: a reader sees the old file or the new one, never half."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with temporary.open("wb") as file:

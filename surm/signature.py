@@ -1,8 +1,8 @@
 """The identity of a run: a short hash of everything that could move its numbers, and of nothing else.
 
 In it: model and data with their revisions, the method and its settings, placement, optimiser, precision, seed, and the
-`SCIENCE_VERSION` integers that are raised by hand when a change moves numbers. Not in it: commit, device, paths, threads,
-tracking, launcher, and the experiment a run was started for.
+`SCIENCE_VERSION` integers that are raised by hand when a change moves numbers. Not in it: commit, device, paths,
+threads, tracking, launcher, and the experiment a run was started for.
 """
 
 import hashlib

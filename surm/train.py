@@ -1,12 +1,10 @@
 """One run: fine-tune a backbone on a task with one method, and leave a record. Readable from top to bottom."""
 
 import math
-import signal
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,32 +14,31 @@ from accelerate.utils import set_seed
 from peft import PeftModel
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.nn import functional as F
-from torch.utils.data import DataLoader, Sampler
+from torch.nn.functional import cross_entropy
+from torch.utils.data import DataLoader
 
 from surm import signature as identity
-from surm.checkpoint import load_checkpoint, save_checkpoint
+from surm.checkpoint import Progress, load_checkpoint, save_checkpoint
 from surm.claim import Claim
 from surm.config import ConfigError, RunConfig
 from surm.data import Task, data_hash, load_task
 from surm.data.encode import encode
 from surm.data.metrics import compute_metrics
+from surm.data.order import EpochBatches
+from surm.interrupt import Interrupted, Stop, stop_at_signal
 from surm.memory import measure_peak
-from surm.methods import apply_method, count_trainable, is_structure, trainable_parameters
+from surm.methods import apply_method, count_trainable, trainable_parameters
 from surm.models import load_backbone, weights_hash
 from surm.models.backbone import Backbone
+from surm.optim import parameter_groups, rate_factor
 from surm.record import Record, RecordError, read_record, run_directory, where, write_json
 from surm.tracking import start_tracker
 
 Report = Callable[[int, int, dict[str, float]], None]  # (step, of steps, loss and metric)
 
 
-class RunFailed(RuntimeError):
+class RunError(RuntimeError):
     """A run that cannot go on; the message is one sentence and stands in the record."""
-
-
-class Interrupted(RuntimeError):
-    """Asked to stop: the checkpoint and a record are written."""
 
 
 def run(config: RunConfig, *, report: Report | None = None, say: Callable[[str], None] = print) -> Record:
@@ -57,7 +54,7 @@ def run(config: RunConfig, *, report: Report | None = None, say: Callable[[str],
 
     Raises:
         RecordError: data or weights differ from those of the finished run, or a file is damaged.
-        RunFailed: the loss is no longer finite; the record says so.
+        RunError: the loss is no longer finite; the record says so.
         Interrupted: a signal came; the checkpoint is written.
     """
     if config.trainer.threads:
@@ -85,13 +82,13 @@ def run(config: RunConfig, *, report: Report | None = None, say: Callable[[str],
         loop = Loop(config, question, folder, tracker.log, report, say)
         status, error = "failed", None
         try:
-            with stop_at_signal(loop):
+            with stop_at_signal(loop.stop):
                 loop.train()
             status = "finished"
         except Interrupted:
             status = "interrupted"
             raise
-        except RunFailed as failure:
+        except RunError as failure:
             error = str(failure)
             raise
         except Exception as failure:
@@ -119,36 +116,9 @@ def _refuse_other_content(record: Record, hashes: dict[str, str]) -> None:
         then = record["where"]["content_hashes"][what]
         if then != now:
             raise RecordError(
-                f"run {record['signature']} is finished with other {what}: its hash was {then[:16]}, that of what is given "
-                f"now is {now[:16]}; restore the {what} or move the run's folder away."
+                f"run {record['signature']} is finished with other {what}: its hash was {then[:16]}, that of what is "
+                f"given now is {now[:16]}; restore the {what} or move the run's folder away."
             )
-
-
-class EpochBatches(Sampler[list[int]]):
-    """Batches of one epoch; their order depends on seed and epoch alone, and `start` skips what is done."""
-
-    def __init__(self, length: int, batch_size: int, seed: int) -> None:
-        self.length, self.batch_size, self.seed = length, batch_size, seed
-        self.epoch = self.start = 0
-
-    def __len__(self) -> int:
-        return math.ceil(self.length / self.batch_size)
-
-    def __iter__(self) -> Iterator[list[int]]:
-        generator = torch.Generator().manual_seed(self.seed * 100_003 + self.epoch)
-        order = torch.randperm(self.length, generator=generator).split(self.batch_size)
-        yield from (batch.tolist() for batch in order[self.start :])
-
-
-@dataclass
-class Progress:
-    """What a resumed run needs to know besides tensors; kept as JSON in the checkpoint."""
-
-    step: int = 0
-    history: list[dict[str, Any]] = field(default_factory=list)
-    resumed_from_steps: list[int] = field(default_factory=list)
-    seconds: float = 0.0
-    scaler: dict[str, Any] | None = None
 
 
 class Loop:
@@ -166,7 +136,7 @@ class Loop:
         self.config, self.question, self.folder = config, question, folder
         self.log, self.report, self.say = log, report, say
         self.checkpoint = folder / "checkpoint.safetensors"
-        self.stop_requested = False
+        self.stop = Stop()
         trainer = config.trainer
         try:
             self.accelerator = Accelerator(
@@ -189,9 +159,13 @@ class Loop:
         self.order = EpochBatches(len(train), trainer.batch_size, config.seed)
         # A generator of its own: an iterator draws a number when it starts, and a resumed run starts one more.
         training = DataLoader(train, batch_sampler=self.order, collate_fn=train.collate, generator=torch.Generator())
-        evaluating = DataLoader(evaluation, trainer.eval_batch_size, collate_fn=train.collate, generator=torch.Generator())
+        evaluating = DataLoader(
+            evaluation, trainer.eval_batch_size, collate_fn=train.collate, generator=torch.Generator()
+        )
         optimizer = torch.optim.AdamW(
-            self._parameter_groups(module), betas=(config.optim.beta1, config.optim.beta2), lr=question["optim"]["lr"]
+            parameter_groups(module, config.optim),
+            betas=(config.optim.beta1, config.optim.beta2),
+            lr=question["optim"]["lr"],
         )
         self.module, self.optimizer, self.training, self.evaluating = self.accelerator.prepare(
             module, optimizer, training, evaluating
@@ -222,9 +196,11 @@ class Loop:
                     self._note({"evaluation": self.evaluate()})
                 if step == self.steps:
                     break
-                if self.stop_requested:
+                if self.stop.requested:
                     self._save()
-                    raise Interrupted(f"stopped after step {step} of {self.steps}; the same command goes on from there.")
+                    raise Interrupted(
+                        f"stopped after step {step} of {self.steps}; the same command goes on from there."
+                    )
                 if step % self.config.trainer.checkpoint_every == 0:
                     self._save()
         self.progress.seconds = time.perf_counter() - started
@@ -239,7 +215,8 @@ class Loop:
             # The second step of a process is measured: by then the optimiser's state exists.
             measured = len(self.step_seconds) == 1 and self.peak_memory_bytes is None
             meter = measure_peak(self.module, self.optimizer, self.accelerator.device) if measured else nullcontext()
-            self._set_learning_rate(step)
+            for group in self.optimizer.param_groups:
+                group["lr"] = self.question["optim"]["lr"] * rate_factor(step, self.steps, self.config.optim)
             with meter as peak:
                 for batch in batches:
                     with self.accelerator.accumulate(self.module):
@@ -260,7 +237,7 @@ class Loop:
             losses.clear()
             step += 1
             if not math.isfinite(value):
-                raise RunFailed(f"the loss is {value} at step {step}: lower optim.lr={self.question['optim']['lr']}.")
+                raise RunError(f"the loss is {value} at step {step}: lower optim.lr={self.question['optim']['lr']}.")
             self.step_seconds.append(time.perf_counter() - begun)
             if self.report:
                 self.report(step, self.steps, {"loss": value} | self._last_metric())
@@ -270,7 +247,7 @@ class Loop:
 
     def _loss(self, batch: dict[str, Tensor]) -> Tensor:
         labels = batch.pop("labels")
-        return F.cross_entropy(self._logits(batch), labels)
+        return cross_entropy(self._logits(batch), labels)
 
     def _logits(self, inputs: dict[str, Tensor]) -> Tensor:
         output = self.module(**inputs)
@@ -290,7 +267,7 @@ class Loop:
         all_logits, all_labels = torch.cat(logits), torch.cat(labels)
         self.labels, self.predictions = all_labels.tolist(), all_logits.argmax(-1).tolist()
         metrics = compute_metrics(self.task.metrics, self.labels, self.predictions)
-        return metrics | {"loss": F.cross_entropy(all_logits, all_labels).item()}
+        return metrics | {"loss": cross_entropy(all_logits, all_labels).item()}
 
     def _note(self, row: dict[str, Any]) -> None:
         step = self.progress.step
@@ -298,11 +275,9 @@ class Loop:
         self.progress.history.append(row)
         if "evaluation" in row:
             self.log({f"evaluation/{key}": value for key, value in row["evaluation"].items()}, step)
-            metric = self.task.primary_metric
-            self.say(
-                f"  epoch {row['epoch']:g}: {metric} {row['evaluation'][metric]:.4f}, loss {row['evaluation']['loss']:.4f} "
-                f"on {self.config.dataset.evaluate_on}"
-            )
+            metric, found = self.task.primary_metric, row["evaluation"]
+            on = self.config.dataset.evaluate_on
+            self.say(f"  epoch {row['epoch']:g}: {metric} {found[metric]:.4f}, loss {found['loss']:.4f} on {on}")
         else:
             self.log({key: value for key, value in row.items() if key != "step"}, step)
 
@@ -310,29 +285,7 @@ class Loop:
         rows = [row["evaluation"] for row in self.progress.history if "evaluation" in row]
         return {self.task.primary_metric: rows[-1][self.task.primary_metric]} if rows else {}
 
-    def _parameter_groups(self, module: nn.Module) -> list[dict[str, Any]]:
-        """Weight decay on matrices; not on vectors (biases, norms), nor by default on structure parameters."""
-        decayed: list[nn.Parameter] = []
-        plain: list[nn.Parameter] = []
-        for name, parameter in trainable_parameters(module):
-            wanted = self.config.optim.decay_structure if is_structure(name) else parameter.ndim > 1
-            (decayed if wanted else plain).append(parameter)
-        groups = ((decayed, self.config.optim.weight_decay), (plain, 0.0))
-        return [{"params": parameters, "weight_decay": decay} for parameters, decay in groups if parameters]
-
-    def _set_learning_rate(self, step: int) -> None:
-        """Linear warm-up, then the schedule down to zero; a function of the step alone, so nothing needs saving."""
-        warmup = math.ceil(self.config.optim.warmup_ratio * self.steps)
-        if step < warmup:
-            factor = (step + 1) / warmup
-        else:
-            done = (step - warmup) / max(1, self.steps - warmup)
-            schedules = {"linear": 1 - done, "cosine": (1 + math.cos(math.pi * done)) / 2, "constant": 1.0}
-            factor = schedules[self.config.optim.schedule]
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.question["optim"]["lr"] * factor
-
-    # --- checkpoints and results --------------------------------------------------------------------------------------
+    # --- checkpoints and results -------------------------------------------------------------------------------------
 
     def _unwrapped(self) -> nn.Module:
         module: nn.Module = self.accelerator.unwrap_model(self.module)
@@ -341,10 +294,10 @@ class Loop:
     def _save(self) -> None:
         scaler = self.accelerator.scaler
         self.progress.scaler = scaler.state_dict() if scaler is not None else None
-        save_checkpoint(self.checkpoint, self._unwrapped(), self.optimizer.optimizer, vars(self.progress))
+        save_checkpoint(self.checkpoint, self._unwrapped(), self.optimizer.optimizer, self.progress)
 
     def _resume(self) -> None:
-        self.progress = Progress(**load_checkpoint(self.checkpoint, self._unwrapped(), self.optimizer.optimizer))
+        self.progress = load_checkpoint(self.checkpoint, self._unwrapped(), self.optimizer.optimizer)
         if self.progress.scaler is not None and self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(self.progress.scaler)
         self.progress.resumed_from_steps.append(self.progress.step)
@@ -376,25 +329,8 @@ class Loop:
         """The trained adapter in PEFT's format (else the trained parameters), and each example's prediction."""
         module = self._unwrapped()
         if isinstance(module, PeftModel):
-            module.save_pretrained(self.folder / "adapter")
+            module.save_pretrained(str(self.folder / "adapter"))
         else:
             trained = {name: parameter.detach().contiguous() for name, parameter in trainable_parameters(module)}
             save_file(trained, self.folder / "trained.safetensors")
         write_json(self.folder / "predictions.json", {"labels": self.labels, "predictions": self.predictions})
-
-
-@contextmanager
-def stop_at_signal(loop: Loop) -> Iterator[None]:
-    """Ctrl-C and SIGTERM let the step finish and stop the loop; a second one stops at once."""
-
-    def request_stop(number: int, frame: Any) -> None:
-        if loop.stop_requested:
-            raise KeyboardInterrupt
-        loop.stop_requested = True
-
-    before = {number: signal.signal(number, request_stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -1,8 +1,8 @@
 """Learning rates by a search that is the same for every method of a comparison.
 
-Each method gets the same number of values, a factor of 3 apart, centred on its usual rate; the range is extended until the
-best value is not at its edge, and then the other methods' ranges are extended to the same number of values. Scores come from a
-fixed slice of the training split, never from the reported split.
+Each method gets the same number of values, a factor of 3 apart, around its usual rate; the range is extended until the
+best value is not at its edge, and then the other methods' ranges are extended to the same number of values. Scores come
+from a fixed slice of the training split, never from the reported split.
 """
 
 import math
@@ -69,17 +69,16 @@ def search(members: list[PlannedRun], execute: Callable[[PlannedRun], Record | N
         tried.setdefault(key, {})[rate] = score(record) if record else (-math.inf, -math.inf)
 
     for key in runs:
-        for rate in first_rates(key[1]):
-            attempt(key, rate)
+        for first in first_rates(key[1]):
+            attempt(key, first)
     while True:
-        values = {
-            place: max(len(tried[key]) for key in runs if key[0] == place) for place in {key[0] for key in runs}
-        }
-        steps = [(key, rate) for key in runs if (rate := next_rate(tried[key], values[key[0]])) is not None]
-        if not steps:
+        values = {place: max(len(tried[key]) for key in runs if key[0] == place) for place in {key[0] for key in runs}}
+        steps = [(key, next_rate(tried[key], values[key[0]])) for key in runs]
+        if all(rate is None for _, rate in steps):
             break
         for key, rate in steps:
-            attempt(key, rate)
+            if rate is not None:
+                attempt(key, rate)
 
     rates: dict[str, dict[str, dict[str, Any]]] = tuned_rates()
     for (place, structure), scores in sorted(tried.items()):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from surm.config import ConfigError, RunConfig, check_command, composer, compose_run, groups, load_scale, sweep_members
+from surm.config import ConfigError, RunConfig, check_command, compose_run, composer, groups, load_scale, sweep_members
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -53,7 +53,9 @@ def test_a_bad_command_is_one_sentence(arguments: list[str], words: list[str]) -
         assert word in message, message
 
 
-@pytest.mark.parametrize("arguments", [["structure=circulnt"], ["trainer.epochs=minus"], ["structure=ldr", "structure.terms=0"]])
+@pytest.mark.parametrize(
+    "arguments", [["structure=circulnt"], ["trainer.epochs=minus"], ["structure=ldr", "structure.terms=0"]]
+)
 def test_a_bad_command_writes_nothing_and_exits_with_an_error(arguments: list[str], tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
     command = [sys.executable, str(REPOSITORY / "scripts" / "train.py"), *arguments]

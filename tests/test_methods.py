@@ -62,7 +62,9 @@ def test_full_trains_everything() -> None:
     assert sum(count_trainable(module, head)) == sum(p.numel() for p in module.parameters())
 
 
-@pytest.mark.parametrize("method", ["circulant", "toeplitz", "kronecker", "ldr", "lora", "bitfit", "linear_probe", "full"])
+@pytest.mark.parametrize(
+    "method", ["circulant", "toeplitz", "kronecker", "ldr", "lora", "bitfit", "linear_probe", "full"]
+)
 def test_every_method_starts_at_the_same_function(method: str) -> None:
     """Same seed, same head, zero update: the logits before the first step are those of the linear probe."""
     x = torch.randn(2, 3, 28, 28, generator=torch.Generator().manual_seed(1))

@@ -50,7 +50,10 @@ def test_a_claim_keeps_others_out_and_is_gone_afterwards(tmp_path: Path) -> None
 
 
 def test_the_claim_of_a_killed_process_is_free(tmp_path: Path) -> None:
-    code = f"import os; from pathlib import Path; from surm.claim import Claim; Claim(Path({str(tmp_path)!r})).__enter__(); os._exit(9)"
+    code = (
+        "import os; from pathlib import Path; from surm.claim import Claim; "
+        f"Claim(Path({str(tmp_path)!r})).__enter__(); os._exit(9)"
+    )
     subprocess.run([sys.executable, "-c", code], check=False)
     left = json.loads((tmp_path / "claim.json").read_text())
     assert left["pid"] != os.getpid()

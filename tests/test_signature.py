@@ -3,7 +3,7 @@
 import pytest
 
 from surm import rates
-from surm.config import composer, compose_run, ignored_line
+from surm.config import compose_run, composer, ignored_line
 from surm.signature import asked, signature
 
 

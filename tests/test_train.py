@@ -17,16 +17,24 @@ from peft import PeftModel
 from sklearn.metrics import accuracy_score
 
 from surm import train
-from surm.config import RunConfig, composer, compose_run
+from surm.config import RunConfig, compose_run, composer
 from surm.data import load_task
 from surm.data.encode import encode
+from surm.data.order import EpochBatches
+from surm.interrupt import Interrupted
 from surm.models import load_backbone
 from surm.record import RecordError, read_record
 from surm.signature import asked, signature
-from surm.train import EpochBatches, Interrupted, RunFailed, run
+from surm.train import RunError, run
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-SMALL = ["model=tiny_vit", "trainer.epochs=2", "trainer.batch_size=64", "trainer.max_steps=24", "trainer.checkpoint_every=5"]
+SMALL = [
+    "model=tiny_vit",
+    "trainer.epochs=2",
+    "trainer.batch_size=64",
+    "trainer.max_steps=24",
+    "trainer.checkpoint_every=5",
+]
 
 
 def configure(folder: Path, *overrides: str) -> RunConfig:
@@ -50,7 +58,7 @@ def stop_after(step: int) -> train.Report:
 def test_batches_cover_each_epoch_once_in_an_order_of_seed_and_epoch() -> None:
     batches = EpochBatches(10, 4, seed=3)
     first = list(batches)
-    assert sorted(sum(first, [])) == list(range(10))
+    assert sorted(index for batch in first for index in batch) == list(range(10))
     assert [len(batch) for batch in first] == [4, 4, 2]
     assert list(batches) == first
     batches.start = 1
@@ -96,7 +104,9 @@ def test_the_saved_adapter_gives_the_recorded_predictions_in_plain_peft(tmp_path
     assert logits.argmax(-1).tolist() == json.loads((folder / "predictions.json").read_text())["predictions"]
 
 
-@pytest.mark.parametrize("step", [1, 5, 16, 23])  # before a checkpoint was due, at one, at the end of an epoch, before the last
+@pytest.mark.parametrize(
+    "step", [1, 5, 16, 23]
+)  # before a checkpoint was due, at one, at the end of an epoch, before the last
 @pytest.mark.parametrize("structure", ["circulant", "full"])
 def test_an_interrupted_run_goes_on_bit_for_bit(tmp_path: Path, step: int, structure: str) -> None:
     options = [f"structure={structure}", "trainer.gradient_accumulation=2", "trainer.batch_size=32"]
@@ -141,7 +151,7 @@ def test_other_data_than_the_finished_run_saw_is_refused_with_both_hashes(
 
 def test_a_loss_that_is_not_finite_stops_the_run_with_a_reason(tmp_path: Path) -> None:
     config = configure(tmp_path, "structure=full", "optim.lr=1e30", "optim.max_grad_norm=null", "optim.warmup_ratio=0")
-    with pytest.raises(RunFailed, match=r"lower optim\.lr=1e\+30"):
+    with pytest.raises(RunError, match=r"lower optim\.lr=1e\+30"):
         run(config, say=quiet)
     record = read_record(tmp_path / "runs" / signature(asked(config)) / "record.json")
     assert record is not None
@@ -162,7 +172,9 @@ def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
 
 def rates(tmp_path: Path, *overrides: str) -> list[float]:
     config = configure(tmp_path, "trainer.log_every=1", "optim.lr=1", "optim.warmup_ratio=0.25", *overrides)
-    history = run(replace(config, structure=replace(config.structure, name="linear_probe")), say=quiet)["happened"]["history"]
+    history = run(replace(config, structure=replace(config.structure, name="linear_probe")), say=quiet)["happened"][
+        "history"
+    ]
     return [row["lr"] for row in history if "lr" in row]
 
 
@@ -205,7 +217,7 @@ def test_kill_9_loses_nothing_but_the_steps_since_the_checkpoint(tmp_path: Path,
     while time.monotonic() < deadline and process.poll() is None:
         temporary = list(folder.glob(".checkpoint*.tmp"))
         written += (folder / "checkpoint.safetensors").exists()
-        if moment == "early" and written or moment == "late" and _step(folder) > 250:
+        if (moment == "early" and written) or (moment == "late" and _step(folder) > 250):
             break
         if moment.startswith("while") and temporary and _step(folder) > 180:
             break

@@ -20,13 +20,15 @@ STRUCTURES: dict[str, type[Structure]] = {
 
 
 def structure_class(name: str) -> type[Structure]:
-    """The class of a structure by its name; "a+b" is the sum of two."""
+    """The class of a structure by its name; "a+b" is the sum of a member of each.
+
+    Raises ValueError, naming the nearest structure, for an unknown name.
+    """
     for part in name.split("+"):
         if part not in STRUCTURES:
             near = get_close_matches(part, STRUCTURES, n=1, cutoff=0.0)[0]
-            raise ValueError(
-                f"Unknown structure {name!r}: {part!r} is none of {', '.join(STRUCTURES)}; nearest: {near}."
-            )
+            known = ", ".join(STRUCTURES)
+            raise ValueError(f"{part!r} is not a structure; the nearest name is {near!r}, all of them are {known}.")
     families = tuple(STRUCTURES[part] for part in name.split("+"))
     return families[0] if len(families) == 1 else sum_of(families)
 

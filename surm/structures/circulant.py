@@ -21,7 +21,7 @@ class Circulant(ConstantDiagonals):
 
     name = "circulant"
     equation = "sections 3 and 5.1"
-    option_rules = {"parametrization": one_of("product", "direct"), "terms": count()}  # noqa: RUF012
+    option_rules: ClassVar = {"parametrization": one_of("product", "direct"), "terms": count()}
     sign: ClassVar[int] = 1  # of the part that wraps around
 
     @classmethod

@@ -1,6 +1,6 @@
 """Matrices of low displacement rank."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 from torch.nn.functional import pad
@@ -22,7 +22,7 @@ class LowDisplacementRank(Family):
 
     name = "ldr"
     equation = "sections 3 and 5.1, appendix A.1"
-    option_rules = {"terms": count()}  # noqa: RUF012
+    option_rules: ClassVar = {"terms": count()}
 
     @classmethod
     def _parameter_shapes(cls, m: int, n: int, **options: Any) -> dict[str, Shape]:

@@ -1,6 +1,6 @@
 """Kronecker products."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -37,7 +37,7 @@ class Kronecker(Family):
 
     name = "kronecker"
     equation = "sections 3 and 5.1, appendix A.2"
-    option_rules = {  # noqa: RUF012
+    option_rules: ClassVar = {
         "factor_shape": Option(None, is_shape, "two integers [m1, n1], m1 a divisor of m and n1 of n"),
         "terms": count(),
     }

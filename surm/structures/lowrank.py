@@ -1,6 +1,6 @@
 """Low-rank matrices, the comparison of every structure."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -22,7 +22,7 @@ class LowRank(Family):
 
     name = "low_rank"
     equation = "section 2"
-    option_rules = {"rank": count(), "terms": count()}  # noqa: RUF012
+    option_rules: ClassVar = {"rank": count(), "terms": count()}
 
     @classmethod
     def _parameter_shapes(cls, m: int, n: int, **options: Any) -> dict[str, Shape]:

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from surm.structures.base import Structure
 
 RANDOM_STARTS = 2
-MAX_STEPS = 1000  # a start
-PERFECT = 1e-7  # relative error where no further start is tried
+MAX_STEPS = 5000  # a start
+PERFECT = 1e-6  # relative error where no further start is tried
 
 
 @dataclass(frozen=True)
@@ -80,8 +80,8 @@ def nearest_kronecker(matrix: Tensor, shape: Sequence[int], terms: int) -> tuple
 def displacement_generators(matrix: Tensor, terms: int) -> tuple[Tensor, Tensor]:
     """G, H (terms, K) of the square matrix whose displacement Z_1 W - W Z_{-1} is the nearest one of rank `terms`.
 
-    With the displacement sum_i g_i h_i^T, W = 1/2 sum_i Z_1(g_i) Z_{-1}(h_i reversed) (Pan 2001, section 4.4): exact
-    where the matrix is a member, and for terms = K always.
+    With the displacement sum_i g_i h_i^T, W = 1/2 sum_i Z_1(g_i) Z_{-1}(h_i reversed) (paper appendix A.1; Pan,
+    Structured Matrices and Polynomials, 2001): exact where the matrix is a member, and for terms = K always.
     """
     shifted = matrix.roll(-1, dims=1)
     shifted[:, -1] *= -1
@@ -99,7 +99,7 @@ def minimise(structure: Structure, matrix: Tensor) -> Fit:
     generator = torch.Generator().manual_seed(0)
 
     def difference() -> Tensor:
-        return (structure.dense() - matrix) / norm
+        return torch.div(structure.dense() - matrix, norm)
 
     best, best_error, steps, converged = [parameter.clone() for parameter in parameters], torch.inf, 0, False
     for start in range(1 + RANDOM_STARTS):
@@ -127,9 +127,9 @@ def _descend(parameters: Sequence[Tensor], loss: Callable[[], Tensor]) -> int:
         parameters,
         max_iter=MAX_STEPS,
         max_eval=10 * MAX_STEPS,
-        history_size=30,
-        tolerance_grad=1e-10,
-        tolerance_change=1e-14,
+        history_size=100,
+        tolerance_grad=1e-9,
+        tolerance_change=1e-12,
         line_search_fn="strong_wolfe",
     )
 

@@ -1,6 +1,6 @@
 """Toeplitz matrices and products of two of them."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -23,7 +23,7 @@ class Toeplitz(ConstantDiagonals):
 
     name = "toeplitz"
     equation = "sections 3 and 5.1"
-    option_rules = {"symmetric": one_of(True, False), "factors": one_of(2, 1), "terms": count()}  # noqa: RUF012
+    option_rules: ClassVar = {"symmetric": one_of(True, False), "factors": one_of(2, 1), "terms": count()}
 
     @classmethod
     def _parameter_shapes(cls, m: int, n: int, **options: Any) -> dict[str, Shape]:
@@ -37,7 +37,7 @@ class Toeplitz(ConstantDiagonals):
         return functional.symmetric_diagonals(t, rows, columns) if self.options["symmetric"] else t
 
     def _product(self, x: Tensor) -> Tensor:
-        if self.options["factors"] == 1:
+        if self.is_linear():
             return functional.toeplitz_product(self.diagonals(self.generator(x.dtype)), x, self.m)
         K = max(self.m, self.n)
         t1, t2 = self._factors(x.dtype)
@@ -45,9 +45,7 @@ class Toeplitz(ConstantDiagonals):
         return functional.toeplitz_product(self._diagonals(t1, self.m, K), z, self.m).sum(dim=-2)
 
     def _dense(self, dtype: torch.dtype) -> Tensor:
-        if self.options["factors"] == 1:
-            return super()._dense(dtype)
-        return Structure._dense(self, dtype)
+        return super()._dense(dtype) if self.is_linear() else Structure._dense(self, dtype)
 
     def _randomise(self, factor: Tensor, *, authors: bool) -> None:
         factor.normal_(std=0.02 if authors else (self.n * self.options["terms"]) ** -0.5)
@@ -69,7 +67,7 @@ class Toeplitz(ConstantDiagonals):
         return self._diagonals(generator, self.m, self.n)
 
     def _approximate(self, matrix: Tensor) -> Fit | None:
-        if self.options["factors"] == 1:
+        if self.is_linear():
             return super()._approximate(matrix)
         # The optimiser starts at the nearest single matrix, T1 times the identity, in the first term.
         t1, t2 = self._factors()

@@ -1,0 +1,145 @@
+"""What the contract suite runs over: a new structure joins with one row.
+
+The dense twins take their layout from SciPy's and NumPy's constructors and share no code with the structures: an index
+matrix says which entry of a generator stands where, so that autograd goes through them.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import scipy.linalg
+import torch
+from torch import Tensor
+
+Parameters = Mapping[str, Tensor]
+
+
+def circulant(c: Tensor, m: int, n: int) -> Tensor:
+    return c[torch.from_numpy(scipy.linalg.circulant(np.arange(len(c))))][:m, :n]
+
+
+def skew_circulant(c: Tensor, m: int, n: int) -> Tensor:
+    wraps = np.triu(np.ones((len(c), len(c))), k=1)
+    return circulant(c, m, n) * torch.from_numpy(1 - 2 * wraps)[:m, :n]
+
+
+def toeplitz(d: Tensor, m: int, n: int) -> Tensor:
+    return d[torch.from_numpy(scipy.linalg.toeplitz(np.arange(n - 1, m + n - 1), np.arange(n - 1, -1, -1)))]
+
+
+def symmetric_toeplitz(t: Tensor, m: int, n: int) -> Tensor:
+    return t[torch.from_numpy(scipy.linalg.toeplitz(np.arange(len(t))))][:m, :n]
+
+
+def sum_over_terms(term: Callable[..., Tensor], *names: str) -> Callable[[Parameters, int, int], Tensor]:
+    """The twin that adds term(generators of the term, m, n) over the leading dimension of the parameters."""
+
+    def twin(p: Parameters, m: int, n: int) -> Tensor:
+        return torch.stack([term(*factors, m, n) for factors in zip(*(p[name] for name in names), strict=True)]).sum(0)
+
+    return twin
+
+
+def pair(factor: Callable[[Tensor, int, int], Tensor]) -> Callable[[Tensor, Tensor, int, int], Tensor]:
+    return lambda t1, t2, m, n: factor(t1, m, max(m, n)) @ factor(t2, max(m, n), n)
+
+
+def ldr(g: Tensor, h: Tensor, m: int, n: int) -> Tensor:
+    return (circulant(g, len(g), len(g)) @ skew_circulant(h, len(h), len(h)))[:m, :n]
+
+
+def circulant_plus_skew(p: Parameters, m: int, n: int) -> Tensor:
+    return circulant((p["parts.0.r1"] * p["parts.0.r2"])[0], m, n) + skew_circulant(
+        (p["parts.1.r1"] * p["parts.1.r2"])[0], m, n
+    )
+
+
+def circulant_plus_low_rank(p: Parameters, m: int, n: int) -> Tensor:
+    return circulant((p["parts.0.r1"] * p["parts.0.r2"])[0], m, n) + p["parts.1.B"][0] @ p["parts.1.A"][0]
+
+
+@dataclass(frozen=True)
+class Row:
+    name: str
+    options: dict[str, Any]
+    twin: Callable[[Parameters, int, int], Tensor]  # parameters, m, n -> dense matrix
+    count: Callable[[int, int], int]  # m, n -> number of parameters, as the project's table of structures has it
+    basis: tuple[Callable[[Tensor, int, int], Tensor], ...] = ()  # generators of linear families
+    generator_size: Callable[[int, int], int] = field(default=max)
+    exact: bool = True  # whether `nearest` is a closed form
+
+    def __str__(self) -> str:
+        return "-".join([self.name, *(f"{key}={value}" for key, value in self.options.items())])
+
+
+def general_size(m: int, n: int) -> int:
+    return m + n - 1
+
+
+def fewest_kronecker(m: int, n: int) -> int:
+    """By trial of every factor shape."""
+    return min(
+        m1 * n1 + (m // m1) * (n // n1)
+        for m1 in range(1, m + 1)
+        for n1 in range(1, n + 1)
+        if m % m1 == 0 and n % n1 == 0
+    )
+
+
+PRODUCT = {"parametrization": "product"}
+DIRECT = {"parametrization": "direct"}
+GENERAL = {"symmetric": False}
+ONE = {"factors": 1}
+
+circulant_pair = sum_over_terms(lambda a, b, m, n: circulant(a * b, m, n), "r1", "r2")
+skew_pair = sum_over_terms(lambda a, b, m, n: skew_circulant(a * b, m, n), "r1", "r2")
+kronecker = sum_over_terms(lambda A, B, m, n: torch.kron(A, B), "A", "B")
+low_rank = sum_over_terms(lambda B, A, m, n: B @ A, "B", "A")
+
+ROWS = [
+    Row("circulant", PRODUCT, circulant_pair, lambda m, n: 2 * max(m, n), (circulant,)),
+    Row("circulant", PRODUCT | {"terms": 3}, circulant_pair, lambda m, n: 6 * max(m, n), (circulant,)),
+    Row("circulant", DIRECT, sum_over_terms(circulant, "c"), lambda m, n: max(m, n), (circulant,)),
+    Row("skew_circulant", PRODUCT, skew_pair, lambda m, n: 2 * max(m, n), (skew_circulant,)),
+    Row(
+        "skew_circulant",
+        DIRECT | {"terms": 2},
+        sum_over_terms(skew_circulant, "c"),
+        lambda m, n: 2 * max(m, n),
+        (skew_circulant,),
+    ),
+    Row("toeplitz", {}, sum_over_terms(pair(symmetric_toeplitz), "t1", "t2"), lambda m, n: 2 * max(m, n), exact=False),
+    Row(
+        "toeplitz",
+        {"terms": 2},
+        sum_over_terms(pair(symmetric_toeplitz), "t1", "t2"),
+        lambda m, n: 4 * max(m, n),
+        exact=False,
+    ),
+    Row(
+        "toeplitz",
+        GENERAL,
+        sum_over_terms(pair(toeplitz), "t1", "t2"),
+        lambda m, n: m + n + 2 * max(m, n) - 2,
+        exact=False,
+    ),
+    Row("toeplitz", ONE, sum_over_terms(symmetric_toeplitz, "t"), lambda m, n: max(m, n), (symmetric_toeplitz,)),
+    Row(
+        "toeplitz",
+        GENERAL | ONE | {"terms": 2},
+        sum_over_terms(toeplitz, "t"),
+        lambda m, n: 2 * (m + n - 1),
+        (toeplitz,),
+        general_size,
+    ),
+    Row("kronecker", {}, kronecker, fewest_kronecker),
+    Row("kronecker", {"terms": 2}, kronecker, lambda m, n: 2 * fewest_kronecker(m, n)),
+    Row("ldr", {}, sum_over_terms(ldr, "G", "H"), lambda m, n: 2 * max(m, n), exact=False),
+    Row("ldr", {"terms": 3}, sum_over_terms(ldr, "G", "H"), lambda m, n: 6 * max(m, n), exact=False),
+    Row("low_rank", {}, low_rank, lambda m, n: m + n),
+    Row("low_rank", {"rank": 2, "terms": 2}, low_rank, lambda m, n: 4 * (m + n)),
+    Row("circulant+skew_circulant", {}, circulant_plus_skew, lambda m, n: 4 * max(m, n), (circulant, skew_circulant)),
+    Row("circulant+low_rank", {}, circulant_plus_low_rank, lambda m, n: 2 * max(m, n) + m + n, exact=False),
+]
