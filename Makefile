@@ -20,7 +20,8 @@ ASSETS := $(VENV)/.surm-assets
 
 only = $(if $(ONLY),--only $(ONLY))
 dry = $(if $(filter-out 0,$(DRY)),--dry)
-reproduce = $(PY) scripts/reproduce.py $(if $(SEEDS),--seeds $(SEEDS)) $(only) $(dry)
+seeds = $(if $(SEEDS),--seeds $(SEEDS))
+chosen = --scale $(SCALE) $(seeds) $(only)
 pytest = OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 WANDB_MODE=offline $(PY) -m pytest -n 2
 
 .DEFAULT_GOAL := help
@@ -40,22 +41,22 @@ setup: $(ASSETS) ## make the environment: pinned packages, this project, the bui
 assets: $(ASSETS) ## install the built-in models and data (part of setup)
 
 reproduce: $(ASSETS) ## run the experiments of SCALE, then tables, figures and verdicts; continues where it stopped
-	@$(reproduce) --scale $(SCALE)
+	@$(PY) scripts/reproduce.py $(chosen) $(dry)
 
 smoke: $(ASSETS) ## the same in 3 minutes, to see that everything works; its numbers are no evidence
-	@$(reproduce) --scale smoke
+	@$(PY) scripts/reproduce.py --scale smoke $(seeds) $(only) $(dry)
 
 tune: $(ASSETS) ## repeat the choice of the learning rates
-	@$(PY) scripts/tune.py $(only) $(dry)
+	@$(PY) scripts/tune.py --scale $(SCALE) $(only) $(dry)
 
 status: $(ASSETS) ## list the runs that are done, running, failed and missing
-	@$(PY) scripts/records.py status $(only)
+	@$(PY) scripts/records.py status $(chosen)
 
 report: $(ASSETS) ## write tables, figures and outputs/report.md from the records that exist
-	@$(PY) scripts/report.py
+	@$(PY) scripts/report.py $(chosen)
 
 publish: $(ASSETS) ## copy the finished records of a clean tree to results/runs/
-	@$(PY) scripts/records.py publish
+	@$(PY) scripts/records.py publish $(chosen)
 
 wandb-sync: $(ASSETS) ## upload runs made without Weights & Biases, each once
 	@$(PY) scripts/records.py wandb-sync

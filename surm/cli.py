@@ -2,6 +2,7 @@
 
 import statistics
 import sys
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -24,6 +25,8 @@ from surm.tracking import TrackingError
 from surm.train import RunError, run
 
 console = Console(soft_wrap=True, highlight=False)
+# PEFT asks transformers for a property under its old name; nobody here can act on the warning.
+warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
 
 
 @contextmanager
@@ -189,7 +192,15 @@ def _cost_key(question: dict[str, Any]) -> str:
 def report(experiments: Sequence[Experiment], note: str, name: str) -> None:
     """Write the tables, figures and the page, and print where they are."""
     plans = [experiment.for_report(note) for experiment in experiments]
-    page = reporting.build(plans, PUBLISHED, Path("outputs/runs"), Path("outputs"), label=note, name=name)
+    page = reporting.build(
+        plans,
+        PUBLISHED,
+        Path("outputs/runs"),
+        Path("outputs"),
+        label=note,
+        name=name,
+        paper=REPOSITORY / "results/paper",
+    )
     for plan in plans:
         console.print(f"\n[bold]{plan.title}[/bold]\n")
         print((page.parent / "tables" / f"{plan.name}.md").read_text())
@@ -209,20 +220,32 @@ def status(scale: str, seeds: int | None, only: str | None) -> None:
 
 
 def publish(scale: str, seeds: int | None, only: str | None) -> None:
-    """Promote finished records of a clean tree to `results/runs` and rebuild the committed tables and figures."""
-    promoted = 0
-    for signature, record in read_records(Path("outputs/runs")).items():
-        if not record.finished or record.where["dirty"] or record.asked["model"]["name"].startswith("tiny_"):
-            continue
-        for source, target in (
-            ("record.json", f"{signature}.json"),
-            ("predictions.json", f"{signature}.predictions.json"),
-        ):
-            write_atomically(PUBLISHED / target, (record.path.parent / source).read_bytes())
-        promoted += 1
+    """Promote records to `results/runs` and rebuild the committed tables and figures from what is there."""
+    promoted = promote(Path("outputs/runs"), PUBLISHED)
     experiments = load_scale_experiments(load_scale(scale), seeds=seeds, only=only)
     reporting.publish([e.for_report() for e in experiments], PUBLISHED, REPOSITORY / "results", name=scale)
     console.print(f"{promoted} finished records of a clean tree are in {PUBLISHED.relative_to(REPOSITORY)}.")
+
+
+def promote(runs: Path, published: Path) -> int:
+    """Copy the records and predictions of finished runs of a clean tree; random models and smoke runs prove nothing.
+
+    Returns:
+        How many runs were copied.
+    """
+    chosen = [
+        record
+        for record in read_records(runs).values()
+        if record.finished
+        and record.where["dirty"] is False
+        and not record.asked["model"]["name"].startswith("tiny_")
+        and record.asked["trainer"]["max_steps"] is None
+    ]
+    for record in chosen:
+        write_atomically(published / f"{record.signature}.json", record.path.read_bytes())
+        predictions = record.path.with_name("predictions.json")
+        write_atomically(published / f"{record.signature}.predictions.json", predictions.read_bytes())
+    return len(chosen)
 
 
 def wandb_sync(scale: str, seeds: int | None, only: str | None) -> None:

@@ -28,7 +28,7 @@ def structure_class(name: str) -> type[Structure]:
         if part not in STRUCTURES:
             near = get_close_matches(part, STRUCTURES, n=1, cutoff=0.0)[0]
             known = ", ".join(STRUCTURES)
-            raise ValueError(f"{part!r} is not a structure; the nearest name is {near!r}, all of them are {known}.")
+            raise ValueError(f"Unknown structure {name!r}: {part!r} is none of {known}; nearest: {near}.")
     families = tuple(STRUCTURES[part] for part in name.split("+"))
     return families[0] if len(families) == 1 else sum_of(families)
 

@@ -78,6 +78,8 @@ class Structure(nn.Module, ABC):
 
     def forward(self, x: Tensor) -> Tensor:
         """y = W x: (..., n) -> (..., m), computed in float32 or float64, returned in the dtype of x."""
+        if x.shape[-1:] != (self.n,):  # an FFT would cut or pad it without a word
+            raise ValueError(f"{self.name}: x has shape {tuple(x.shape)}; give it a last dimension of n={self.n}.")
         with torch.autocast(x.device.type, enabled=False):
             return self._product(x.to(self._compute_dtype(x.dtype))).to(x.dtype)
 

@@ -37,11 +37,10 @@ class LowDisplacementRank(Family):
         factor.normal_(std=0.02 if authors else (self.n * self.options["terms"]) ** -0.5)
 
     def _approximate(self, matrix: Tensor) -> Fit | None:
-        G, H = self._factors()
+        # The optimiser starts where the displacement, not the matrix itself, is nearest.
         K = max(self.m, self.n)
         square = pad(matrix, (0, K - self.n, 0, K - self.m))
-        for factor, start in zip(
-            (G, H), projection.displacement_generators(square, self.options["terms"]), strict=True
-        ):
-            factor.copy_(start)
+        start = projection.displacement_generators(square, self.options["terms"])
+        for factor, value in zip(self._factors(), start, strict=True):
+            factor.copy_(value)
         return projection.minimise(self, matrix)

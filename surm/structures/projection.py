@@ -37,11 +37,11 @@ def nearest_generator(matrix: Tensor, diagonals: Callable[[Tensor], Tensor], siz
     """Generator (size,) of the nearest member of a space of Toeplitz matrices (paper appendix A.6).
 
     `diagonals` gives each diagonal one entry of the generator up to its sign, so that the projection is the mean over
-    the entries of `matrix` where that entry stands; it is zero where it stands nowhere.
+    the entries of `matrix` where that entry stands. As K = max(m, n), each entry of a generator stands somewhere.
     """
     signs, *adjoint = torch.func.vjp(diagonals, matrix.new_ones(size))
     (sums,), (counts,) = adjoint[0](sum_diagonals(matrix)), adjoint[0](sum_diagonals(torch.ones_like(matrix)) * signs)
-    mean: Tensor = sums / counts.clamp(min=1)
+    mean: Tensor = sums / counts
     return mean
 
 

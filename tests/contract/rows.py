@@ -56,6 +56,10 @@ def circulant_plus_skew(p: Parameters, m: int, n: int) -> Tensor:
     )
 
 
+def circulant_plus_toeplitz(p: Parameters, m: int, n: int) -> Tensor:
+    return circulant((p["parts.0.r1"] * p["parts.0.r2"])[0], m, n) + symmetric_toeplitz(p["parts.1.t"][0], m, n)
+
+
 def circulant_plus_low_rank(p: Parameters, m: int, n: int) -> Tensor:
     return circulant((p["parts.0.r1"] * p["parts.0.r2"])[0], m, n) + p["parts.1.B"][0] @ p["parts.1.A"][0]
 
@@ -141,5 +145,8 @@ ROWS = [
     Row("low_rank", {}, low_rank, lambda m, n: m + n),
     Row("low_rank", {"rank": 2, "terms": 2}, low_rank, lambda m, n: 4 * (m + n)),
     Row("circulant+skew_circulant", {}, circulant_plus_skew, lambda m, n: 4 * max(m, n), (circulant, skew_circulant)),
+    Row(
+        "circulant+toeplitz", ONE, circulant_plus_toeplitz, lambda m, n: 3 * max(m, n), (circulant, symmetric_toeplitz)
+    ),
     Row("circulant+low_rank", {}, circulant_plus_low_rank, lambda m, n: 2 * max(m, n) + m + n, exact=False),
 ]

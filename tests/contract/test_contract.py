@@ -119,6 +119,13 @@ def test_leading_dimensions(row: Row, batch: tuple[int, ...]) -> None:
 
 
 @rows
+@pytest.mark.parametrize("shape", [(), (5,), (7,), (6, 4)], ids=str)
+def test_refuses_another_last_dimension(row: Row, shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="give it a last dimension of n=6"):
+        random_structure(row, 4, 6)(draw(*shape))
+
+
+@rows
 @shapes
 @pytest.mark.parametrize("init_weights", [True, "authors"])
 def test_starts_at_exactly_zero_and_can_leave(row: Row, m: int, n: int, init_weights: bool | str) -> None:

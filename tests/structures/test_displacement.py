@@ -41,7 +41,7 @@ def test_contains_the_families_that_the_paper_names(family: str, terms: int) -> 
 
 
 def test_more_terms_come_nearer() -> None:
-    matrix = torch.randn(10, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    matrix = torch.randn(8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     errors = [structure_class("ldr").nearest(matrix, terms=terms).fit.relative_error for terms in (1, 2, 3)]
     assert errors[0] > errors[1] > errors[2]
 

@@ -13,7 +13,6 @@ from surm.structures import build, structure_class
         (7, 7, [7, 1]),
         (7, 5, [7, 1]),
         (1, 1, [1, 1]),
-        (1, 7, [1, 7]),
     ],
 )
 def test_default_factor_shape(m: int, n: int, shape: list[int]) -> None:
@@ -21,12 +20,12 @@ def test_default_factor_shape(m: int, n: int, shape: list[int]) -> None:
 
 
 def test_rank_at_768_is_the_papers() -> None:
-    structure = build("kronecker", 768, 768)
+    structure = build("kronecker", 768, 768, dtype=torch.float64)
     structure.reset_parameters(False)
     assert structure.B.shape == (1, 24, 32)
-    ranks = [np.linalg.matrix_rank(factor[0].detach().double().numpy()) for factor in (structure.A, structure.B)]
+    ranks = [np.linalg.matrix_rank(factor[0].detach().numpy()) for factor in (structure.A, structure.B)]
     assert np.prod(ranks) == 576
-    assert np.linalg.matrix_rank(structure.dense().detach().double().numpy()) == 576
+    assert np.linalg.matrix_rank(structure.dense().detach().numpy()) == 576
 
 
 @pytest.mark.parametrize(("terms", "shape"), [(1, [2, 3]), (2, [2, 3]), (3, [4, 2])])

@@ -3,7 +3,7 @@ import pytest
 import scipy.linalg
 import torch
 
-from surm.structures import build, structure_class
+from surm.structures import build, projection, structure_class
 from surm.structures.functional import fast_length
 
 
@@ -27,6 +27,17 @@ def test_two_factors_come_at_least_as_near_as_one(symmetric: bool) -> None:
     one, two = (structure_class("toeplitz").nearest(matrix, symmetric=symmetric, factors=factors) for factors in (1, 2))
     assert two.fit is not None
     assert two.fit.relative_error < ((one.dense() - matrix).norm() / matrix.norm()).item()
+
+
+def test_the_best_of_several_starts_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = torch.randn(24, 4, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    matrices = drawn[[4, 6, 17, 22]]  # in the first two a random start wins, in the others the first start
+    several = [structure_class("toeplitz").nearest(matrix).fit for matrix in matrices]
+    monkeypatch.setattr(projection, "RANDOM_STARTS", 0)
+    alone = [structure_class("toeplitz").nearest(matrix).fit for matrix in matrices]
+    gains = [one.relative_error - best.relative_error for one, best in zip(alone, several, strict=True)]
+    assert min(gains) > -1e-9
+    assert max(gains) > 1e-3
 
 
 @pytest.mark.parametrize(("symmetric", "factors", "expected"), [

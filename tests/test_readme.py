@@ -1,0 +1,41 @@
+"""The README's Python runs as it stands and does what its comments say."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+
+
+def test_the_plug_in_example_trains_what_it_says_and_merges(tmp_path: Path) -> None:
+    check = "\nassert type(merged) is type(fresh)\nassert not any('surm' in n for n, _ in merged.named_modules())"
+    done = subprocess.run([sys.executable, "-c", BLOCKS[0] + check], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    head = 768 * 10 + 10
+    assert f"trainable params: {55_296 + head:,}" in done.stdout
+    assert (tmp_path / "my-adapter" / "adapter_model.safetensors").exists()
+
+
+def test_the_structure_example_gives_the_nearest_toeplitz_matrix() -> None:
+    import numpy as np
+
+    names: dict[str, object] = {}
+    exec(BLOCKS[1], names)
+    matrix, fitted = names["W"].numpy(), names["fit"].dense().detach().numpy()
+    for offset in (-40, -1, 0, 7):
+        assert np.diagonal(fitted, offset) == pytest.approx(np.diagonal(matrix, offset).mean(), abs=1e-5)
+    assert names["y"].shape == (8, 64)
+
+
+def test_it_is_short() -> None:
+    assert len(README.splitlines()) < 200
+
+
+def test_every_file_it_names_exists() -> None:
+    for name in re.findall(r"\]\((?!https?:)([^)#]+)\)", README):
+        assert (REPOSITORY / name).exists(), name

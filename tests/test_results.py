@@ -1,0 +1,63 @@
+"""What is committed below results/ is what the committed records say."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from surm import report
+from surm.config import composer, load_scale
+from surm.plan import load_experiment
+from surm.rates import TUNED_RATES
+from surm.record import PUBLISHED
+from surm.report.records import read_records
+from surm.signature import signature
+
+RESULTS = PUBLISHED.parent
+RECORDS = read_records(PUBLISHED)
+
+
+def test_tables_are_rebuilt_byte_for_byte(tmp_path: Path) -> None:
+    with composer():
+        plans = [load_experiment(name).for_report() for name in load_scale("laptop").experiments]
+    report.publish(plans, PUBLISHED, tmp_path, name="laptop")
+    for plan in plans:
+        for ending in ("md", "csv"):
+            name = f"{plan.name}.{ending}"
+            assert (tmp_path / "tables" / name).read_bytes() == (RESULTS / "tables" / name).read_bytes()
+
+
+def test_the_laptop_table_is_whole_with_three_paired_seeds() -> None:
+    with composer():
+        experiments = [load_experiment(name, seeds=3) for name in load_scale("laptop").experiments]
+    for experiment in experiments:
+        assert len(experiment.runs) == 8 * 3
+        assert {run.signature for run in experiment.runs} <= RECORDS.keys()
+
+
+@pytest.mark.parametrize("name", sorted(RECORDS))
+def test_a_record_is_honest(name: str) -> None:
+    record = RECORDS[name]
+    assert signature(record.asked) == name
+    assert record.finished
+    assert record.where["dirty"] is False
+    assert re.fullmatch("[0-9a-f]{40}", record.where["commit"])
+    assert record.evaluation is not None
+
+
+def test_every_tuned_rate_is_the_best_of_committed_records_and_inside_its_range() -> None:
+    for place, methods in json.loads(TUNED_RATES.read_text()).items():
+        assert len({len(method["tried"]) for method in methods.values()}) == 1
+        for structure, found in methods.items():
+            scores: dict[float, float] = {}
+            for record in RECORDS.values():
+                asked = record.asked
+                if (
+                    asked["dataset"]["evaluate_on"] == "selection"
+                    and f"{asked['model']['name']}/{asked['dataset']['name']}" == place
+                    and asked["structure"]["name"] == structure
+                ):
+                    scores[asked["optim"]["lr"]] = record.happened["metrics"][record.metric]
+            assert max(scores.values()) == scores[found["lr"]], (place, structure)
+            assert min(scores) < found["lr"] < max(scores), (place, structure)
