@@ -2,10 +2,10 @@
 
 import argparse
 
-from surm.cli import command, print_plan, run_or_none
+from surm.cli import command, run_or_none
 from surm.config import load_scale
 from surm.plan import load_scale_experiments
-from surm.tune import search
+from surm.tune import first_rates, search
 
 
 def main() -> None:
@@ -17,10 +17,14 @@ def main() -> None:
 
     with command():
         experiments = load_scale_experiments(load_scale(arguments.scale), seeds=1, only=arguments.only)
-        if arguments.dry:
-            print_plan(experiments)
-        else:
-            search([run for experiment in experiments for run in experiment.runs], run_or_none)
+        runs = [run for experiment in experiments for run in experiment.runs]
+        if not arguments.dry:
+            search(runs, run_or_none)
+            return
+        for run in runs:
+            name = run.config.structure.name
+            first = ", ".join(f"{rate:g}" for rate in first_rates(name))
+            print(f"{run.config.model.name} x {run.config.dataset.name}, {name}: {first}, then beyond the edges")
 
 
 if __name__ == "__main__":

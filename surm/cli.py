@@ -19,6 +19,7 @@ from surm import tracking
 from surm.config import ConfigError, RunConfig, ignored_line, load_scale
 from surm.interrupt import Interrupted
 from surm.plan import Experiment, PlannedRun, load_scale_experiments
+from surm.rates import TUNED_RATES, tuned_rate
 from surm.record import PUBLISHED, REPOSITORY, Record, RecordError, write_atomically
 from surm.report.records import label, read_records
 from surm.tracking import TrackingError
@@ -111,11 +112,12 @@ def _run(config: RunConfig, bars: Progress, overall: Any = None, number: int = 0
 
 
 def _rate_line(config: RunConfig, question: dict[str, Any]) -> str | None:
-    return (
-        None
-        if config.optim.lr
-        else f"learning rate {question['optim']['lr']:g} (results/tuned_rates.json, else the usual)"
+    if config.optim.lr:
+        return None
+    source = (
+        f"as tuned ({TUNED_RATES.relative_to(REPOSITORY)})" if tuned_rate(config) else "the usual one, not tuned here"
     )
+    return f"learning rate {question['optim']['lr']:g}: {source}"
 
 
 def describe(question: dict[str, Any]) -> str:

@@ -195,7 +195,7 @@ def _one_of(key: str, value: str, allowed: Sequence[str], *, sums_of_structures:
     names = value.split("+") if sums_of_structures else [value]
     for name in names:
         if name not in allowed:
-            raise ConfigError(f"{key}={value}: allowed are {', '.join(allowed)}{_hint(name, allowed)}.")
+            raise ConfigError(f"{key}={value}: allowed are {', '.join(allowed)}{_hint(name, allowed)}")
 
 
 def _at_least(key: str, value: int | None, lowest: int) -> None:
@@ -215,7 +215,7 @@ def _within(key: str, value: float, low: float, high: float) -> None:
 
 def _hint(name: str, allowed: Sequence[str]) -> str:
     close = nearest(name, allowed)
-    return f"; did you mean {close}?" if close else ""
+    return f"; did you mean {close}?" if close else "."
 
 
 # --- composing ------------------------------------------------------------------------------------------------------
@@ -306,7 +306,7 @@ def _check_name(override: Override) -> None:
         values = _values(override)
         for value in values:
             if value not in (*names, "null"):
-                raise ConfigError(f"{key}={value}: conf/{key} has {', '.join(names)}{_hint(value, names)}.")
+                raise ConfigError(f"{key}={value}: conf/{key} has {', '.join(names)}{_hint(value, names)}")
         return
     node: Any = RunConfig()
     for depth, step in enumerate(key.split(".")):
@@ -331,7 +331,7 @@ def _unknown_setting(override: Override, path: list[str], step: str, known: list
     candidates = known if path else [*known, *groups()]
     raise ConfigError(
         f"{override.input_line}: there is no setting {'.'.join([*path, step])}; "
-        f"{where or 'the configuration'} has {', '.join(candidates)}{_hint(step, candidates)}."
+        f"{where or 'the configuration'} has {', '.join(candidates)}{_hint(step, candidates)}"
     )
 
 
@@ -351,7 +351,7 @@ def load_scale(name: str) -> Scale:
     """Read `conf/scale/<name>.yaml`."""
     names = sorted(file.stem for file in (CONFIG_DIRECTORY / "scale").glob("*.yaml"))
     if name not in names:
-        raise ConfigError(f"SCALE={name}: allowed are {', '.join(names)}{_hint(name, names)}.")
+        raise ConfigError(f"SCALE={name}: allowed are {', '.join(names)}{_hint(name, names)}")
     return Scale(name=name, **yaml.safe_load((CONFIG_DIRECTORY / "scale" / f"{name}.yaml").read_text()))
 
 

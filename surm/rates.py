@@ -15,13 +15,17 @@ STRUCTURE_RATE = 3e-3
 
 
 def learning_rate(config: "RunConfig") -> float:
-    """The tuned rate of this model, dataset and method, else the method's usual one.
+    """The tuned rate, else the method's usual one."""
+    return tuned_rate(config) or USUAL_RATES.get(config.structure.name, STRUCTURE_RATE)
+
+
+def tuned_rate(config: "RunConfig") -> float | None:
+    """What tuning found for this model, dataset and method, if it was tuned.
 
     Variants of a structure share the rate of their family: LoRA's ranks, the terms of a sum.
     """
-    tuned = tuned_rates().get(f"{config.model.name}/{config.dataset.name}", {})
-    usual = USUAL_RATES.get(config.structure.name, STRUCTURE_RATE)
-    return float(tuned.get(config.structure.name, {}).get("lr", usual))
+    found = tuned_rates().get(f"{config.model.name}/{config.dataset.name}", {}).get(config.structure.name)
+    return found["lr"] if found else None
 
 
 def tuned_rates() -> dict[str, dict[str, dict[str, Any]]]:

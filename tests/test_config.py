@@ -76,7 +76,7 @@ def test_every_group_file_composes_and_fits_the_schema() -> None:
                 elif group == "dataset" and name == "valence":
                     config = compose_run(["model=tiny_bert", "dataset=valence"])
                 elif group == "experiment":
-                    for member in sweep_members([f"experiment={name}"]):
+                    for member in sweep_members([f"experiment={name}", "seed=0"]):
                         config = compose_run(member)
                 else:
                     config = compose_run([f"{group}={name}"])
