@@ -225,7 +225,9 @@ def publish(scale: str, seeds: int | None, only: str | None) -> None:
     """Promote records to `results/runs` and rebuild the committed tables and figures from what is there."""
     promoted = promote(Path("outputs/runs"), PUBLISHED)
     experiments = load_scale_experiments(load_scale(scale), seeds=seeds, only=only)
-    reporting.publish([e.for_report() for e in experiments], PUBLISHED, REPOSITORY / "results", name=scale)
+    results = REPOSITORY / "results"
+    plans = [experiment.for_report() for experiment in experiments]
+    reporting.publish(plans, PUBLISHED, results, name=scale, paper=results / "paper")
     console.print(f"{promoted} finished records of a clean tree are in {PUBLISHED.relative_to(REPOSITORY)}.")
 
 

@@ -21,11 +21,10 @@ RECORDS = read_records(PUBLISHED)
 def test_tables_are_rebuilt_byte_for_byte(tmp_path: Path) -> None:
     with composer():
         plans = [load_experiment(name).for_report() for name in load_scale("laptop").experiments]
-    report.publish(plans, PUBLISHED, tmp_path, name="laptop")
-    for plan in plans:
-        for ending in ("md", "csv"):
-            name = f"{plan.name}.{ending}"
-            assert (tmp_path / "tables" / name).read_bytes() == (RESULTS / "tables" / name).read_bytes()
+    report.publish(plans, PUBLISHED, tmp_path, name="laptop", paper=RESULTS / "paper")
+    names = [f"tables/{plan.name}.{ending}" for plan in plans for ending in ("md", "csv")]
+    for name in ["report.md", *names]:
+        assert (tmp_path / name).read_bytes() == (RESULTS / name).read_bytes(), name
 
 
 def test_the_laptop_table_is_whole_with_three_paired_seeds() -> None:

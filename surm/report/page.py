@@ -41,10 +41,7 @@ def build(
 
     claims = read_claims(paper)
     rows = [row for pair in zip(there, here, strict=True) for row in _comparison(*pair, claims)]
-    opening = ["# Report\n", f"**{label}**\n"] if label else ["# Report\n"]
-    page = output / "report.md"
-    page.write_text("\n".join([*opening, tables.markdown(HEADER, rows), *map(_section, here)]), encoding="utf-8")
-    return page
+    return _write_page(output, label, HEADER, rows, here)
 
 
 def publish(
@@ -54,10 +51,24 @@ def publish(
     *,
     label: str = "",
     name: str = "all",
-) -> None:
-    """Write the same tables and figures below `output`, from committed records alone."""
+    paper: Path = Path("results/paper"),
+) -> Path:
+    """Write the same tables, figures and page below `output`, from committed records alone; return the page's path."""
     stored = read_records(records)
-    _write_tables_and_figures([gather(plan, stored, known={}, label=label) for plan in experiments], output, name)
+    there = [gather(plan, stored, known={}, label=label) for plan in experiments]
+    _write_tables_and_figures(there, output, name)
+    claims = read_claims(paper)
+    rows = [row[:4] for experiment in there for row in _comparison(experiment, experiment, claims)]
+    return _write_page(output, label, HEADER[:4], rows, there)
+
+
+def _write_page(
+    output: Path, label: str, header: list[str], rows: list[list[str]], experiments: Sequence[Experiment]
+) -> Path:
+    opening = ["# Report\n", f"**{label}**\n"] if label else ["# Report\n"]
+    page = output / "report.md"
+    page.write_text("\n".join([*opening, tables.markdown(header, rows), *map(_section, experiments)]), encoding="utf-8")
+    return page
 
 
 def _write_tables_and_figures(experiments: Sequence[Experiment], output: Path, name: str) -> None:
