@@ -1,8 +1,7 @@
 """Learning rates by a search that is the same for every method of a comparison.
 
-Each method gets the same number of values, a factor of 3 apart, around its usual rate; the range is extended until the
-best value is not at its edge, and then the other methods' ranges are extended to the same number of values. Scores come
-from a fixed slice of the training split, never from the reported split.
+Each method gets the same number of values, a factor of 3 apart, around its usual rate, and its range is extended until
+the best value is not at the edge. Scores come from a fixed slice of the training split, never from the reported split.
 """
 
 import math
@@ -25,20 +24,13 @@ def first_rates(structure: str) -> list[float]:
     return [_rate(centre * FACTOR**k) for k in range(-FIRST_VALUES // 2 + 1, FIRST_VALUES // 2 + 1)]
 
 
-def next_rate(tried: Mapping[float, Score], values: int) -> float | None:
-    """The next value to try, or None when the search is over.
-
-    Args:
-        tried: score of each value so far.
-        values: how many values every method of the comparison has had at least.
-    """
+def next_rate(tried: Mapping[float, Score]) -> float | None:
+    """The value beyond the edge at which the best one lies, or None: the best is inside and the search is over."""
     rates = sorted(tried)
-    best = rates.index(max(rates, key=lambda rate: tried[rate]))
-    at_edge = best in (0, len(rates) - 1)
-    if not at_edge and len(rates) >= values:
-        return None
-    upwards = best >= len(rates) / 2
-    return _rate(rates[-1] * FACTOR) if upwards else _rate(rates[0] / FACTOR)
+    best = max(rates, key=lambda rate: tried[rate])
+    if best == rates[-1]:
+        return _rate(best * FACTOR)
+    return _rate(best / FACTOR) if best == rates[0] else None
 
 
 def _rate(value: float) -> float:
@@ -69,16 +61,10 @@ def search(members: list[PlannedRun], execute: Callable[[PlannedRun], Record | N
         tried.setdefault(key, {})[rate] = score(record) if record else (-math.inf, -math.inf)
 
     for key in runs:
-        for first in first_rates(key[1]):
-            attempt(key, first)
-    while True:
-        values = {place: max(len(tried[key]) for key in runs if key[0] == place) for place in {key[0] for key in runs}}
-        steps = [(key, next_rate(tried[key], values[key[0]])) for key in runs]
-        if all(rate is None for _, rate in steps):
-            break
-        for key, rate in steps:
-            if rate is not None:
-                attempt(key, rate)
+        for rate in first_rates(key[1]):
+            attempt(key, rate)
+        while (beyond := next_rate(tried[key])) is not None:
+            attempt(key, beyond)
 
     rates: dict[str, dict[str, dict[str, Any]]] = tuned_rates()
     for (place, structure), scores in sorted(tried.items()):

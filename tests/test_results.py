@@ -47,7 +47,6 @@ def test_a_record_is_honest(name: str) -> None:
 
 def test_every_tuned_rate_is_the_best_of_committed_records_and_inside_its_range() -> None:
     for place, methods in json.loads(TUNED_RATES.read_text()).items():
-        assert len({len(method["tried"]) for method in methods.values()}) == 1
         for structure, found in methods.items():
             scores: dict[float, float] = {}
             for record in RECORDS.values():
