@@ -4,6 +4,7 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 from surm.report.records import Record, label
 from surm.report.statistics import Estimate, estimate_difference, estimate_mean
@@ -137,10 +138,15 @@ def gather(
 
 
 def _distinct_names(groups: Sequence[Sequence[Record]]) -> list[str]:
-    """Each group's label; methods that share a label are told apart by their learning rate."""
+    """Each group's label; methods that share a label are told apart by their learning rate and factor shape."""
     names = [label(group[0].asked) for group in groups]
     shared = Counter(names)
     return [
-        f"{name}, lr {group[0].asked['optim']['lr']:g}" if shared[name] > 1 else name
+        f"{name}, {_difference(group[0].asked)}" if shared[name] > 1 else name
         for name, group in zip(names, groups, strict=True)
     ]
+
+
+def _difference(asked: Mapping[str, Any]) -> str:
+    shape = asked["structure"].get("factor_shape")
+    return f"lr {asked['optim']['lr']:g}" + (f", {shape[0]} x {shape[1]}" if shape else "")

@@ -99,7 +99,6 @@ _PHRASES: dict[str, Callable[[Any], str]] = {
     "parametrization": lambda kind: "" if kind == "product" else f", {kind}",
     "symmetric": lambda symmetric: "" if symmetric else ", general",
     "factors": lambda factors: "" if factors == 2 else ", one factor",
-    "factor_shape": lambda shape: f", {shape[0]} x {shape[1]}" if shape else "",
     "terms": lambda terms: "" if terms == 1 else f", {terms} terms",
     "alpha": lambda alpha: "" if alpha == 1 else f", alpha {alpha:g}",
     "dropout": lambda dropout: "" if dropout == 0 else f", dropout {dropout:g}",
@@ -115,7 +114,8 @@ def family_name(structure: str) -> str:
 def label(asked: Mapping[str, Any]) -> str:
     """Name of the method that was asked for, as tables and claims write it: `LoRA r=1`, `ldr, 4 terms`, `BitFit`.
 
-    Options at their usual value are silent; `ldr` always says its number of terms; a placement other than q, k, v
+    Options at their usual value are silent, and so is the shape of Kronecker factors, which a record holds whether it
+    was asked for or chosen; `ldr` always says its number of terms; a placement other than q, k, v
     in weight form is added in brackets.
     """
     structure = dict(asked["structure"])

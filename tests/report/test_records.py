@@ -19,7 +19,7 @@ from tests.report import made_up
         ({"name": "circulant", "parametrization": "direct", "terms": 2}, "circulant, direct, 2 terms"),
         ({"name": "toeplitz", "symmetric": True, "factors": 2, "terms": 1}, "Toeplitz"),
         ({"name": "toeplitz", "symmetric": False, "factors": 1, "terms": 1}, "Toeplitz, general, one factor"),
-        ({"name": "kronecker", "factor_shape": [16, 48], "terms": 1}, "Kronecker, 16 x 48"),
+        ({"name": "kronecker", "factor_shape": [16, 48], "terms": 1}, "Kronecker"),
         ({"name": "ldr", "terms": 1}, "ldr, 1 term"),
         ({"name": "ldr", "terms": 4, "alpha": 2.0, "dropout": 0.1}, "ldr, 4 terms, alpha 2, dropout 0.1"),
         ({"name": "low_rank", "rank": 2, "init_weights": "authors"}, "low rank r=2, authors' start"),
