@@ -3,7 +3,7 @@
 import argparse
 
 from surm.cli import command, report
-from surm.config import load_scale
+from surm.compose import load_scale
 from surm.plan import load_scale_experiments
 
 

@@ -11,16 +11,16 @@ import hydra
 from omegaconf import DictConfig
 
 from surm.cli import command, run_with_bar
-from surm.config import check_command, register_schema, typed
+from surm.compose import TRAIN, check_command, register_schema, typed
 
 
 @hydra.main(config_path="../conf", config_name="config", version_base="1.3")
 def main(config: DictConfig) -> None:
-    run_with_bar(typed(config))
+    run_with_bar(typed(config, TRAIN))
 
 
 if __name__ == "__main__":
     with command():
-        check_command(sys.argv[1:])
+        check_command(sys.argv[1:], TRAIN)
         register_schema()
         main()

@@ -3,8 +3,8 @@
 import argparse
 
 from surm.cli import command, run_or_none
-from surm.config import load_scale
-from surm.plan import load_scale_experiments
+from surm.compose import load_scale
+from surm.plan import PlannedRun, load_scale_experiments
 from surm.tune import first_rates, search
 
 
@@ -17,7 +17,7 @@ def main() -> None:
 
     with command():
         experiments = load_scale_experiments(load_scale(arguments.scale), seeds=1, only=arguments.only)
-        runs = [run for experiment in experiments for run in experiment.runs]
+        runs = [run for experiment in experiments for run in experiment.runs if isinstance(run, PlannedRun)]
         if not arguments.dry:
             search(runs, run_or_none)
             return

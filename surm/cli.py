@@ -3,7 +3,7 @@
 import statistics
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -16,12 +16,15 @@ from rich.table import Table
 from surm import report as reporting
 from surm import signature as identity
 from surm import tracking
-from surm.config import ConfigError, RunConfig, ignored_line, load_scale
+from surm.compose import compose_study, composer, load_scale
+from surm.config import ApproximateConfig, ConfigError, RunConfig, ignored_line
 from surm.interrupt import Interrupted
-from surm.plan import Experiment, PlannedRun, load_scale_experiments
+from surm.plan import Experiment, Planned, PlannedPart, PlannedRun, load_scale_experiments, plan_study
 from surm.rates import TUNED_RATES, tuned_rate
 from surm.record import PUBLISHED, REPOSITORY, Record, RecordError, write_atomically
+from surm.report.records import Record as StoredRecord
 from surm.report.records import label, read_records
+from surm.study import run_part
 from surm.tracking import TrackingError
 from surm.train import RunError, run
 
@@ -53,7 +56,23 @@ def run_with_bar(config: RunConfig) -> Record:
         return _run(config, bars)
 
 
-def run_all(runs: Sequence[PlannedRun]) -> int:
+def run_study(config: ApproximateConfig) -> None:
+    """All parts of one study, then its table, figures and verdicts."""
+    with command():
+        name, table = config.table.name, config.table
+        if name is None:  # not asked for by an experiment file: the study's own title and claims
+            name = config.study.name
+            with composer():
+                table = compose_study([f"experiment=full_{name}"]).table
+        parts = plan_study(config, name)
+        experiment = Experiment(name, table.title, table.claims, parts)
+        failures = run_all(parts)
+        report([experiment], "", experiment.name, Path(config.output_dir))
+    if failures:
+        sys.exit(1)
+
+
+def run_all(runs: Sequence[Planned]) -> int:
     """Run what is missing, one bar over all; a failed run does not stop the others.
 
     Returns:
@@ -64,7 +83,7 @@ def run_all(runs: Sequence[PlannedRun]) -> int:
         overall = bars.add_task(f"{len(runs)} runs", total=len(runs))
         for number, planned in enumerate(runs):
             if planned.status() == "finished":
-                _print_result(planned.record() or {}, planned.record_path, bars.console.print, "done before: ")
+                _print_done(planned, bars.console.print)
             elif _attempt(planned, bars, overall, number) is None:
                 failures += 1
             bars.update(overall, completed=number + 1)
@@ -80,12 +99,27 @@ def run_or_none(planned: PlannedRun) -> Record | None:
         return record if record and record["status"] == "finished" else _attempt(planned, bars)
 
 
-def _attempt(planned: PlannedRun, bars: Progress, overall: Any = None, number: int = 0) -> Record | None:
+def _attempt(planned: Planned, bars: Progress, overall: Any = None, number: int = 0) -> Record | None:
     try:
+        if isinstance(planned, PlannedPart):
+            return _run_part(planned, bars)
+        assert isinstance(planned, PlannedRun)
         return _run(planned.config, bars, overall, number)
     except RunError as failure:
         bars.console.print(f"  failed: {failure}")
         return None
+
+
+def _run_part(planned: PlannedPart, bars: Progress) -> Record:
+    say = bars.console.print
+    say(f"{describe(planned.asked)}  [dim]{planned.signature}[/dim]")
+    task = bars.add_task("computing", total=None)
+    try:
+        record = run_part(planned.asked, planned.output_dir, lambda line: bars.update(task, description=line))
+    finally:
+        bars.remove_task(task)
+    say(f"  {record['happened']['seconds']:.0f} s  {planned.record_path}")
+    return record
 
 
 def _run(config: RunConfig, bars: Progress, overall: Any = None, number: int = 0) -> Record:
@@ -121,13 +155,28 @@ def _rate_line(config: RunConfig, question: dict[str, Any]) -> str | None:
 
 
 def describe(question: dict[str, Any]) -> str:
-    """One line that names a run."""
+    """One line that names a run, or a part of a study."""
+    if "study" in question:
+        return f"[bold]{question['study']['name']}[/bold] {part_label(question)}"
     rate, seed = question["optim"]["lr"], question["seed"]
     where = "" if question["dataset"]["evaluate_on"] == "test" else " (selection)"
     return (
         f"[bold]{label(question)}[/bold] on {question['model']['name']} x {question['dataset']['name']}{where}, "
         f"rate {rate:g}, seed {seed}"
     )
+
+
+def part_label(question: dict[str, Any]) -> str:
+    """The settings of a part that are one word or number."""
+    settings = {key: value for key, value in question["study"].items() if key != "name"}
+    return ", ".join(f"{key} {value}" for key, value in settings.items() if isinstance(value, str | int | float))
+
+
+def _print_done(planned: Planned, say: Any) -> None:
+    if isinstance(planned, PlannedPart):
+        say(f"  done before: {describe(planned.asked)}  {planned.record_path}")
+    else:
+        _print_result(planned.record() or {}, planned.record_path, say, "done before: ")
 
 
 def _print_result(record: Record, path: Path, say: Any, prefix: str = "") -> None:
@@ -172,33 +221,41 @@ def print_plan(experiments: Sequence[Experiment]) -> None:
             "signature", "method", "rate", "seed", "status", "about", title=experiment.title, title_justify="left"
         )
         for planned in experiment.runs:
-            question = identity.asked(planned.config)
+            question = planned.asked
             seconds = by_question.get(_cost_key(question))
             status = planned.status()
             if status != "finished":
                 left += statistics.mean(seconds) if seconds else 0.0
                 unknown += seconds is None
             about = f"{statistics.mean(seconds):.0f} s" if seconds else "not known"
-            rate = f"{question['optim']['lr']:g}"
-            table.add_row(planned.signature, label(question), rate, str(planned.config.seed), status, about)
+            table.add_row(planned.signature, *_plan_cells(question), status, about)
         console.print(table)
     more = f", and {unknown} runs whose time is not known" if unknown else ""
     console.print(f"Left: about {timedelta(seconds=round(left))}{more}.")
 
 
+def _plan_cells(question: dict[str, Any]) -> tuple[str, str, str]:
+    """Method, rate and seed of a run; a part of a study has a name alone."""
+    if "study" in question:
+        return part_label(question), "", ""
+    return label(question), f"{question['optim']['lr']:g}", str(question["seed"])
+
+
 def _cost_key(question: dict[str, Any]) -> str:
     """Runs that cost the same: model, data, method and length, whatever the rate and the seed."""
+    if "study" in question:
+        return str({key: value for key, value in question["study"].items() if key != "draw"})
     return str((question["model"], question["dataset"], label(question), question["trainer"]))
 
 
-def report(experiments: Sequence[Experiment], note: str, name: str) -> None:
-    """Write the tables, figures and the page, and print where they are."""
+def report(experiments: Sequence[Experiment], note: str, name: str, output: Path = Path("outputs")) -> None:
+    """Write the tables, figures and the page, and print the tables and where they are."""
     plans = [experiment.for_report(note) for experiment in experiments]
     page = reporting.build(
         plans,
         PUBLISHED,
-        Path("outputs/runs"),
-        Path("outputs"),
+        output / "runs",
+        output,
         label=note,
         name=name,
         paper=REPOSITORY / "results/paper",
@@ -212,48 +269,55 @@ def report(experiments: Sequence[Experiment], note: str, name: str) -> None:
 def status(scale: str, seeds: int | None, only: str | None) -> None:
     """Count finished, running, interrupted, failed and missing runs, and list those that are not finished."""
     for experiment in load_scale_experiments(load_scale(scale), seeds=seeds, only=only):
-        counts: dict[str, list[PlannedRun]] = {}
+        counts: dict[str, list[Planned]] = {}
         for planned in experiment.runs:
             counts.setdefault(planned.status(), []).append(planned)
         console.print(f"{experiment.name}: " + ", ".join(f"{len(runs)} {status}" for status, runs in counts.items()))
         for state, runs in counts.items():
             for planned in runs if state != "finished" else []:
-                console.print(f"  {state:12} {planned.signature}  {describe(identity.asked(planned.config))}")
+                console.print(f"  {state:12} {planned.signature}  {describe(planned.asked)}")
 
 
 def publish(scale: str, seeds: int | None, only: str | None) -> None:
     """Promote records to `results/runs` and rebuild the committed tables and figures from what is there."""
-    promoted = promote(Path("outputs/runs"), PUBLISHED)
-    experiments = load_scale_experiments(load_scale(scale), seeds=seeds, only=only)
+    published = load_scale_experiments(load_scale("published"))
+    planned = {run.signature for experiment in published for run in experiment.runs}
+    promoted = promote(Path("outputs/runs"), PUBLISHED, planned)
     results = REPOSITORY / "results"
-    plans = [experiment.for_report() for experiment in experiments]
-    reporting.publish(plans, PUBLISHED, results, name=scale, paper=results / "paper")
+    plans = [experiment.for_report() for experiment in published]
+    reporting.publish(plans, PUBLISHED, results, name="published", paper=results / "paper")
     console.print(f"{promoted} finished records of a clean tree are in {PUBLISHED.relative_to(REPOSITORY)}.")
 
 
-def promote(runs: Path, published: Path) -> int:
-    """Copy the records and predictions of finished runs of a clean tree; random models and smoke runs prove nothing.
+def promote(runs: Path, published: Path, planned: Collection[str] = ()) -> int:
+    """Copy the records and predictions of finished runs of a clean tree, and the planned parts of studies.
 
     Returns:
-        How many runs were copied.
+        How many were copied.
     """
     chosen = [
         record
         for record in read_records(runs).values()
         if record.finished
         and record.where["dirty"] is False
-        and not record.asked["model"]["name"].startswith("tiny_")
-        and record.asked["trainer"]["max_steps"] is None
+        and (record.signature in planned if record.is_study else _is_evidence(record))
     ]
     for record in chosen:
         write_atomically(published / f"{record.signature}.json", record.path.read_bytes())
-        predictions = record.path.with_name("predictions.json")
-        write_atomically(published / f"{record.signature}.predictions.json", predictions.read_bytes())
+        if not record.is_study:
+            predictions = record.path.with_name("predictions.json")
+            write_atomically(published / f"{record.signature}.predictions.json", predictions.read_bytes())
     return len(chosen)
+
+
+def _is_evidence(run: StoredRecord) -> bool:
+    """Random models and smoke runs prove nothing."""
+    return not run.asked["model"]["name"].startswith("tiny_") and run.asked["trainer"]["max_steps"] is None
 
 
 def wandb_sync(scale: str, seeds: int | None, only: str | None) -> None:
     """Upload the finished runs that W&B has not seen."""
-    finished = [vars(record) for record in read_records(Path("outputs/runs")).values() if record.finished]
+    records = read_records(Path("outputs/runs")).values()
+    finished = [vars(record) for record in records if record.finished and not record.is_study]
     uploaded = tracking.sync(finished, project="surm", directory=Path("outputs/wandb"))
     console.print(f"{len(uploaded)} of {len(finished)} finished runs were uploaded now.")

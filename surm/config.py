@@ -1,32 +1,15 @@
-"""What a run is asked: dataclass schemas registered with Hydra, and checks that need more than one field.
-
-A command is composed and checked here before Hydra takes over, so that a typo is one sentence and writes nothing.
-"""
+"""What a run or a study is asked: dataclass schemas, and checks that need more than one field."""
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field, fields, is_dataclass
-from pathlib import Path
-from typing import Any, NoReturn
-
-import yaml
-from hydra import compose, initialize_config_dir
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-from hydra.core.config_store import ConfigStore
-from hydra.core.global_hydra import GlobalHydra
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
-from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 from surm.data import DATASETS, data_modality
+from surm.experiments import STUDIES
 from surm.methods import ignored_settings, method_names, method_settings
 from surm.models import MODELS, model_modality, model_width
 from surm.registry import nearest
-
-CONFIG_DIRECTORY = Path(__file__).resolve().parents[1] / "conf"
 
 
 class ConfigError(ValueError):
@@ -102,8 +85,8 @@ class TrackingConfig:
 
 
 @dataclass
-class StudyConfig:
-    """The experiment that a run was started for; no part of its identity."""
+class TableConfig:
+    """The experiment, one table, that a run was started for; no part of its identity."""
 
     name: str | None = None
     title: str = ""
@@ -119,23 +102,18 @@ class RunConfig:
     optim: OptimConfig = field(default_factory=OptimConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
-    study: StudyConfig = field(default_factory=StudyConfig)
+    table: TableConfig = field(default_factory=TableConfig)
     seed: int = 0
     output_dir: str = "outputs"
 
 
-def register_schema() -> None:
-    """Tell Hydra the schema that `conf/config.yaml` names first."""
-    ConfigStore.instance().store(name="schema", node=RunConfig)
+@dataclass
+class ApproximateConfig:
+    """A study without a backbone; `study` holds one of the options classes of `surm.experiments`."""
 
-
-def typed(config: DictConfig) -> RunConfig:
-    """The composed configuration as dataclasses, checked."""
-    schema = OmegaConf.structured(RunConfig)
-    run = OmegaConf.to_object(OmegaConf.merge(schema, config))
-    assert isinstance(run, RunConfig)
-    validate(run)
-    return run
+    study: Any = None
+    table: TableConfig = field(default_factory=TableConfig)
+    output_dir: str = "outputs"
 
 
 # --- checks across fields -------------------------------------------------------------------------------------------
@@ -191,11 +169,23 @@ def validate(config: RunConfig) -> None:
         raise ConfigError(f"structure={config.structure.name}: {error}") from None
 
 
+def validate_study(config: ApproximateConfig) -> None:
+    """Refuse a study that cannot be computed.
+
+    Raises:
+        ConfigError: one sentence with the value, the rule it breaks and what is allowed.
+    """
+    try:
+        STUDIES[config.study.name].validate(config.study)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+
+
 def _one_of(key: str, value: str, allowed: Sequence[str], *, sums_of_structures: bool = False) -> None:
     names = value.split("+") if sums_of_structures else [value]
     for name in names:
         if name not in allowed:
-            raise ConfigError(f"{key}={value}: allowed are {', '.join(allowed)}{_hint(name, allowed)}")
+            raise ConfigError(f"{key}={value}: allowed are {', '.join(allowed)}{hint(name, allowed)}")
 
 
 def _at_least(key: str, value: int | None, lowest: int) -> None:
@@ -213,146 +203,10 @@ def _within(key: str, value: float, low: float, high: float) -> None:
         raise ConfigError(f"{key}={value}: give a number from {low} to below {high}.")
 
 
-def _hint(name: str, allowed: Sequence[str]) -> str:
+def hint(name: str, allowed: Sequence[str]) -> str:
+    """The end of a sentence that refuses a name: the nearest valid one, if there is one."""
     close = nearest(name, allowed)
     return f"; did you mean {close}?" if close else "."
-
-
-# --- composing ------------------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def composer() -> Iterator[None]:
-    """Open `conf/` for several calls of `compose_run`; leaves no trace for `hydra.main`."""
-    register_schema()
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(str(CONFIG_DIRECTORY), version_base="1.3"):
-        yield
-
-
-def compose_run(overrides: Sequence[str]) -> RunConfig:
-    """One run's checked configuration; call inside `composer()`."""
-    return typed(_compose(overrides))
-
-
-def sweep_members(overrides: Sequence[str]) -> list[list[str]]:
-    """The override lists that `-m` runs: the experiment file's own sweep, with the command line's values first.
-
-    Call inside `composer()`.
-    """
-    parsed = _parse(overrides)
-    swept = {o.get_key_element() for o in parsed}
-    single = [o.input_line or "" for o in parsed if not o.is_sweep_override()]
-    own = _compose(single, with_hydra=True).hydra.sweeper.params or {}
-    from_file = [f"{key}={value}" for key, value in own.items() if key not in swept]
-    batches = BasicSweeper.split_arguments(_parse([*from_file, *overrides]), max_batch_size=None)
-    return [list(member) for member in batches[0]]
-
-
-def check_command(arguments: Sequence[str]) -> None:
-    """Compose and check everything a `scripts/train.py` command line would run.
-
-    Raises:
-        ConfigError: one sentence; nothing has been written and no model has been loaded.
-    """
-    overrides = [argument for argument in arguments if not argument.startswith("-")]
-    multirun = any(argument in ("-m", "--multirun") for argument in arguments)
-    for override in _parse(overrides):
-        _check_name(override)
-        if override.is_sweep_override() and override.get_key_element() == "experiment":
-            raise ConfigError(
-                f"{override.input_line}: a sweep over experiments would apply neither file's own sweep; "
-                "start one command for each experiment."
-            )
-        if override.is_sweep_override() and not multirun:
-            raise ConfigError(f"{override.input_line}: several values are a sweep; add -m to the command.")
-    with composer():
-        for member in sweep_members(overrides) if multirun else [overrides]:
-            compose_run(member)
-
-
-def _parse(overrides: Sequence[str]) -> list[Override]:
-    try:
-        return OverridesParser.create().parse_overrides(list(overrides))
-    except HydraException as error:
-        raise ConfigError(f"{' '.join(overrides)}: {_first_line(error)}; write settings as key=value.") from None
-
-
-def _compose(overrides: Sequence[str], *, with_hydra: bool = False) -> DictConfig:
-    try:
-        return compose("config", overrides=list(overrides), return_hydra_config=with_hydra)
-    except (HydraException, OmegaConfBaseException) as error:
-        reason = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
-        raise ConfigError(f"{' '.join(overrides)}: {_first_line(reason)}.") from None
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).splitlines()[0].rstrip(".")
-
-
-def groups() -> dict[str, list[str]]:
-    """Config groups and the names each offers."""
-    folders = (path for path in CONFIG_DIRECTORY.iterdir() if path.is_dir() and path.name != "scale")
-    return {folder.name: sorted(file.stem for file in folder.glob("*.yaml")) for folder in sorted(folders)}
-
-
-def _check_name(override: Override) -> None:
-    """A group's value and a setting's dotted path must exist; the message names the nearest one."""
-    key = override.get_key_element().lstrip("+~")
-    if key == "hydra" or key.startswith(("hydra.", "hydra/")):
-        return
-    if key in groups():
-        names = groups()[key]
-        values = _values(override)
-        for value in values:
-            if value not in (*names, "null"):
-                raise ConfigError(f"{key}={value}: conf/{key} has {', '.join(names)}{_hint(value, names)}")
-        return
-    node: Any = RunConfig()
-    for depth, step in enumerate(key.split(".")):
-        known = [f.name for f in fields(node)] if is_dataclass(node) else []
-        if step not in known:
-            _unknown_setting(override, key.split(".")[:depth], step, known)
-        node = getattr(node, step)
-    if is_dataclass(node):
-        raise ConfigError(
-            f"{override.input_line}: {key} holds several settings; set one, such as {key}.{fields(node)[0].name}=..."
-        )
-
-
-def _values(override: Override) -> list[str]:
-    if override.is_sweep_override():
-        return [str(value) for value in override.sweep_string_iterator()]
-    return [str(override.value()) if override.value() is not None else "null"]
-
-
-def _unknown_setting(override: Override, path: list[str], step: str, known: list[str]) -> NoReturn:
-    where = ".".join(path)
-    candidates = known if path else [*known, *groups()]
-    raise ConfigError(
-        f"{override.input_line}: there is no setting {'.'.join([*path, step])}; "
-        f"{where or 'the configuration'} has {', '.join(candidates)}{_hint(step, candidates)}"
-    )
-
-
-# --- scales of `make reproduce` -------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Scale:
-    """How much `make reproduce` runs: experiments, and a label that marks what is no evidence."""
-
-    name: str
-    experiments: list[str]
-    label: str = ""
-
-
-def load_scale(name: str) -> Scale:
-    """Read `conf/scale/<name>.yaml`."""
-    names = sorted(file.stem for file in (CONFIG_DIRECTORY / "scale").glob("*.yaml"))
-    if name not in names:
-        raise ConfigError(f"SCALE={name}: allowed are {', '.join(names)}{_hint(name, names)}")
-    return Scale(name=name, **yaml.safe_load((CONFIG_DIRECTORY / "scale" / f"{name}.yaml").read_text()))
 
 
 def ignored_line(config: RunConfig) -> str | None:

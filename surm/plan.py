@@ -1,28 +1,43 @@
-"""Experiments as lists of runs: read `conf/experiment/<name>.yaml`, expand its sweep, know what is done."""
+"""Experiments as lists of records: read `conf/experiment/<name>.yaml`, expand it, know what is done."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from surm import signature as identity
 from surm.claim import living_holder
-from surm.config import ConfigError, RunConfig, Scale, compose_run, composer, groups, sweep_members
-from surm.record import PUBLISHED, Record, read_record, run_directory
-from surm.report import ExperimentPlan
+from surm.compose import APPROXIMATE, Scale, compose_run, compose_study, composer, entry_of, sweep_members
+from surm.config import ApproximateConfig, RunConfig
+from surm.experiments import STUDIES
+from surm.record import Record, read_record, run_directory
+from surm.report import ExperimentPlan, Plan, StudyPlan
 
 
 @dataclass(frozen=True)
-class PlannedRun:
-    """One member of an experiment's sweep."""
+class Planned(ABC):
+    """One record that an experiment asks for."""
 
     experiment: str
-    overrides: list[str]
-    config: RunConfig
-    signature: str
+
+    @property
+    @abstractmethod
+    def asked(self) -> dict[str, Any]:
+        """What the record's signature is made of."""
+
+    @property
+    @abstractmethod
+    def output_dir(self) -> str: ...
+
+    @cached_property
+    def signature(self) -> str:
+        return identity.signature(self.asked)
 
     @property
     def record_path(self) -> Path:
-        return run_directory(self.config.output_dir, self.signature) / "record.json"
+        return run_directory(self.output_dir, self.signature) / "record.json"
 
     def record(self) -> Record | None:
         return read_record(self.record_path)
@@ -34,40 +49,81 @@ class PlannedRun:
         record = self.record()
         return record["status"] if record is not None else "missing"
 
-    def published(self) -> Record | None:
-        return read_record(PUBLISHED / f"{self.signature}.json")
+
+@dataclass(frozen=True)
+class PlannedRun(Planned):
+    """One member of an experiment's sweep: a model fine-tuned on a task."""
+
+    config: RunConfig
+
+    @cached_property
+    def asked(self) -> dict[str, Any]:
+        return identity.asked(self.config)
+
+    @property
+    def output_dir(self) -> str:
+        return self.config.output_dir
+
+
+@dataclass(frozen=True)
+class PlannedPart(Planned):
+    """One part of a study."""
+
+    config: ApproximateConfig
+    part: dict[str, Any]
+
+    @cached_property
+    def asked(self) -> dict[str, Any]:
+        return identity.asked_part(self.config.study.name, self.part)
+
+    @property
+    def output_dir(self) -> str:
+        return self.config.output_dir
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """An experiment file with its runs."""
+    """An experiment file with the records it asks for: all runs, or all parts of one study."""
 
     name: str
     title: str
     claims: list[str]
-    runs: list[PlannedRun]
+    runs: Sequence[Planned]
 
-    def for_report(self, label: str = "") -> ExperimentPlan:
-        return ExperimentPlan(self.name, self.title, [run.signature for run in self.runs], self.claims, label)
+    def for_report(self, label: str = "") -> Plan:
+        signatures, first = [run.signature for run in self.runs], self.runs[0]
+        if isinstance(first, PlannedPart):
+            return StudyPlan(self.name, self.title, signatures, self.claims, label, study=first.config.study.name)
+        return ExperimentPlan(self.name, self.title, signatures, self.claims, label)
 
 
 def load_experiment(name: str, seeds: int | None = None, overrides: Sequence[str] = ()) -> Experiment:
-    """Compose every member of an experiment's sweep; call inside `surm.config.composer()`.
+    """Compose every member of an experiment; call inside `surm.compose.composer()`.
 
     Args:
         name: of a file in `conf/experiment`.
-        seeds: number of seeds (0, 1, ...) in place of the file's own.
+        seeds: number of seeds (0, 1, ...) or of a study's draws, in place of the file's own.
         overrides: more settings for every member.
     """
-    if name not in groups()["experiment"]:
-        raise ConfigError(f"experiment={name}: conf/experiment has {', '.join(groups()['experiment'])}.")
-    extra = [f"seed={','.join(map(str, range(seeds)))}"] if seeds else []
-    runs = []
-    for member in sweep_members([f"experiment={name}", *extra, *overrides]):
-        config = compose_run(member)
-        runs.append(PlannedRun(name, member, config, identity.signature(identity.asked(config))))
-    study = runs[0].config.study
-    return Experiment(name, study.title, study.claims, runs)
+    runs: list[Planned] = []
+    if entry_of(name) is APPROXIMATE:
+        study = compose_study([f"experiment={name}", *overrides])
+        if seeds:
+            key, value = ("draws", seeds) if hasattr(study.study, "draws") else ("seeds", list(range(seeds)))
+            setattr(study.study, key, value)
+        runs += plan_study(study, name)
+        table = study.table
+    else:
+        extra = [f"seed={','.join(map(str, range(seeds)))}"] if seeds else []
+        configs = [compose_run(member) for member in sweep_members([f"experiment={name}", *extra, *overrides])]
+        runs += [PlannedRun(name, config) for config in configs]
+        table = configs[0].table
+    return Experiment(name, table.title, table.claims, runs)
+
+
+def plan_study(config: ApproximateConfig, experiment: str) -> list[PlannedPart]:
+    """The parts of a study, one record each."""
+    return [PlannedPart(experiment, config, part) for part in STUDIES[config.study.name].parts(config.study)]
 
 
 def load_scale_experiments(scale: Scale, *, seeds: int | None = None, only: str | None = None) -> list[Experiment]:
@@ -84,4 +140,4 @@ def on_selection(run: PlannedRun, rate: float) -> PlannedRun:
         dataset=replace(run.config.dataset, evaluate_on="selection"),
         optim=replace(run.config.optim, lr=rate),
     )
-    return replace(run, config=config, signature=identity.signature(identity.asked(config)))
+    return replace(run, config=config)

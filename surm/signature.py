@@ -9,7 +9,7 @@ import hashlib
 import json
 from typing import Any
 
-from surm import data, models, structures
+from surm import data, experiments, models, structures
 from surm.config import RunConfig
 from surm.methods import method_settings, uses_placement
 from surm.rates import learning_rate
@@ -53,6 +53,12 @@ def asked(config: RunConfig) -> dict[str, Any]:
     if question["model"]["image_size"] is None:
         del question["model"]["image_size"]
     return question
+
+
+def asked_part(study: str, part: dict[str, Any]) -> dict[str, Any]:
+    """What the record of a study's part holds as its question."""
+    versions = {"experiments": experiments.SCIENCE_VERSION, "structures": structures.SCIENCE_VERSION}
+    return {"study": {"name": study, **part}, "science_version": versions}
 
 
 def signature(question: dict[str, Any]) -> str:

@@ -74,7 +74,7 @@ def run(config: RunConfig, *, report: Report | None = None, say: Callable[[str],
         tracker = start_tracker(
             vars(config.tracking),
             signature=name,
-            group=config.study.name,
+            group=config.table.name,
             config=question,
             tags=config.tracking.tags,
             directory=Path(config.output_dir) / "wandb",

@@ -10,7 +10,7 @@ import pytest
 
 from surm import cli
 from surm.claim import Claim
-from surm.config import composer
+from surm.compose import composer
 from surm.plan import Experiment, load_experiment
 from surm.record import read_record, write_json
 

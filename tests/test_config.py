@@ -7,7 +7,20 @@ from pathlib import Path
 
 import pytest
 
-from surm.config import ConfigError, RunConfig, check_command, compose_run, composer, groups, load_scale, sweep_members
+from surm.compose import (
+    APPROXIMATE,
+    TRAIN,
+    check_command,
+    compose_run,
+    compose_study,
+    composer,
+    entry_of,
+    groups,
+    load_scale,
+    sweep_members,
+)
+from surm.config import ConfigError, RunConfig
+from surm.plan import plan_study
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -46,7 +59,7 @@ def compose(*overrides: str) -> RunConfig:
 )
 def test_a_bad_command_is_one_sentence(arguments: list[str], words: list[str]) -> None:
     with pytest.raises(ConfigError) as caught:
-        check_command(arguments)
+        check_command(arguments, TRAIN)
     message = str(caught.value)
     assert "\n" not in message
     for word in words:
@@ -75,6 +88,9 @@ def test_every_group_file_composes_and_fits_the_schema() -> None:
                     config = compose_run([f"model={name}", "dataset=valence"])
                 elif group == "dataset" and name == "valence":
                     config = compose_run(["model=tiny_bert", "dataset=valence"])
+                elif group == "study" or (group == "experiment" and entry_of(name) is APPROXIMATE):
+                    assert plan_study(compose_study([f"{group}={name}"]), name)
+                    continue
                 elif group == "experiment":
                     for member in sweep_members([f"experiment={name}", "seed=0"]):
                         config = compose_run(member)
@@ -94,7 +110,7 @@ def test_an_experiment_sweeps_its_own_grid_and_the_command_line_narrows_it() -> 
         configs = [compose_run(member) for member in narrowed]
     assert [config.structure.name for config in configs] == ["circulant", "lora"]
     assert {config.seed for config in configs} == {4}
-    assert {config.study.name for config in configs} == {"laptop_digits"}
+    assert {config.table.name for config in configs} == {"laptop_digits"}
 
 
 def test_null_options_validate_for_every_structure() -> None:

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -39,3 +40,20 @@ def test_it_is_short() -> None:
 def test_every_file_it_names_exists() -> None:
     for name in re.findall(r"\]\((?!https?:)([^)#]+)\)", README):
         assert (REPOSITORY / name).exists(), name
+
+
+def test_its_table_says_what_the_published_tables_say() -> None:
+    tables = [pd.read_csv(REPOSITORY / f"results/tables/laptop_{task}.csv") for task in ("digits", "valence")]
+    methods = tables[0]["method"]
+    assert list(methods) == list(tables[1]["method"])
+    for number, method in enumerate(methods):
+        cells = re.search(rf"^\| {re.escape(method)} \|(.*)\|$", README, flags=re.MULTILINE)
+        assert cells, method
+        expected = []
+        for row in (table.iloc[number] for table in tables):
+            expected += [f"{row['mean']:.2f}", _difference(row)]
+        assert [cell.strip() for cell in cells[1].split("|")] == expected
+
+
+def _difference(row: "pd.Series[float]") -> str:
+    return "" if pd.isna(row["difference"]) else f"{row['difference']:+.2f} [{row['low']:+.2f}, {row['high']:+.2f}]"

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from surm import report
-from surm.config import composer, load_scale
+from surm.compose import composer, load_scale
 from surm.plan import load_experiment
 from surm.rates import TUNED_RATES
 from surm.record import PUBLISHED
@@ -20,8 +20,8 @@ RECORDS = read_records(PUBLISHED)
 
 def test_tables_are_rebuilt_byte_for_byte(tmp_path: Path) -> None:
     with composer():
-        plans = [load_experiment(name).for_report() for name in load_scale("laptop").experiments]
-    report.publish(plans, PUBLISHED, tmp_path, name="laptop", paper=RESULTS / "paper")
+        plans = [load_experiment(name).for_report() for name in load_scale("published").experiments]
+    report.publish(plans, PUBLISHED, tmp_path, name="published", paper=RESULTS / "paper")
     names = [f"tables/{plan.name}.{ending}" for plan in plans for ending in ("md", "csv")]
     for name in ["report.md", *names]:
         assert (tmp_path / name).read_bytes() == (RESULTS / name).read_bytes(), name

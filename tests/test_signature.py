@@ -3,7 +3,8 @@
 import pytest
 
 from surm import rates
-from surm.config import compose_run, composer, ignored_line
+from surm.compose import compose_run, composer
+from surm.config import ignored_line
 from surm.signature import asked, signature
 
 
@@ -47,7 +48,7 @@ def test_science_is_in_the_signature(override: str) -> None:
         "trainer.log_every=1",
         "trainer.checkpoint_every=7",
         "trainer.eval_batch_size=3",
-        "study.title=another",
+        "table.title=another",
         "structure.terms=1",
         "structure.parametrization=product",
         "placement.parts=[v,k,q]",

@@ -17,7 +17,8 @@ from peft import PeftModel
 from sklearn.metrics import accuracy_score
 
 from surm import train
-from surm.config import RunConfig, compose_run, composer
+from surm.compose import compose_run, composer
+from surm.config import RunConfig
 from surm.data import load_task
 from surm.data.encode import encode
 from surm.data.order import EpochBatches

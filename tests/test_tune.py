@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from surm import tune
-from surm.config import composer
+from surm.compose import composer
 from surm.plan import PlannedRun, load_experiment
 from surm.record import Record
 from surm.tune import first_rates, next_rate, search

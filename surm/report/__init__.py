@@ -1,6 +1,7 @@
-"""Records of runs to statistics, verdicts, tables, figures and one page; reads files only, never a model."""
+"""Records to statistics, verdicts, tables, figures and one page; reads files only, never a model."""
 
-from surm.report.experiments import ExperimentPlan
+from surm.report.experiments import ExperimentPlan, Plan
 from surm.report.page import build, publish
+from surm.report.studies import StudyPlan
 
-__all__ = ["ExperimentPlan", "build", "publish"]
+__all__ = ["ExperimentPlan", "Plan", "StudyPlan", "build", "publish"]

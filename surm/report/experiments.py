@@ -14,8 +14,8 @@ REFERENCE = "LoRA r=1"
 
 
 @dataclass(frozen=True)
-class ExperimentPlan:
-    """One table: methods compared on one model and one data set, as signatures, and the paper's claims it can test.
+class Plan:
+    """One table: the signatures of its records, and the paper's claims it can test.
 
     `claims` are ids of `results/paper/claims.yaml`. A label that ends in "not evidence" is printed wherever the
     numbers are, and forbids verdicts.
@@ -26,6 +26,10 @@ class ExperimentPlan:
     signatures: Sequence[str]
     claims: Sequence[str] = ()
     label: str = ""
+
+
+class ExperimentPlan(Plan):
+    """Methods compared on one model and one data set."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +76,7 @@ class Method:
 class Experiment:
     """A plan with the records found for it."""
 
-    plan: ExperimentPlan
+    plan: Plan
     label: str
     methods: list[Method]
     missing: list[str]  # planned signatures without a record
@@ -94,9 +98,7 @@ class Experiment:
         return next((method for method in self.methods if method.name == name and method.finished), None)
 
 
-def gather(
-    plan: ExperimentPlan, records: Mapping[str, Record], *, known: Mapping[str, Record], label: str
-) -> Experiment:
+def gather(plan: Plan, records: Mapping[str, Record], *, known: Mapping[str, Record], label: str) -> Experiment:
     """Collect a plan's records by method, in the plan's order, with every further seed of the same requests.
 
     Args:

@@ -15,8 +15,6 @@ from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 from surm.report.experiments import Experiment, Method
 from surm.report.records import family_name
 
-KINDS = ("accuracy_over_parameters", "learning_curves")
-
 
 class Style(NamedTuple):
     color: str
@@ -67,7 +65,7 @@ def learning_curves(experiment: Experiment, path: Path) -> None:
     loss_axes, score_axes = figure.subplots(1, 2)
     for place, (method, line) in enumerate(_with_lines(experiment)):
         history = pd.concat([pd.DataFrame(run.happened["history"]) for run in method.finished], ignore_index=True)
-        style = _style(method)
+        style = style_of(method.family)
         look: dict[str, Any] = {
             "color": style.color,
             "linestyle": line,
@@ -75,22 +73,22 @@ def learning_curves(experiment: Experiment, path: Path) -> None:
             "label": method.name,
             "zorder": 2 + style.filled,
         }
-        marks = _marks(style)
+        marker = marks(style)
         if "loss" in history:
             _draw_band(
-                loss_axes, history.dropna(subset="loss"), "loss", **look, **marks, markevery=(0.02 * place, 0.16)
+                loss_axes, history.dropna(subset="loss"), "loss", **look, **marker, markevery=(0.02 * place, 0.16)
             )
         if "evaluation" in history:
             evaluated = history.dropna(subset="evaluation")
             scores = evaluated.assign(
                 score=[100 * entry[method.finished[0].metric] for entry in evaluated["evaluation"]]
             )
-            _draw_band(score_axes, scores, "score", **look, **marks)
+            _draw_band(score_axes, scores, "score", **look, **marker)
     loss_axes.set(yscale="log", xlabel="epoch", ylabel="training loss")
     score_axes.set(xlabel="epoch", ylabel=f"{_metric(experiment)} (%)")
     for axes in (loss_axes, score_axes):
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        _tidy(axes)
+        tidy(axes)
     figure.suptitle(experiment.plan.title, fontsize=11)
     _finish(figure, [experiment], path)
 
@@ -113,7 +111,7 @@ def _draw_scores(axes: Axes, experiment: Experiment) -> None:
     _limit(axes, methods)
     _draw_baselines(axes, experiment)
     axes.set(xlabel=_PARAMETERS, ylabel=f"{_metric(experiment)} (%)")
-    _tidy(axes)
+    tidy(axes)
 
 
 def _draw_strips(axes: Axes, methods: Sequence[Method]) -> dict[str, float]:
@@ -176,7 +174,7 @@ def _step(counts: dict[int, list[Method]], *, widest: float) -> float:
 
 def _draw_family(axes: Axes, members: Sequence[Method], places: dict[str, float]) -> None:
     """Draw the members with their intervals, joined by a line; the legend names them from left to right."""
-    style = _style(members[0])
+    style = style_of(members[0].family)
     ordered = sorted(members, key=lambda method: method.trainable_parameters)
     name = family_name(ordered[0].family)
     options = ", ".join(method.name.removeprefix(name).strip(", ") or "default" for method in ordered)
@@ -187,7 +185,7 @@ def _draw_family(axes: Axes, members: Sequence[Method], places: dict[str, float]
         linewidth=0.8,
         label=ordered[0].name if len(ordered) == 1 else f"{name} ({options})",
         zorder=3,
-        **_marks(style),
+        **marks(style),
     )
     for method in ordered:
         if method.mean.low is not None and method.mean.high is not None:
@@ -221,14 +219,16 @@ def _draw_baselines(axes: Axes, experiment: Experiment) -> None:
             )
 
 
-# --- shared by both ---------------------------------------------------------------------------------------------------
+# --- shared by all pictures ------------------------------------------------------------------------------------------
 
 
-def _style(method: Method) -> Style:
-    return _STYLES.get(method.family, _OTHER)
+def style_of(family: str) -> Style:
+    """Colour and marker of a method's family, the same in every picture."""
+    return _STYLES.get(family, _OTHER)
 
 
-def _marks(style: Style) -> dict[str, Any]:
+def marks(style: Style) -> dict[str, Any]:
+    """Keywords of `Axes.plot` for the marker of a style."""
     return {
         "marker": style.marker,
         "markersize": 6,
@@ -256,7 +256,8 @@ def _metric(experiment: Experiment) -> str:
     return experiment.finished[0].metric if experiment.finished else "score"
 
 
-def _tidy(axes: Axes) -> None:
+def tidy(axes: Axes) -> None:
+    """Leave the left and the lower spine, and a light grid behind what is drawn."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", color="0.9", linewidth=0.8)
     axes.set_axisbelow(True)
@@ -264,6 +265,14 @@ def _tidy(axes: Axes) -> None:
 
 def _finish(figure: Figure, experiments: Sequence[Experiment], path: Path) -> None:
     """Add one legend below the panels and the label of numbers that are no evidence, then save."""
+    legend_below(figure)
+    if labels := {experiment.label for experiment in experiments if not experiment.is_evidence}:
+        figure.text(0.01, 0.99, ", ".join(sorted(labels)), color="#D55E00", fontsize=10, weight="bold", va="top")
+    save(figure, path)
+
+
+def legend_below(figure: Figure, *, columns: int | None = None) -> None:
+    """Add one legend below the panels, each label once; by default two columns a panel."""
     entries = {
         label: handle for axes in figure.axes for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
     }
@@ -272,11 +281,13 @@ def _finish(figure: Figure, experiments: Sequence[Experiment], path: Path) -> No
             list(entries.values()),
             list(entries),
             loc="outside lower center",
-            ncols=2 * len(figure.axes),
+            ncols=columns or 2 * len(figure.axes),
             fontsize=9,
             frameon=False,
         )
-    if labels := {experiment.label for experiment in experiments if not experiment.is_evidence}:
-        figure.text(0.01, 0.99, ", ".join(sorted(labels)), color="#D55E00", fontsize=10, weight="bold", va="top")
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a picture whose bytes do not name the version of the library, and its folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, metadata={"Software": None})

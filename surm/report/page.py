@@ -1,18 +1,21 @@
 """The page: what the paper says, what is published here and what this run found, then tables and pictures."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from surm.report import figures, tables
-from surm.report.experiments import Experiment, ExperimentPlan, gather
-from surm.report.records import read_records
-from surm.report.verdicts import Claim, describe, judge, read_claims
+from surm.report.experiments import Plan
+from surm.report.records import Record, read_records
+from surm.report.sections import Comparison, Section, make_section
+from surm.report.studies import StudyPlan
+from surm.report.verdicts import Claim, describe, read_claims
 
 HEADER = ["", "paper", "published here", "verdict", "this run", "verdict"]
 
 
 def build(
-    experiments: Sequence[ExperimentPlan],
+    plans: Sequence[Plan],
     published: Path = Path("results/runs"),
     runs: Path = Path("outputs/runs"),
     output: Path = Path("outputs"),
@@ -27,7 +30,7 @@ def build(
     on each of the latter two. Seeds beyond the planned ones count wherever every other setting is equal.
 
     Args:
-        experiments: what was planned.
+        plans: what was planned.
         published, runs: folders of committed records and of this machine's.
         output: receives `tables/`, `figures/` and `report.md`.
         label: printed with the numbers; one that ends in "not evidence" forbids verdicts.
@@ -35,17 +38,25 @@ def build(
         paper: folder of the paper's claims.
     """
     ours, theirs = read_records(runs), read_records(published)
-    here = [gather(plan, ours, known=theirs, label=label) for plan in experiments]
-    there = [gather(plan, theirs, known=ours, label=label) for plan in experiments]
-    _write_tables_and_figures(here, output, name)
-
+    here = [make_section(plan, ours, known=theirs, label=label) for plan in plans]
+    there = [make_section(_as_published(plan, theirs), theirs, known=ours, label=label) for plan in plans]
     claims = read_claims(paper)
+    _write_tables_and_figures(here, output, name, claims)
     rows = [row for pair in zip(there, here, strict=True) for row in _comparison(*pair, claims)]
     return _write_page(output, label, HEADER, rows, here)
 
 
+def _as_published(plan: Plan, published: Mapping[str, Record]) -> Plan:
+    """The plan for the published column: of a study, whatever is published, which may be more draws than planned."""
+    if not isinstance(plan, StudyPlan):
+        return plan
+    parts = [record for record in published.values() if record.is_study]
+    whole = sorted(record.signature for record in parts if record.asked["study"]["name"] == plan.study)
+    return replace(plan, signatures=whole)
+
+
 def publish(
-    experiments: Sequence[ExperimentPlan],
+    plans: Sequence[Plan],
     records: Path = Path("results/runs"),
     output: Path = Path("results"),
     *,
@@ -55,55 +66,42 @@ def publish(
 ) -> Path:
     """Write the same tables, figures and page below `output`, from committed records alone; return the page's path."""
     stored = read_records(records)
-    there = [gather(plan, stored, known={}, label=label) for plan in experiments]
-    _write_tables_and_figures(there, output, name)
+    there = [make_section(plan, stored, known={}, label=label) for plan in plans]
     claims = read_claims(paper)
-    rows = [row[:4] for experiment in there for row in _comparison(experiment, experiment, claims)]
+    _write_tables_and_figures(there, output, name, claims)
+    rows = [row[:4] for section in there for row in _comparison(section, section, claims)]
     return _write_page(output, label, HEADER[:4], rows, there)
 
 
 def _write_page(
-    output: Path, label: str, header: list[str], rows: list[list[str]], experiments: Sequence[Experiment]
+    output: Path, label: str, header: list[str], rows: list[list[str]], sections: Sequence[Section]
 ) -> Path:
     opening = ["# Report\n", f"**{label}**\n"] if label else ["# Report\n"]
+    texts = [section.markdown() for section in sections]
     page = output / "report.md"
-    page.write_text("\n".join([*opening, tables.markdown(header, rows), *map(_section, experiments)]), encoding="utf-8")
+    page.write_text("\n".join([*opening, tables.markdown(header, rows), *texts]), encoding="utf-8")
     return page
 
 
-def _write_tables_and_figures(experiments: Sequence[Experiment], output: Path, name: str) -> None:
-    for experiment in experiments:
-        tables.write(experiment, output / "tables")
-        figures.accuracy_over_parameters(
-            [experiment], figures.figure_path(output, experiment.plan.name, "accuracy_over_parameters")
-        )
-        figures.learning_curves(experiment, figures.figure_path(output, experiment.plan.name, "learning_curves"))
-    figures.accuracy_over_parameters(experiments, figures.figure_path(output, name, "accuracy_over_parameters"))
+def _write_tables_and_figures(
+    sections: Sequence[Section], output: Path, name: str, claims: Mapping[str, Claim]
+) -> None:
+    for section in sections:
+        section.write(output, claims)
+    compared = [section.experiment for section in sections if isinstance(section, Comparison)]
+    if compared:
+        figures.accuracy_over_parameters(compared, figures.figure_path(output, name, "accuracy_over_parameters"))
 
 
-def _comparison(published: Experiment, run: Experiment, claims: Mapping[str, Claim]) -> list[list[str]]:
-    """Rows of the opening table for one experiment: its claims, then every method's score."""
+def _comparison(published: Section, run: Section, claims: Mapping[str, Claim]) -> list[list[str]]:
+    """Rows of the opening table for one section: its claims, then every method's score."""
     rows = [[f"**{run.plan.title}**", *[""] * 5]]
     for name in run.plan.claims:
         claim = claims[name]
-        verdicts = [judge(claim, experiment) for experiment in (published, run)]
+        verdicts = [section.judge(claim) for section in (published, run)]
         cells = [cell for verdict in verdicts for cell in (verdict.found, str(verdict))]
         rows.append([describe(claim), f"{claim.sentence} ({claim.place})", *cells])
-    methods = dict.fromkeys(method.name for experiment in (run, published) for method in experiment.methods)
-    scores = [[name, "not in the paper", _score(published, name), "", _score(run, name), ""] for name in methods]
-    return rows + scores
-
-
-def _score(experiment: Experiment, name: str) -> str:
-    method = experiment.method(name)
-    if method is None:
-        return "no finished run"
-    mean = method.mean
-    interval = f"[{mean.low:.2f}, {mean.high:.2f}]" if mean.low is not None else f"({mean.reason})"
-    return f"{mean.value:.2f} % {interval}, {mean.seeds} seeds"
-
-
-def _section(experiment: Experiment) -> str:
-    name = experiment.plan.name
-    pictures = [f"![{kind.replace('_', ' ')}](figures/{name}_{kind}.png)\n" for kind in figures.KINDS]
-    return "\n".join([f"## {experiment.plan.title}\n", tables.to_markdown(experiment), *pictures])
+    there, here = published.scores(), run.scores()
+    none = "no finished run"
+    methods = {**here, **there}
+    return rows + [[name, "not in the paper", there.get(name, none), "", here.get(name, none), ""] for name in methods]

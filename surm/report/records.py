@@ -32,6 +32,11 @@ class Record:
         return self.status == "finished"
 
     @property
+    def is_study(self) -> bool:
+        """A part of a study without a backbone, not a run of a model."""
+        return "study" in self.asked
+
+    @property
     def seed(self) -> int:
         return int(self.asked["seed"])
 

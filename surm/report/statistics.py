@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import t as student_t
 
 DRAWS = 5_000
 LEVEL = 0.95
@@ -78,6 +79,15 @@ def _estimate(methods: Sequence[Sequence[Evaluation | None]], values: Sequence[f
     by_seeds = np.std(values, ddof=1) / np.sqrt(seeds) * generator.standard_t(seeds - 1, size=DRAWS)
     low, high = np.quantile(by_examples + by_seeds, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return Estimate(value, seeds, float(low), float(high))
+
+
+def mean_interval(values: Sequence[float]) -> tuple[float, float | None, float | None]:
+    """Mean of independent draws and the ends of its 95 % t-interval, s / sqrt(N) t(N - 1); None for a single draw."""
+    mean = float(np.mean(values))
+    if len(values) < 2:
+        return mean, None, None
+    half = float(np.std(values, ddof=1) / np.sqrt(len(values)) * student_t.ppf((1 + LEVEL) / 2, len(values) - 1))
+    return mean, mean - half, mean + half
 
 
 def resampled_scores(runs: Sequence[Evaluation], generator: np.random.Generator) -> Array:

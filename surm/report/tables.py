@@ -1,6 +1,6 @@
 """An experiment as a table: typed columns in pandas, then Markdown for people and CSV for programs."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -74,15 +74,18 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence[str]], *, right: Seq
 
 def to_markdown(experiment: Experiment) -> str:
     """The table, then what belongs below it: how to read it, baselines without training, runs that are not in it."""
-    frame = table(experiment)
+    return "\n".join([frame_to_markdown(table(experiment), COLUMNS), *_lines_below(experiment)])
+
+
+def frame_to_markdown(frame: pd.DataFrame, columns: Mapping[str, tuple[str, str]]) -> str:
+    """A Markdown table of a frame; `columns` gives each heading and number format, a missing value is an empty cell."""
     rows = [
-        ["" if pd.isna(row[column]) else format(row[column], form) for column, (_, form) in COLUMNS.items()]
+        ["" if pd.isna(row[column]) else format(row[column], form) for column, (_, form) in columns.items()]
         for row in frame.to_dict("records")
     ]
-    text = markdown(
-        [heading for heading, _ in COLUMNS.values()], rows, right=[bool(number) for _, number in COLUMNS.values()]
+    return markdown(
+        [heading for heading, _ in columns.values()], rows, right=[bool(number) for _, number in columns.values()]
     )
-    return "\n".join([text, *_lines_below(experiment)])
 
 
 def _lines_below(experiment: Experiment) -> list[str]:
@@ -108,9 +111,8 @@ def _why(status: str, error: str | None) -> str:
     return f"{status}, {error.splitlines()[0]}" if error else status
 
 
-def write(experiment: Experiment, folder: Path) -> None:
-    """Write `<experiment>.md` and `<experiment>.csv` (six significant digits) into `folder`."""
+def write(folder: Path, name: str, text: str, frame: pd.DataFrame) -> None:
+    """Write `<name>.md` and `<name>.csv` (six significant digits) into `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
-    stem = experiment.plan.name
-    (folder / f"{stem}.md").write_text(f"# {experiment.plan.title}\n\n{to_markdown(experiment)}", encoding="utf-8")
-    table(experiment).to_csv(folder / f"{stem}.csv", index=False, float_format="%.6g", lineterminator="\n")
+    (folder / f"{name}.md").write_text(text, encoding="utf-8")
+    frame.to_csv(folder / f"{name}.csv", index=False, float_format="%.6g", lineterminator="\n")

@@ -1,6 +1,6 @@
 """The paper's claims, the rules that decide them, and what an experiment says about each."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -8,7 +8,7 @@ from typing import Any, Literal
 import yaml
 
 from surm.report.experiments import Experiment, Method
-from surm.report.statistics import Estimate
+from surm.report.statistics import Estimate, mean_interval
 
 Result = Literal["agrees", "disagrees", "undecided"]
 
@@ -52,8 +52,8 @@ def read_claims(folder: Path) -> dict[str, Claim]:
     entries = yaml.safe_load((folder / "claims.yaml").read_text())
     claims = {name: Claim(id=name, **entry) for name, entry in entries.items()}
     for claim in claims.values():
-        if claim.kind not in RULES:
-            raise ValueError(f"claim {claim.id} is of kind {claim.kind}: allowed are {', '.join(RULES)}.")
+        if claim.kind not in (*RULES, EFFECT):
+            raise ValueError(f"claim {claim.id} is of kind {claim.kind}: allowed are {', '.join([*RULES, EFFECT])}.")
     return claims
 
 
@@ -71,6 +71,36 @@ def judge(claim: Claim, experiment: Experiment) -> Verdict:
     if claim.scope == "some" and verdict.result == "disagrees":
         return Verdict("undecided", verdict.found, "not seen here, and claimed for some tasks only")
     return verdict
+
+
+def judge_effect(claim: Claim, effects: Mapping[str, Sequence[float]], label: str = "") -> Verdict:
+    """Apply a claim of kind "effect" to a study: one value for each draw, against a threshold.
+
+    It agrees (disagrees) when the 95 % interval of the mean over draws lies on the claimed (the other) side. A claim
+    about every draw (`every: true`) agrees only if each one lies on the claimed side.
+    """
+    rule = claim.rule
+    values = effects.get(rule["effect"], [])
+    if not values:
+        return Verdict("undecided", "", "no finished record")
+    sign, threshold = 1 if rule["side"] == "above" else -1, rule["threshold"]
+    mean, low, high = mean_interval(values)
+    found = f"{mean:.3g}, one draw" if low is None else f"{mean:.3g} [{low:.3g}, {high:.3g}], {len(values)} draws"
+    claimed = sum(sign * (value - threshold) > 0 for value in values)
+    if rule.get("every"):
+        found += f", {claimed} of them on the claimed side"
+    if label.endswith("not evidence"):
+        return Verdict("undecided", found, label)
+    if low is None or high is None:
+        return Verdict("undecided", found, "one draw, no interval")
+    nearest, farthest = sorted(sign * (end - threshold) for end in (low, high))
+    if farthest < 0:
+        return Verdict("disagrees", found)
+    if nearest <= 0:
+        return Verdict("undecided", found, f"the interval contains {threshold:g}")
+    if rule.get("every") and claimed < len(values):
+        return Verdict("undecided", found, "not in every draw")
+    return Verdict("agrees", found)
 
 
 def _named_methods(claim: Claim) -> list[str]:
@@ -118,6 +148,9 @@ def _share(rule: dict[str, Any], methods: dict[str, Method]) -> Verdict:
     return Verdict("agrees" if inside else "disagrees", f"{share:.3g} % ({method.trainable_parameters:,})")
 
 
+EFFECT = "effect"
+"""The kind of claim that a study decides, by `judge_effect`."""
+
 RULES: dict[str, Callable[[dict[str, Any], dict[str, Method]], Verdict]] = {
     "difference": _difference,
     "count": _count,
@@ -135,6 +168,9 @@ def describe(claim: Claim) -> str:
             return f"{rule['method']} minus {rule['minus']} {sign} {rule['threshold']:g} points"
         case "count":
             return f"{rule['method']} trains {rule['equals']:,} parameters"
+        case "effect":
+            every = ", in every draw" if rule.get("every") else ""
+            return f"{rule['effect']} {'>' if rule['side'] == 'above' else '<'} {rule['threshold']:g}{every}"
         case "equal_counts":
             return f"{', '.join(rule['methods'])} train equally many parameters"
         case _:

@@ -37,10 +37,16 @@ class LowDisplacementRank(Family):
         factor.normal_(std=0.02 if authors else (self.n * self.options["terms"]) ** -0.5)
 
     def _approximate(self, matrix: Tensor) -> Fit | None:
-        # The optimiser starts where the displacement, not the matrix itself, is nearest.
+        terms = self.options["terms"]
+        if self.m == self.n:
+            G, H, fit = projection.nearest_displacement(matrix, terms)
+            self._set(G, H)
+            return fit
+        # The optimiser starts where the displacement of the matrix in a square of zeros is nearest.
         K = max(self.m, self.n)
-        square = pad(matrix, (0, K - self.n, 0, K - self.m))
-        start = projection.displacement_generators(square, self.options["terms"])
-        for factor, value in zip(self._factors(), start, strict=True):
-            factor.copy_(value)
+        self._set(*projection.displacement_generators(pad(matrix, (0, K - self.n, 0, K - self.m)), terms))
         return projection.minimise(self, matrix)
+
+    def _set(self, *factors: Tensor) -> None:
+        for parameter, factor in zip(self._factors(), factors, strict=True):
+            parameter.copy_(factor)

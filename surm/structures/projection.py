@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 if TYPE_CHECKING:
     from surm.structures.base import Structure
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 RANDOM_STARTS = 2
 MAX_STEPS = 5000  # a start
 PERFECT = 1e-6  # relative error where no further start is tried
+SWEEPS_A_CHECK = 25  # of alternating least squares, between two looks at the error
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,104 @@ def displacement_generators(matrix: Tensor, terms: int) -> tuple[Tensor, Tensor]
     shifted[:, -1] *= -1
     left, right = truncated_svd(matrix.roll(1, dims=0) - shifted, terms)
     return left.T / 2, right.flip(1)
+
+
+class DisplacementProblem:
+    """The fit of W = sum_i Z_1(g_i) Z_{-1}(h_i) to a real n x n matrix, in coordinates where its rows decouple.
+
+    With F and E the rows of sinusoids that make Z_1(g) = F^-1 diag(F g) F and Z_{-1}(h) = E^-1 diag(E h) E, both
+    sqrt(n) times unitary, and M = F E^-1, whose entries have modulus 1 / (n |sin(pi (k - l - 1/2) / n)|),
+
+        ||matrix - W|| = ||F matrix E^-1 - M * (sum_i (F g_i) (E h_i)^T)||   (* elementwise):
+
+    a weighted low-rank approximation (Srebro and Jaakkola 2003). G and H are (n, r), a term a column.
+    """
+
+    def __init__(self, matrix: Tensor) -> None:
+        n = len(matrix)
+        frequencies = torch.arange(n, dtype=torch.float64, device=matrix.device)
+        self.F, self.E = _sinusoids(frequencies, n), _sinusoids(frequencies + 0.5, n)
+        self.M = self.F @ self.E.mH / n
+        self.target = self.F @ matrix.to(self.F.dtype) @ self.E.mH / n
+        self.norm = matrix.norm().clamp(min=torch.finfo(matrix.dtype).tiny)
+
+    def relative_error(self, G: Tensor, H: Tensor) -> Tensor:
+        """||matrix - W|| / ||matrix||, differentiable. O(n^2 r)."""
+        spectra = (self.F @ G.to(self.F.dtype)) @ (self.E @ H.to(self.E.dtype)).mT
+        return torch.div((self.target - self.M * spectra).norm(), self.norm)
+
+    def alternate(self, H: Tensor, *, tolerance: float = 1e-4, max_sweeps: int = 5000) -> tuple[Tensor, Tensor, Fit]:
+        """Alternating least squares from H (n, r), r <= n: G for H, then H for G; the error never rises.
+
+        With one side fixed, each row of the other one's spectrum has a least-squares problem of its own in r unknowns.
+        Stops when `SWEEPS_A_CHECK` sweeps lower the error by no more than `tolerance` of itself. Returns G, with
+        orthonormal columns, H and the fit, whose steps are sweeps. O(n^2 r^2 + n r^3) a sweep.
+        """
+        find_G = _RowProblems(self.M, self.target, frequency_shift=0.0)
+        find_H = _RowProblems(self.M.mT, self.target.mT, frequency_shift=0.5)
+        error, converged, sweeps = torch.inf, False, 0
+        while not converged and sweeps < max_sweeps:
+            before = error
+            for _ in range(SWEEPS_A_CHECK):
+                # Only the span of the fixed side matters; an orthonormal basis keeps the systems well-conditioned.
+                G = torch.linalg.qr(find_G.solve(self.E @ torch.linalg.qr(H).Q.to(self.E.dtype))).Q
+                H = find_H.solve(self.F @ G.to(self.F.dtype))
+            sweeps += SWEEPS_A_CHECK
+            error = self.relative_error(G, H).item()
+            converged = before - error <= tolerance * error
+        return G, H, Fit(error, sweeps, converged)
+
+
+class _RowProblems:
+    """min_A ||target - M * (S B^T)|| over real A (n, r) with spectrum S, given the other side's spectrum B (n, r)."""
+
+    def __init__(self, M: Tensor, target: Tensor, *, frequency_shift: float) -> None:
+        # The spectrum of a real sequence is conjugate-symmetric: half of its rows give the others.
+        n = len(M)
+        frequencies = torch.arange(n, dtype=torch.float64, device=M.device) + frequency_shift
+        half = frequencies[2 * frequencies <= n]
+        rows = slice(len(half))
+        self.weights = M[rows].abs().square()
+        self.weighted_target = M[rows].conj() * target[rows]
+        occurrences = torch.where(2 * half % n == 0, 1, 2)
+        self.inverse = (occurrences[:, None] / n * _sinusoids(half, n)).mH
+
+    def solve(self, B: Tensor) -> Tensor:
+        r = B.shape[1]
+        products = torch.view_as_real(B.conj()[:, :, None] * B[:, None, :])
+        normal = torch.view_as_complex((self.weights @ products.flatten(1)).view(-1, r, r, 2))
+        right = (self.weighted_target @ B.conj())[:, :, None]
+        A: Tensor = (self.inverse @ torch.cholesky_solve(right, torch.linalg.cholesky(normal))[:, :, 0]).real
+        return A
+
+
+def _sinusoids(frequencies: Tensor, n: int) -> Tensor:
+    """exp(-2 pi i f j / n) for each frequency f, a row, and j < n."""
+    angles = -2 * torch.pi / n * frequencies[:, None] * torch.arange(n, device=frequencies.device)
+    return torch.polar(torch.ones_like(angles), angles)
+
+
+def nearest_displacement(matrix: Tensor, terms: int) -> tuple[Tensor, Tensor, Fit]:
+    """G, H (terms, n) of the sum_i Z_1(g_i) Z_{-1}(h_i) nearest to a square matrix, by alternating least squares.
+
+    Starts where the displacement, not the matrix itself, is nearest, which is exact for a member, and then from random
+    H, and keeps the best. The random starts are the same in every call; the caller's random generator is not used.
+    """
+    problem = DisplacementProblem(matrix)
+    n = len(matrix)
+    rank = min(terms, n)  # n terms reach every matrix; the others stay zero
+    generator = torch.Generator().manual_seed(0)
+    random = torch.randn(RANDOM_STARTS, n, rank, generator=generator, dtype=matrix.dtype).to(matrix.device)
+    G, H = (factor.mT for factor in displacement_generators(matrix, rank))
+    fit, steps = Fit(problem.relative_error(G, H).item(), 0, converged=True), 0
+    for start in (H, *random):
+        if fit.relative_error < PERFECT:
+            break
+        other = problem.alternate(start)
+        steps += other[-1].steps
+        G, H, fit = min((G, H, fit), other, key=lambda found: found[-1].relative_error)
+    G, H = (pad(factor.mT, (0, 0, 0, terms - rank)) for factor in (G, H))
+    return G, H, replace(fit, steps=steps)
 
 
 def minimise(structure: Structure, matrix: Tensor) -> Fit:

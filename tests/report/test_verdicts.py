@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from surm.report.verdicts import Claim, describe, judge, read_claims
+from surm.report.verdicts import Claim, describe, judge, judge_effect, read_claims
 
 PAPER = Path(__file__).parents[2] / "results" / "paper"
 
@@ -52,6 +52,38 @@ def test_one_seed_is_undecided(make_experiment):
     assert str(verdict) == "undecided (one seed, no interval)"
 
 
+# Ten draws around the mean: the 95 % t-interval of N(0, 1) values is about +-0.7.
+DRAWS = [-1.5, -1.0, -0.6, -0.3, -0.1, 0.1, 0.3, 0.6, 1.0, 1.5]
+
+
+@pytest.mark.parametrize(
+    ("shift", "every", "expected"),
+    [
+        (2, False, "agrees"),
+        (-2, False, "disagrees"),
+        (0.2, False, "undecided"),
+        (2, True, "agrees"),
+        (1, True, "undecided"),  # the mean is above zero, one draw is not
+        (-1, True, "disagrees"),
+    ],
+)
+def test_an_effect_over_draws_is_classified(shift, every, expected):
+    values = [shift + draw for draw in DRAWS]
+    for side, sign in (("above", 1), ("below", -1)):
+        rule = {"study": "made_up", "effect": "gain", "side": side, "threshold": 0, "every": every}
+        verdict = judge_effect(claim("effect", **rule), {"gain": [sign * value for value in values]})
+        assert verdict.result == expected
+        assert "10 draws" in verdict.found
+
+
+def test_an_effect_without_records_or_with_one_draw_is_undecided():
+    gain = claim("effect", study="made_up", effect="gain", side="above", threshold=0)
+    assert str(judge_effect(gain, {})) == "undecided (no finished record)"
+    assert str(judge_effect(gain, {"gain": [1.0]})) == "undecided (one draw, no interval)"
+    assert str(judge_effect(gain, {"gain": [1.0, 1.1]}, "smoke: not evidence")) == "undecided (smoke: not evidence)"
+    assert describe(gain) == "gain > 0"
+
+
 def test_a_method_not_run_is_undecided(make_experiment):
     verdict = judge(claim(), make_experiment({"circulant": 0.97}))
     assert str(verdict) == "undecided (no finished run of LoRA r=1)"
@@ -81,7 +113,8 @@ def test_the_papers_claims_have_rules_places_and_a_description():
     for entry in claims.values():
         assert entry.place.split()[0] in {"abstract,", "section", "sections", "appendix"}
         assert entry.needs
-        assert entry.rule.get("method", "circulant") in describe(entry)
+        named = entry.rule.get("effect") or entry.rule.get("method", "circulant")
+        assert named in describe(entry)
 
 
 def test_an_unknown_kind_is_refused(tmp_path):

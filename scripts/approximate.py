@@ -1,0 +1,25 @@
+"""Compute a study without a backbone, then its table, figures and verdicts; nothing that is done is computed again.
+
+python scripts/approximate.py study=psd_fit
+python scripts/approximate.py experiment=full_ldr_fit
+"""
+
+import sys
+
+import hydra
+from omegaconf import DictConfig
+
+from surm.cli import command, run_study
+from surm.compose import APPROXIMATE, check_command, register_schema, typed
+
+
+@hydra.main(config_path="../conf", config_name="approximate", version_base="1.3")
+def main(config: DictConfig) -> None:
+    run_study(typed(config, APPROXIMATE))
+
+
+if __name__ == "__main__":
+    with command():
+        check_command(sys.argv[1:], APPROXIMATE)
+        register_schema()
+        main()

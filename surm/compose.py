@@ -1,0 +1,235 @@
+"""Composing `conf/` outside Hydra: what a command line means, checked before Hydra takes over.
+
+A typo is one sentence and writes nothing, whereas Hydra would create folders first.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields, is_dataclass
+from pathlib import Path
+from typing import Any, Generic, NoReturn, TypeVar
+
+import yaml
+from hydra import compose, initialize_config_dir
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from surm.config import ApproximateConfig, ConfigError, RunConfig, hint, validate, validate_study
+from surm.experiments import STUDIES
+
+CONFIG_DIRECTORY = Path(__file__).resolve().parents[1] / "conf"
+
+Config = TypeVar("Config")
+
+
+@dataclass(frozen=True)
+class Entry(Generic[Config]):
+    """What a script composes: `conf/<name>.yaml`, its schema, and the checks of the composed configuration."""
+
+    name: str
+    script: str
+    schema: type[Config]
+    validate: Callable[[Config], None]
+
+
+TRAIN = Entry("config", "scripts/train.py", RunConfig, validate)
+APPROXIMATE = Entry("approximate", "scripts/approximate.py", ApproximateConfig, validate_study)
+
+
+def register_schema() -> None:
+    """Tell Hydra the schemas that the primary files of `conf/` name first."""
+    store = ConfigStore.instance()
+    store.store(name="schema", node=RunConfig)
+    store.store(name="schema_approximate", node=ApproximateConfig)
+
+
+def typed(config: DictConfig, entry: Entry[Config]) -> Config:
+    """The composed configuration as dataclasses, checked."""
+    found = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(entry.schema), config))
+    assert isinstance(found, entry.schema)
+    if isinstance(found, ApproximateConfig):
+        found.study = _study_options(config.study)
+    entry.validate(found)
+    return found
+
+
+def _study_options(node: DictConfig) -> Any:
+    try:
+        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(STUDIES[node.name].options), node))
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"study={node.name}: {_first_line(error)}.") from None
+
+
+@contextmanager
+def composer() -> Iterator[None]:
+    """Open `conf/` for several calls of `compose_run`; leaves no trace for `hydra.main`."""
+    register_schema()
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(CONFIG_DIRECTORY), version_base="1.3"):
+        yield
+
+
+def compose_run(overrides: Sequence[str]) -> RunConfig:
+    """One run's checked configuration; call inside `composer()`."""
+    return typed(_compose(overrides, TRAIN), TRAIN)
+
+
+def compose_study(overrides: Sequence[str]) -> ApproximateConfig:
+    """One study's checked configuration; call inside `composer()`."""
+    return typed(_compose(overrides, APPROXIMATE), APPROXIMATE)
+
+
+def sweep_members(overrides: Sequence[str], entry: Entry[Any] = TRAIN) -> list[list[str]]:
+    """The override lists that `-m` runs: the experiment file's own sweep, with the command line's values first.
+
+    Call inside `composer()`.
+    """
+    parsed = _parse(overrides)
+    swept = {o.get_key_element() for o in parsed}
+    single = [o.input_line or "" for o in parsed if not o.is_sweep_override()]
+    own = _compose(single, entry, with_hydra=True).hydra.sweeper.params or {}
+    from_file = [f"{key}={value}" for key, value in own.items() if key not in swept]
+    batches = BasicSweeper.split_arguments(_parse([*from_file, *overrides]), max_batch_size=None)
+    return [list(member) for member in batches[0]]
+
+
+def check_command(arguments: Sequence[str], entry: Entry[Any]) -> None:
+    """Compose and check everything that a script's command line would run.
+
+    Raises:
+        ConfigError: one sentence; nothing has been written and no model has been loaded.
+    """
+    overrides = [argument for argument in arguments if not argument.startswith("-")]
+    multirun = any(argument in ("-m", "--multirun") for argument in arguments)
+    root = entry.schema()
+    for override in _parse(overrides):
+        _check_group(override, entry)
+        if override.is_sweep_override() and override.get_key_element() == "experiment":
+            raise ConfigError(
+                f"{override.input_line}: a sweep over experiments would apply neither file's own sweep; "
+                "start one command for each experiment."
+            )
+        if override.is_sweep_override() and not multirun:
+            raise ConfigError(f"{override.input_line}: several values are a sweep; add -m to the command.")
+    with composer():
+        members = sweep_members(overrides, entry) if multirun else [overrides]
+        for member in members:
+            if entry is APPROXIMATE:
+                chosen = [override for override in member if override.startswith(("study=", "experiment="))]
+                root.study = typed(_compose(chosen, APPROXIMATE), APPROXIMATE).study
+            for override in _parse(member):
+                _check_setting(override, root, entry)
+            typed(_compose(member, entry), entry)
+
+
+def _parse(overrides: Sequence[str]) -> list[Override]:
+    try:
+        return OverridesParser.create().parse_overrides(list(overrides))
+    except HydraException as error:
+        raise ConfigError(f"{' '.join(overrides)}: {_first_line(error)}; write settings as key=value.") from None
+
+
+def _compose(overrides: Sequence[str], entry: Entry[Any], *, with_hydra: bool = False) -> DictConfig:
+    try:
+        return compose(entry.name, overrides=list(overrides), return_hydra_config=with_hydra)
+    except (HydraException, OmegaConfBaseException) as error:
+        reason = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
+        raise ConfigError(f"{' '.join(overrides)}: {_first_line(reason)}.") from None
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).splitlines()[0].rstrip(".")
+
+
+def groups() -> dict[str, list[str]]:
+    """Config groups and the names each offers."""
+    folders = (path for path in CONFIG_DIRECTORY.iterdir() if path.is_dir() and path.name != "scale")
+    return {folder.name: sorted(file.stem for file in folder.glob("*.yaml")) for folder in sorted(folders)}
+
+
+def entry_of(experiment: str) -> Entry[Any]:
+    """The script that an experiment file is for: it says so by the group that it overrides.
+
+    Raises:
+        ConfigError: there is no such file.
+    """
+    names = groups()["experiment"]
+    if experiment not in names:
+        raise ConfigError(f"experiment={experiment}: conf/experiment has {', '.join(names)}{hint(experiment, names)}")
+    content = yaml.safe_load((CONFIG_DIRECTORY / "experiment" / f"{experiment}.yaml").read_text())
+    return APPROXIMATE if any("override /study" in default for default in content["defaults"]) else TRAIN
+
+
+def _groups_of(entry: Entry[Any]) -> dict[str, list[str]]:
+    """The groups that a script composes, from its primary file."""
+    defaults = yaml.safe_load((CONFIG_DIRECTORY / f"{entry.name}.yaml").read_text())["defaults"]
+    named = {key.removeprefix("optional ") for default in defaults if isinstance(default, dict) for key in default}
+    return {name: values for name, values in groups().items() if name in named}
+
+
+def _check_group(override: Override, entry: Entry[Any]) -> None:
+    """A group's value must exist, and an experiment must be one of this script's; the message names the nearest."""
+    key, known = override.get_key_element(), _groups_of(entry)
+    for value in _values(override) if key in known else []:
+        if value not in (*known[key], "null"):
+            raise ConfigError(f"{key}={value}: conf/{key} has {', '.join(known[key])}{hint(value, known[key])}")
+        if key == "experiment" and value != "null" and entry_of(value) is not entry:
+            raise ConfigError(f"{override.input_line}: this file is for {entry_of(value).script}; start that.")
+
+
+def _check_setting(override: Override, root: Any, entry: Entry[Any]) -> None:
+    """A setting's dotted path must exist; the message names the nearest one."""
+    key = override.get_key_element().lstrip("+~")
+    if key == "hydra" or key.startswith(("hydra.", "hydra/")) or key in _groups_of(entry):
+        return
+    node: Any = root
+    for depth, step in enumerate(key.split(".")):
+        known = [f.name for f in fields(node)] if is_dataclass(node) else []
+        if step not in known:
+            _unknown_setting(override, key.split(".")[:depth], step, known, entry)
+        node = getattr(node, step)
+    if is_dataclass(node):
+        raise ConfigError(
+            f"{override.input_line}: {key} holds several settings; set one, such as {key}.{fields(node)[0].name}=..."
+        )
+
+
+def _values(override: Override) -> list[str]:
+    if override.is_sweep_override():
+        return [str(value) for value in override.sweep_string_iterator()]
+    return [str(override.value()) if override.value() is not None else "null"]
+
+
+def _unknown_setting(override: Override, path: list[str], step: str, known: list[str], entry: Entry[Any]) -> NoReturn:
+    where = ".".join(path)
+    candidates = known if path else [*known, *_groups_of(entry)]
+    raise ConfigError(
+        f"{override.input_line}: there is no setting {'.'.join([*path, step])}; "
+        f"{where or 'the configuration'} has {', '.join(candidates)}{hint(step, candidates)}"
+    )
+
+
+# --- scales of `make reproduce` -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How much `make reproduce` runs: experiments, and a label that marks what is no evidence."""
+
+    name: str
+    experiments: list[str]
+    label: str = ""
+
+
+def load_scale(name: str) -> Scale:
+    """Read `conf/scale/<name>.yaml`."""
+    names = sorted(file.stem for file in (CONFIG_DIRECTORY / "scale").glob("*.yaml"))
+    if name not in names:
+        raise ConfigError(f"SCALE={name}: allowed are {', '.join(names)}{hint(name, names)}")
+    return Scale(name=name, **yaml.safe_load((CONFIG_DIRECTORY / "scale" / f"{name}.yaml").read_text()))

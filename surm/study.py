@@ -1,0 +1,54 @@
+"""One part of a study: compute it, or find that it is done, and leave a record."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from surm import signature as identity
+from surm.claim import Claim
+from surm.experiments import STUDIES
+from surm.record import Record, read_record, run_directory, where, write_json
+
+
+def run_part(asked: dict[str, Any], output_dir: str | Path, say: Callable[[str], None] = print) -> Record:
+    """Compute a part of a study, or return the record of the same question.
+
+    Args:
+        asked: the question, from `surm.signature.asked_part`.
+        output_dir: receives `runs/<signature>/record.json`.
+        say: prints one line.
+
+    Raises:
+        RecordError: another process works on it, or the record is damaged.
+    """
+    name = identity.signature(asked)
+    folder = run_directory(output_dir, name)
+    record = read_record(folder / "record.json")
+    if record is not None and record["status"] == "finished":
+        return record
+    question = dict(asked["study"])
+    study = STUDIES[question.pop("name")]
+    with Claim(folder):
+        happened: dict[str, Any] = {}
+        status, error, begun = "failed", None, time.perf_counter()
+        try:
+            happened = study.compute(question, say)
+            status = "finished"
+        except KeyboardInterrupt:
+            status = "interrupted"
+            raise
+        except Exception as failure:
+            error = f"{type(failure).__name__}: {failure}"
+            raise
+        finally:
+            seconds = time.perf_counter() - begun
+            record = {
+                "signature": name,
+                "status": status,
+                "asked": asked,
+                "happened": happened | {"seconds": seconds, "error": error},
+                "where": where("cpu", {}),
+            }
+            write_json(folder / "record.json", record)
+    return record
