@@ -218,7 +218,8 @@ def _parts(name: str, layer: nn.Linear, matrix: Tensor) -> Iterator[tuple[str, T
     sizes = fused_parts(name, layer)
     if not sizes:
         yield name, matrix
-    for part, rows in zip(sizes, matrix.split(list(sizes.values())) if sizes else (), strict=True):
+        return
+    for part, rows in zip(sizes, torch.split(matrix, list(sizes.values())), strict=True):
         yield f"{name}.{part}", rows
 
 
@@ -240,9 +241,9 @@ def _as_it_was(model: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(wanted)
 
 
-def _groups(layers: Mapping[str, nn.Linear], memory_limit: int) -> Iterator[dict[str, nn.Parameter]]:
+def _groups(layers: Mapping[str, nn.Linear], memory_limit: int) -> Iterator[dict[str, Tensor]]:
     """Layers in order, as many at a time as their float32 sums and their gradients fit."""
-    group: dict[str, nn.Parameter] = {}
+    group: dict[str, Tensor] = {}
     used = 0
     for name, layer in layers.items():
         size = layer.weight.numel() * (torch.float32.itemsize + layer.weight.element_size())
@@ -331,7 +332,7 @@ def _scores(layer: str, matrix: Tensor, families: Mapping[str, Family]) -> Itera
 @torch.no_grad()
 def _captured(matrix: Tensor, structure: str, options: Mapping[str, Any]) -> float:
     nearest = structure_class(structure).nearest(matrix, **options).dense()
-    return 1 - ((matrix - nearest).norm() / matrix.norm()).item() ** 2
+    return 1 - float((matrix - nearest).norm() / matrix.norm()) ** 2
 
 
 @cache

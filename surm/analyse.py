@@ -1,4 +1,4 @@
-"""What training did to the weights of one run (paper appendix B.4): distance, size, rank and spectrum of each update."""
+"""What training did to the weights of a run (paper appendix B.4): size, rank and spectrum of each update."""
 
 import re
 import shlex
@@ -33,8 +33,8 @@ MEASURES = {
     "rank_float32": "the same with eps(float32), below which trained weights are rounding",
     "largest_rank": "rank that members of the family have in general",
     "stable_rank": "squared Frobenius norm over the squared largest singular value",
-    "cka": "linear CKA of the layer's output (W + update) x + b with that of the full fine-tuning run of the same seed, "
-    f"over all tokens of the first {EXAMPLES} evaluation examples",
+    "cka": "linear CKA of the layer's output (W + update) x + b with that of the full fine-tuning run of the same "
+    f"seed, over all tokens of the first {EXAMPLES} evaluation examples",
     "cka_before": "the same for the model before training",
 }
 
@@ -89,15 +89,14 @@ def analyse(name: str, output_dir: str | Path = "outputs", say: Callable[[str], 
     rows = []
     for place, (layer, its_rows) in projections(trained, parts).items():
         W = base[place]
-        update = layer.get_delta_weight("default")[its_rows] if isinstance(layer, BaseTunerLayer) else (
-            _weight(layer)[its_rows] - W
-        )
+        adapted = isinstance(layer, BaseTunerLayer)
+        update = layer.get_delta_weight("default")[its_rows] if adapted else _weight(layer)[its_rows] - W
         alike = {"cka": after, "cka_before": before}
         rows.append(
             {"layer": place[0], "part": place[1]}
             | compare(W, update)
             | {"largest_rank": largest[W.shape]}
-            | {key: _digits(cka(its[place], target[place])) if target else None for key, its in alike.items()}
+            | {key: _digits(cka(outputs[place], target[place])) if target else None for key, outputs in alike.items()}
         )
     return {
         "signature": name,
@@ -131,7 +130,7 @@ def compare(W: Tensor, update: Tensor) -> dict[str, Any]:
 def cka(X: Tensor, Y: Tensor) -> float:
     """Linear centred kernel alignment of two representations (N, m) and (N, n) (Kornblith et al. 2019)."""
     X, Y = ((Z - Z.mean(dim=0)) for Z in (X.double(), Y.double()))
-    return ((X.T @ Y).norm() ** 2 / ((X.T @ X).norm() * (Y.T @ Y).norm())).item()
+    return float((X.T @ Y).norm() ** 2 / ((X.T @ X).norm() * (Y.T @ Y).norm()))
 
 
 def thinned(count: int) -> list[int]:
@@ -147,7 +146,7 @@ def _digits(value: float) -> float:
 def _largest_rank(settings: Mapping[str, Any], m: int, n: int) -> int:
     name = settings["name"]
     if name in ("full", "lora"):
-        return min(m, n, settings.get("rank", m))
+        return min(m, n, int(settings.get("rank", m)))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         options = {option: settings[option] for option in option_names(name)}
@@ -223,9 +222,9 @@ def _written(value: Any) -> str:
 # --- their weights and outputs ---------------------------------------------------------------------------------------
 
 
-def projections(model: nn.Module, parts: Sequence[str]) -> dict[Place, tuple[nn.Module, slice]]:
+def projections(model: nn.Module, parts: Sequence[str]) -> dict[Place, tuple[Any, slice]]:
     """Layer and rows of each query, key and value projection, adapted or not, by place."""
-    found: dict[Place, tuple[nn.Module, slice]] = {}
+    found: dict[Place, tuple[Any, slice]] = {}
     for part in parts:
         endings = tuple(f".{ending}" for ending in projection_names(model, [part]))
         for name, layer in model.named_modules():
@@ -239,8 +238,8 @@ def projections(model: nn.Module, parts: Sequence[str]) -> dict[Place, tuple[nn.
     return dict(sorted(found.items(), key=lambda item: (item[0][0], PARTS.index(item[0][1]))))
 
 
-def _weight(layer: nn.Module) -> Tensor:
-    return layer.get_parameter("weight").detach().double()
+def _weight(layer: Any) -> Tensor:
+    return cast(Tensor, layer.weight).detach().double()
 
 
 def _backbone(question: Question) -> Backbone:
@@ -264,7 +263,7 @@ def _trained(backbone: Backbone, question: Question, folder: Path) -> nn.Module:
 
 
 def _outputs_of_full(
-    full: Question, output_dir: str | Path, parts: Sequence[str], say: Callable[[str], None]
+    full: dict[str, Any], output_dir: str | Path, parts: Sequence[str], say: Callable[[str], None]
 ) -> Outputs | None:
     name = identity.signature(full)
     folder = run_directory(output_dir, name)
@@ -294,7 +293,7 @@ def _outputs(backbone: Backbone, model: nn.Module, question: Question, parts: Se
 
 
 @contextmanager
-def _hooks(layers: Mapping[Place, tuple[nn.Module, slice]], kept: Outputs) -> Iterator[None]:
+def _hooks(layers: Mapping[Place, tuple[Any, slice]], kept: Outputs) -> Iterator[None]:
     def keep(place: Place, rows: slice) -> Callable[[nn.Module, Any, Tensor], None]:
         return lambda module, inputs, output: kept.__setitem__(place, output[..., rows].clone())
 

@@ -132,10 +132,10 @@ def parts(options: PinwheelOptions) -> list[dict[str, Any]]:
 def compute(part: dict[str, Any], say: Callable[[str], None]) -> dict[str, Any]:
     """Train every method on every seed of a part.
 
-    Gives `rows` (one for each method and seed: final loss and accuracy on the training points, linear CKA of the hidden
-    layer's output to the full network of the same seed, trained parameters of the matrix, rate), `curves` (losses of
-    each seed at `epochs`) and `regions` (the first seed's points, and the class decided at each cell of a square map,
-    one string of digits a row, lowest row first).
+    Gives `rows` (one for each method and seed: final loss, median loss of the last twentieth of the epochs, final
+    accuracy on the training points, linear CKA of the hidden layer's output to the full network of the same seed,
+    trained parameters of the matrix, rate), `curves` (losses of each seed at `epochs`) and `regions` (the first seed's
+    points, and the class decided at each cell of a square map, one string of digits a row, lowest row first).
     """
     seeds = part["seeds"]
     x, labels = make_data(seeds, part["points"], part["noise"])
@@ -148,12 +148,14 @@ def compute(part: dict[str, Any], say: Callable[[str], None]) -> dict[str, Any]:
         trained = train(networks, x, labels, rate=rate, epochs=part["epochs"])
         hidden, logits = trained(x)
         reference = hidden if reference is None else reference  # the full network comes first
+        late = trained.losses[-max(1, part["epochs"] // 20) :].quantile(0.5, dim=0)
         accuracy = (logits.argmax(dim=-1) == labels).double().mean(dim=-1)
         rows += [
             {
                 "method": method,
                 "seed": seed,
                 "loss": significant(trained.losses[-1, at]),
+                "late_loss": significant(late[at]),
                 "accuracy": significant(accuracy[at]),
                 "cka": significant(linear_cka(hidden[at], reference[at])),
                 "parameters": num_parameters(method),

@@ -99,7 +99,8 @@ def table(analyses: Sequence[Analysis], figure_11: Analysis) -> pd.DataFrame:
         for method in figure_11["values"]["q"]
         for part, values in ((part, figure_11["values"][part][method]) for part in figure_11["values"])
     ]
-    groups = pd.concat(frames, ignore_index=True).groupby(["task", "method", "learning_rate", "part"], sort=False, dropna=False)
+    keys = ["task", "method", "learning_rate", "part"]
+    groups = pd.concat(frames, ignore_index=True).groupby(keys, sort=False, dropna=False)
     summary = groups.agg(
         seeds=("seed", "nunique"),
         one_minus_cosine=("one_minus_cosine", "mean"),
@@ -162,7 +163,8 @@ def _draw_task(row: Sequence[Axes], task: str, methods: Mapping[str, Sequence[An
     for axes, part in zip(row, ("q", "v"), strict=False):
         axes.set(title=f"{PARTS[part]}: {task}", xlabel="layer", ylabel="1 - cosine(W + update, W)", yscale="log")
     row[2].set(title="CKA with full fine-tuning", xlabel="layer", ylabel="linear CKA of the outputs of q, k and v")
-    row[3].set(title="spectrum of the update", xlabel="place", ylabel="singular value / largest", xscale="log", yscale="log")
+    row[3].set(title="spectrum of the update", xlabel="place", ylabel="relative singular value")
+    row[3].set(xscale="log", yscale="log")
 
 
 def _draw_range(axes: Axes, runs: Sequence[Any], look: Mapping[str, Any]) -> None:
@@ -191,6 +193,7 @@ def _draw_paper(row: Sequence[Axes], figure_11: Analysis) -> None:
             yscale="log",
             facecolor="0.97",
         )
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     for axes in row[len(figure_11["values"]) :]:
         axes.set_visible(False)
 

@@ -76,7 +76,7 @@ def test_notes_compute_what_they_say(records):
     assert "* random: 20 (warm starts)" in text
     assert "1 (descent stopped early)" in text
     assert "+0.0200 (random)" in text
-    assert "rank 5" in text
+    assert "rank k = 5" in text
 
 
 def test_figures_are_drawn(records, tmp_path):

@@ -30,6 +30,7 @@ def record(reading, embedding, seeds, losses, spread):
                 "method": method,
                 "seed": seed,
                 "loss": final,
+                "late_loss": 2 * final if method == "LoRA r=4" else final,
                 "accuracy": 0.9,
                 "cka": 1.0 if method == FULL else 0.9 - 0.1 * final,
                 "parameters": num_parameters(method),
@@ -160,24 +161,23 @@ def test_one_seed_decides_nothing():
 def test_notes_say_at_which_rank_lora_catches_up():
     notes = pinwheel.notes(records())
     assert any(
-        note.startswith("In place of the weight, embedding frozen") and "LoRA r=4 is the first" in note
+        note.startswith("In place of the weight, embedding frozen")
+        and "final loss is not above circulant's: LoRA r=4 (0.2" in note
+        and "epochs: LoRA r=8 (0.2" in note
         for note in notes
     )
     slow = {reading: {**losses, "circulant": 0.1} for reading, losses in LOSSES.items()}
-    assert any("no rank up to LoRA r=8 gets there" in note for note in pinwheel.notes(records(slow)))
+    assert any("none up to LoRA r=8 (0.2" in note for note in pinwheel.notes(records(slow)))
 
 
 # --- figures ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", pinwheel.FIGURES)
-def test_figures_do_not_depend_on_the_order_of_records_and_may_lack_a_setting(kind, tmp_path):
-    pictures = [tmp_path / "a" / "x.png", tmp_path / "b" / "x.png"]
-    some = records()[:-2]
-    for picture, ordered in zip(pictures, (some, some[::-1]), strict=True):
-        pinwheel.FIGURES[kind](ordered, picture)
-    assert pictures[0].read_bytes() == pictures[1].read_bytes()
-    assert pictures[0].stat().st_size > 20_000
+def test_figures_are_drawn_even_where_a_setting_was_not_run(kind, tmp_path):
+    picture = tmp_path / "figures" / "x.png"
+    pinwheel.FIGURES[kind](records()[:-2], picture)
+    assert picture.stat().st_size > 20_000
 
 
 # --- the search -------------------------------------------------------------------------------------------------------

@@ -1,6 +1,6 @@
 """Report of `ldr_fit`: matrices fitted by W(G, H) and its special cases (paper section 4.1, appendix A.7, Fig. 5)."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -153,7 +153,10 @@ def over_parameters(records: Sequence[Record], path: Path) -> None:
     _finish(figure, panels, path)
 
 
-FIGURES = {"over_terms": over_terms, "over_parameters": over_parameters}
+FIGURES: dict[str, Callable[[Sequence[Record], Path], None]] = {
+    "over_terms": over_terms,
+    "over_parameters": over_parameters,
+}
 
 
 # --- errors -----------------------------------------------------------------------------------------------------------

@@ -1,6 +1,6 @@
 """Report of `psd_fit`: positive semidefinite matrices at an equal budget (paper section 4.2, Fig. 1 left)."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import product
 from pathlib import Path
 
@@ -111,7 +111,7 @@ def dots(records: Sequence[Record], path: Path) -> None:
     save(figure, path)
 
 
-FIGURES = {"errors": dots}
+FIGURES: dict[str, Callable[[Sequence[Record], Path], None]] = {"errors": dots}
 
 
 def _errors(records: Sequence[Record]) -> dict[tuple[str, str, str], Array]:
