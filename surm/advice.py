@@ -22,6 +22,7 @@ from surm.models import load_backbone, split_fused_projections
 from surm.record import PUBLISHED
 from surm.report.advice import correlations
 from surm.report.records import Record, label, read_records
+from surm.threads import one_thread
 from surm.tuners.targets import projection_names
 
 CHECK = PUBLISHED.parent / "advisor_check.json"
@@ -88,6 +89,7 @@ def compose_advice(arguments: Sequence[str]) -> AdviseConfig:
         return typed(compose(ADVISE.name, overrides=list(arguments)), ADVISE)
 
 
+@one_thread()
 def advise_task(config: AdviseConfig, layers: int | None = None) -> Advice:
     """Scores for a backbone with a new head, on the first batches of the training split.
 

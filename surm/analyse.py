@@ -22,6 +22,7 @@ from surm.models import load_backbone, split_fused_projections, weights_hash
 from surm.models.backbone import Backbone
 from surm.record import PUBLISHED, Record, RecordError, read_record, run_directory
 from surm.structures import option_names, structure_class
+from surm.threads import one_thread
 from surm.tuners.targets import PARTS, fused_parts, projection_names
 
 EXAMPLES = 256  # of the evaluation split, for CKA
@@ -43,6 +44,7 @@ Place = tuple[int, str]  # layer, from 1, and part: q, k or v
 Outputs = dict[Place, Tensor]
 
 
+@one_thread()
 def analyse(name: str, output_dir: str | Path = "outputs", say: Callable[[str], None] = print) -> dict[str, Any]:
     """Compare the trained weights of a finished run with the backbone's, matrix by matrix, in float64.
 

@@ -167,9 +167,11 @@ def describe(question: dict[str, Any]) -> str:
 
 
 def part_label(question: dict[str, Any]) -> str:
-    """The settings of a part that are one word or number."""
+    """What tells a part of a study from the others: its words, and its draw or seeds."""
     settings = {key: value for key, value in question["study"].items() if key != "name"}
-    return ", ".join(f"{key} {value}" for key, value in settings.items() if isinstance(value, str | int | float))
+    return ", ".join(
+        f"{key} {value}" for key, value in settings.items() if isinstance(value, str) or key in ("draw", "seeds")
+    )
 
 
 def _print_done(planned: Planned, say: Any) -> None:

@@ -86,7 +86,8 @@ def correlations(points: Sequence[Point]) -> list[dict[str, Any]]:
     scopes = {task: [point for point in points if point["task"] == task] for task in tasks} | {"pooled": points}
     found = []
     for score, outcome, (scope, chosen) in product(SCORES, OUTCOMES, scopes.items()):
-        groups = [[i for i, point in enumerate(chosen) if point["task"] == task] for task in tasks]
+        places = ([i for i, point in enumerate(chosen) if point["task"] == task] for task in tasks)
+        groups = [group for group in places if group]
         x, y = (rankdata(_centred([point[key] for point in chosen], groups)) for key in (score, outcome))
         shuffles = [[list(order) for order in permutations(group)] for group in groups]
         permuted = np.array([np.concatenate(orders) for orders in product(*shuffles)]).astype(int)
@@ -102,9 +103,9 @@ def correlations(points: Sequence[Point]) -> list[dict[str, Any]]:
 
 
 def _centred(values: Sequence[float], groups: Sequence[Sequence[int]]) -> Array:
-    centred = np.array(values)
+    centred = np.array(values, dtype=np.float64)
     for group in groups:
-        centred[group] -= centred[group].mean() if group else 0.0
+        centred[group] -= centred[group].mean()
     return centred
 
 

@@ -1,0 +1,66 @@
+"""The committed analyses give the committed table; its numbers are means of the analyses' rows."""
+
+import json
+from pathlib import Path
+from statistics import fmean
+
+import pandas as pd
+import pytest
+import yaml
+
+from surm.record import PUBLISHED
+from surm.report import analysis
+
+RESULTS = PUBLISHED.parent
+FIGURE_11 = yaml.safe_load((RESULTS / "paper" / "fig11.yaml").read_text())
+
+
+@pytest.fixture(scope="module")
+def rebuilt(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("results")
+    (folder / "analysis").symlink_to(RESULTS / "analysis")
+    analysis.write(folder, RESULTS / "paper")
+    return folder
+
+
+@pytest.mark.parametrize("name", ["weight_analysis.md", "weight_analysis.csv"])
+def test_the_table_is_rebuilt_byte_for_byte(rebuilt: Path, name: str) -> None:
+    assert (rebuilt / "tables" / name).read_bytes() == (RESULTS / "tables" / name).read_bytes()
+
+
+def test_the_figure_is_drawn(rebuilt: Path) -> None:
+    assert (rebuilt / analysis.FIGURE).read_bytes()[:4] == b"\x89PNG"
+
+
+def test_every_analysis_is_of_a_published_run_with_three_seeds_a_method() -> None:
+    found = analysis.read(RESULTS / "analysis")
+    seeds: dict[str, set[int]] = {}
+    for one in found:
+        record = json.loads((PUBLISHED / f"{one['signature']}.json").read_text())
+        assert record["asked"] == one["asked"]
+        seeds.setdefault(one["asked"]["structure"]["name"], set()).add(one["asked"]["seed"])
+    assert seeds.keys() == {"lora", "circulant", "toeplitz", "kronecker", "ldr", "full"}
+    assert all(found == {0, 1, 2} for found in seeds.values())
+
+
+def test_a_row_is_the_mean_over_layers_and_seeds(rebuilt: Path) -> None:
+    found = [one for one in analysis.read(RESULTS / "analysis") if one["asked"]["structure"]["name"] == "kronecker"]
+    values = [row for one in found for row in one["rows"] if row["part"] == "v"]
+    table = pd.read_csv(rebuilt / "tables" / "weight_analysis.csv")
+    here = table[table["task"] == "builtin_bert on valence"]
+    row = here[(here["method"] == "Kronecker") & (here["matrix"] == "value")].iloc[0]
+    lora = here[(here["method"] == "LoRA r=1") & (here["matrix"] == "value")].iloc[0]
+    assert row["seeds"] == 3
+    assert row["one_minus_cosine"] == pytest.approx(fmean(value["one_minus_cosine"] for value in values), rel=1e-5)
+    assert row["highest"] == max(value["one_minus_cosine"] for value in values)
+    assert row["ratio"] == pytest.approx(row["one_minus_cosine"] / lora["one_minus_cosine"], rel=1e-4)
+    assert row["lowest_rank"] == min(value["rank"] for value in values) == row["largest_rank"] == 256
+
+
+def test_the_papers_rows_come_last_with_its_ratio(rebuilt: Path) -> None:
+    table = pd.read_csv(rebuilt / "tables" / "weight_analysis.csv")
+    assert table["task"].iloc[-8:].unique() == ["paper: BERT-base on MRPC"]
+    values = FIGURE_11["values"]["q"]
+    row = table[(table["task"] == "paper: BERT-base on MRPC") & (table["method"] == "circulant")].iloc[0]
+    assert row["ratio"] == pytest.approx(fmean(values["circulant"]) / fmean(values["lora"]), rel=1e-4)
+    assert all(len(layers) == 12 for part in FIGURE_11["values"].values() for layers in part.values())
