@@ -1,7 +1,8 @@
 """Learning rates by a search that is the same for every method of a comparison.
 
 Each method starts with the same number of values, a factor of 3 apart, around its usual rate, and its range is extended
-until the best value is not at the edge. Scores come from a fixed slice of the training split, never from the reported split.
+until the best value is not at the edge. Scores come from a fixed slice of the training split, never from the reported
+split.
 """
 
 import math

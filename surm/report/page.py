@@ -63,12 +63,13 @@ def publish(
     label: str = "",
     name: str = "all",
     paper: Path = Path("results/paper"),
+    draw: bool = True,
 ) -> Path:
-    """Write the same tables, figures and page below `output`, from committed records alone; return the page's path."""
+    """Write the same below `output`, from committed records alone; return the page's path. draw: the figures, too."""
     stored = read_records(records)
     there = [make_section(plan, stored, known={}, label=label) for plan in plans]
     claims = read_claims(paper)
-    _write_tables_and_figures(there, output, name, claims)
+    _write_tables_and_figures(there, output, name, claims, draw=draw)
     rows = [row[:4] for section in there for row in _comparison(section, section, claims)]
     return _write_page(output, label, HEADER[:4], rows, there)
 
@@ -84,10 +85,14 @@ def _write_page(
 
 
 def _write_tables_and_figures(
-    sections: Sequence[Section], output: Path, name: str, claims: Mapping[str, Claim]
+    sections: Sequence[Section], output: Path, name: str, claims: Mapping[str, Claim], *, draw: bool = True
 ) -> None:
     for section in sections:
-        section.write(output, claims)
+        section.write_table(output, claims)
+    if not draw:
+        return
+    for section in sections:
+        section.draw(output)
     compared = [section.experiment for section in sections if isinstance(section, Comparison)]
     if compared:
         figures.accuracy_over_parameters(compared, figures.figure_path(output, name, "accuracy_over_parameters"))

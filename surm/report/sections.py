@@ -40,13 +40,16 @@ class Section(ABC):
     def pictures(self) -> Mapping[str, Callable[[Path], None]]:
         """Kind of figure -> function that draws it."""
 
-    def write(self, output: Path, claims: Mapping[str, Claim]) -> None:
-        """Write the table (Markdown with the verdicts, and CSV) and the figures below `output`."""
+    def write_table(self, output: Path, claims: Mapping[str, Claim]) -> None:
+        """Write `tables/<name>.md`, which ends with the verdicts, and `tables/<name>.csv` below `output`."""
         judged = [(claims[name], self.judge(claims[name])) for name in self.plan.claims]
         verdicts = [f"* {verdict}: {describe(claim)}; found {verdict.found or 'nothing'}" for claim, verdict in judged]
         below = ["Verdicts:\n", "\n".join(verdicts) + "\n"] if verdicts else []
         text = "\n".join([f"# {self.plan.title}\n", self.text(), *below])
         tables.write(output / "tables", self.plan.name, text, self.frame())
+
+    def draw(self, output: Path) -> None:
+        """Draw `figures/<name>_<kind>.png` below `output`."""
         for kind, draw in self.pictures().items():
             draw(figures.figure_path(output, self.plan.name, kind))
 
