@@ -1,7 +1,7 @@
 """Which structure suits a model and a dataset, before training: the share of the gradient that each family captures.
 
 python scripts/advise.py model=builtin_bert dataset=valence
-python scripts/advise.py check=true   (compares the scores with the published runs, about half an hour)
+python scripts/advise.py check=true   (compares the scores with the published runs, about 40 minutes of one core)
 """
 
 import json

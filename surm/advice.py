@@ -138,7 +138,7 @@ def check(say: Callable[[str], None] = print) -> dict[str, Any]:
     records = [
         record
         for record in read_records(PUBLISHED).values()
-        if record.finished and record.asked["dataset"]["evaluate_on"] == "test"
+        if record.finished and not record.is_study and record.asked["dataset"]["evaluate_on"] == "test"
     ]
     points: list[dict[str, Any]] = []
     for model, dataset in CHECKED_TASKS:

@@ -163,10 +163,10 @@ def _largest_rank(settings: Mapping[str, Any], m: int, n: int) -> int:
 def _finished(name: str, output_dir: str | Path) -> Record:
     """The record of a finished run, from this machine or as published."""
     record = read_record(run_directory(output_dir, name) / "record.json") or read_record(PUBLISHED / f"{name}.json")
-    if record is None:
+    if record is None or "study" in record["asked"]:
         raise ConfigError(
-            f"run={name}: there is no such run in {output_dir}/runs or among the published ones; give a signature "
-            "that `make status` lists."
+            f"run={name}: there is no such run in {output_dir}/runs or among the published ones; give the signature of "
+            "a training run that `make status` lists."
         )
     if record["status"] != "finished":
         command = train_command(record["asked"], output_dir)

@@ -208,7 +208,7 @@ def _values(override: Override) -> list[str]:
 
 def _unknown_setting(override: Override, path: list[str], step: str, known: list[str], entry: Entry[Any]) -> NoReturn:
     where = ".".join(path)
-    candidates = known if path else [*known, *_groups_of(entry)]
+    candidates = known if path else list(dict.fromkeys([*known, *_groups_of(entry)]))
     raise ConfigError(
         f"{override.input_line}: there is no setting {'.'.join([*path, step])}; "
         f"{where or 'the configuration'} has {', '.join(candidates)}{hint(step, candidates)}"

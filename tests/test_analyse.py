@@ -182,13 +182,13 @@ def test_missing_weights_name_the_command_that_repeats_the_run(
         assert signature(asked(compose_run(words[2:]))) == runs["lora"]
 
 
-RUNS = sorted(name for name, record in read_records(PUBLISHED).items() if not record.is_study)
+RECORDS = read_records(PUBLISHED)
+RUNS = sorted(name for name, record in RECORDS.items() if not record.is_study)
 
 
 @pytest.mark.parametrize("name", RUNS[::25])
 def test_the_command_of_a_published_run_asks_the_same_question(name: str) -> None:
-    record = read_records(PUBLISHED)[name]
-    words = shlex.split(train_command(record.asked))[2:]
+    words = shlex.split(train_command(RECORDS[name].asked))[2:]
     with composer():
         assert signature(asked(compose_run(words))) == name
 
@@ -196,6 +196,8 @@ def test_the_command_of_a_published_run_asks_the_same_question(name: str) -> Non
 def test_what_cannot_be_analysed_is_one_sentence(outputs: Path, runs: dict[str, str], tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="run=0123456789ab: there is no such run"):
         analyse("0123456789ab", outputs)
+    with pytest.raises(ConfigError, match="there is no such run"):
+        analyse(min(RECORDS.keys() - set(RUNS)), outputs)  # a part of a study
     with pytest.raises(ConfigError, match="bitfit updates no query, key or value matrix"):
         analyse(runs["bitfit"], outputs)
     record = json.loads((outputs / "runs" / runs["lora"] / "record.json").read_text())
