@@ -298,7 +298,7 @@ def read_text(path: Path) -> str:
 @pytest.mark.parametrize(
     "pattern",
     [
-        r"pypi\.org|pythonhosted\.org|download\.pytorch\.org|--(extra-)?index-url|--find-links",
+        r"pypi\.org|pythonhosted\.org|download\.pytorch\.org|--(extra-)?index[-]url|--find-links",
         r"(?<![\w.:/])/(home|Users|root|work)/\w",
         r"^\s*import (cloud)?pickle|pickle\.loads?\(|joblib\.load\(|allow_pickle=True",
         r"torch\.load\((?![^)]*weights_only=True)",
