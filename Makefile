@@ -91,7 +91,7 @@ clean: ## delete caches; keeps the environment, outputs/ and results/
 
 # An interrupted installation leaves no stamp, so the next call goes on with it.
 $(PACKAGES): requirements/lock.txt pyproject.toml | $(VENV)/bin/pip
-	@echo "Installing the pinned packages into $(VENV): several GB (CUDA build of torch), about 3 minutes ..."
+	@echo "Installing the pinned packages into $(VENV): several GB (CUDA build of torch), about 4 minutes ..."
 	@$(PIP) install -r requirements/lock.txt
 	@$(PIP) install --no-deps --no-build-isolation -e .
 	@touch $@
