@@ -4,12 +4,16 @@
 PYTHON ?= python3
 ## VENV=.venv       folder of the environment; an existing one is used: VENV=$CONDA_PREFIX inside conda
 VENV ?= .venv
-## SCALE=laptop     size of `reproduce`: smoke, laptop or full
+## SCALE=laptop     size of `reproduce`: smoke, laptop, full, small or paper
 SCALE ?= laptop
 ## SEEDS=           number of seeds (default: the scale's own)
 SEEDS ?=
 ## ONLY=            one experiment instead of all
 ONLY ?=
+## SET=             settings for every run, such as SET='dataset.path=folder'
+SET ?=
+## FRACTION=        share of the training split that `tune` uses (default: all)
+FRACTION ?=
 ## DRY=1            print the runs and the estimated time, run nothing
 DRY ?=
 
@@ -21,7 +25,10 @@ ASSETS := $(VENV)/.surm-assets
 only = $(if $(ONLY),--only $(ONLY))
 dry = $(if $(filter-out 0,$(DRY)),--dry)
 seeds = $(if $(SEEDS),--seeds $(SEEDS))
-chosen = --scale $(SCALE) $(seeds) $(only)
+# `value`: Hydra's ${...} is not for make to expand.
+set = $(if $(value SET),--set $(foreach setting,$(value SET),'$(setting)'))
+fraction = $(if $(FRACTION),--fraction $(FRACTION))
+chosen = --scale $(SCALE) $(seeds) $(only) $(set)
 pytest = OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 WANDB_MODE=offline $(PY) -m pytest -n 2
 
 .DEFAULT_GOAL := help
@@ -44,10 +51,10 @@ reproduce: $(ASSETS) ## run the experiments of SCALE, then tables, figures and v
 	@$(PY) scripts/reproduce.py $(chosen) $(dry)
 
 smoke: $(ASSETS) ## the same in 3 minutes, to see that everything works; its numbers are no evidence
-	@$(PY) scripts/reproduce.py --scale smoke $(seeds) $(only) $(dry)
+	@$(PY) scripts/reproduce.py --scale smoke $(seeds) $(only) $(set) $(dry)
 
 tune: $(ASSETS) ## repeat the choice of the learning rates
-	@$(PY) scripts/tune.py --scale $(SCALE) $(only) $(dry)
+	@$(PY) scripts/tune.py --scale $(SCALE) $(only) $(set) $(fraction) $(dry)
 
 status: $(ASSETS) ## list the runs that are done, running, failed and missing
 	@$(PY) scripts/records.py status $(chosen)

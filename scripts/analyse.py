@@ -2,6 +2,7 @@
 
 python scripts/analyse.py run=6e5f2a4e3f5b
 python scripts/analyse.py run=6e5f2a4e3f5b,f3e545f5cbf5 output_dir=outputs to=results
+python scripts/analyse.py run=... model_path=<folder> dataset_path=<folder>   (for a run that had them)
 
 Writes <to>/analysis/<signature>.json (`to` is output_dir if not given), and the table and figure of all analyses there.
 """
@@ -15,13 +16,15 @@ from surm.config import ConfigError
 from surm.record import REPOSITORY, write_json
 from surm.report import analysis
 
+SETTINGS = ("run", "output_dir", "to", "model_path", "dataset_path")
 
-def main(run: str = "", output_dir: str = "outputs", to: str = "") -> None:
+
+def main(run: str = "", output_dir: str = "outputs", to: str = "", **paths: str) -> None:
     if not run:
         raise ConfigError("give run=<signature>, or several with commas; `make status` lists runs.")
     folder = Path(to or output_dir)
     for signature in run.split(","):
-        found = analyse(signature, output_dir, console.print)
+        found = analyse(signature, output_dir, console.print, **paths)
         write_json(folder / "analysis" / f"{signature}.json", found)
         print(analysis.by_layer(found))
     table = analysis.write(folder, REPOSITORY / "results" / "paper")
@@ -31,6 +34,6 @@ def main(run: str = "", output_dir: str = "outputs", to: str = "") -> None:
 if __name__ == "__main__":
     with command():
         settings = dict(argument.partition("=")[::2] for argument in sys.argv[1:])
-        if unknown := settings.keys() - {"run", "output_dir", "to"}:
-            raise ConfigError(f"{', '.join(sorted(unknown))}: the settings are run, output_dir and to.")
+        if unknown := set(settings) - set(SETTINGS):
+            raise ConfigError(f"{', '.join(sorted(unknown))}: the settings are {', '.join(SETTINGS)}.")
         main(**settings)

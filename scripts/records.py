@@ -11,11 +11,12 @@ def main() -> None:
     parser.add_argument("--scale", default="laptop", help="a file of conf/scale")
     parser.add_argument("--seeds", type=int, help="number of seeds in place of the experiment's own")
     parser.add_argument("--only", metavar="EXPERIMENT", help="one experiment of conf/experiment")
+    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="settings for every run")
     arguments = parser.parse_args()
 
     actions = {"status": status, "publish": publish, "wandb-sync": wandb_sync}
     with command():
-        actions[arguments.action](arguments.scale, arguments.seeds, arguments.only)
+        actions[arguments.action](arguments.scale, arguments.seeds, arguments.only, arguments.set)
 
 
 if __name__ == "__main__":

@@ -12,11 +12,15 @@ def main() -> None:
     parser.add_argument("--scale", default="laptop", help="a file of conf/scale")
     parser.add_argument("--seeds", type=int, help="number of seeds in place of the experiment's own")
     parser.add_argument("--only", metavar="EXPERIMENT", help="one experiment of conf/experiment")
+    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="settings for every run")
     arguments = parser.parse_args()
 
     with command():
         scale = load_scale(arguments.scale)
-        report(load_scale_experiments(scale, seeds=arguments.seeds, only=arguments.only), scale.label, scale.name)
+        experiments = load_scale_experiments(
+            scale, seeds=arguments.seeds, only=arguments.only, overrides=arguments.set
+        )
+        report(experiments, scale.label, scale.name)
 
 
 if __name__ == "__main__":

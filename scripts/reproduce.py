@@ -12,12 +12,15 @@ def main() -> None:
     parser.add_argument("--scale", default="laptop", help="a file of conf/scale: laptop, smoke or full")
     parser.add_argument("--seeds", type=int, help="number of seeds in place of the experiment's own")
     parser.add_argument("--only", metavar="EXPERIMENT", help="one experiment of conf/experiment")
+    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="settings for every run")
     parser.add_argument("--dry", action="store_true", help="print the runs, which are done and the estimated time")
     arguments = parser.parse_args()
 
     with command():
         scale = load_scale(arguments.scale)
-        experiments = load_scale_experiments(scale, seeds=arguments.seeds, only=arguments.only)
+        experiments = load_scale_experiments(
+            scale, seeds=arguments.seeds, only=arguments.only, overrides=arguments.set
+        )
         if arguments.dry:
             print_plan(experiments)
             return

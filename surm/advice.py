@@ -95,9 +95,14 @@ def advise_task(config: AdviseConfig, layers: int | None = None) -> Advice:
 
     layers: so many of the backbone's layers, evenly spread; all by default.
     """
-    task = load_task(config.dataset.name, evaluate_on=config.dataset.evaluate_on)
+    data, chosen = config.dataset, config.model
+    task = load_task(
+        data.name, evaluate_on=data.evaluate_on, fraction=data.fraction, seed=config.seed, **data.origin()
+    )
     torch.manual_seed(config.seed)
-    backbone = load_backbone(config.model.name, num_labels=task.num_labels, image_size=config.model.image_size)
+    backbone = load_backbone(
+        chosen.name, num_labels=task.num_labels, image_size=chosen.image_size, **chosen.origin()
+    )
     model = split_fused_projections(backbone.module)
     train = encode(task.train, backbone)
     order = EpochBatches(len(train), config.advise.batch_size, config.seed)
@@ -138,7 +143,10 @@ def check(say: Callable[[str], None] = print) -> dict[str, Any]:
     records = [
         record
         for record in read_records(PUBLISHED).values()
-        if record.finished and not record.is_study and record.asked["dataset"]["evaluate_on"] == "test"
+        if record.finished
+        and not record.is_study
+        and record.asked["dataset"]["evaluate_on"] == "test"
+        and record.asked["trainer"]["max_steps"] is None
     ]
     points: list[dict[str, Any]] = []
     for model, dataset in CHECKED_TASKS:

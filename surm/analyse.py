@@ -5,7 +5,7 @@ import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from peft import PeftModel
@@ -16,17 +16,19 @@ from torch import Tensor, nn
 from surm import signature as identity
 from surm.compose import compose_run, composer, groups
 from surm.config import ConfigError
-from surm.data import load_task
+from surm.data import Task, load_task
 from surm.data.encode import encode
+from surm.methods import IN_PLACE, IN_WEIGHTS, is_peft_method
 from surm.models import load_backbone, split_fused_projections, weights_hash
 from surm.models.backbone import Backbone
 from surm.record import PUBLISHED, Record, RecordError, read_record, run_directory
 from surm.structures import option_names, structure_class
 from surm.threads import one_thread
-from surm.tuners.targets import PARTS, fused_parts, projection_names
+from surm.tuners.targets import FUSED_PARTS as PARTS
+from surm.tuners.targets import fused_parts, projection_names
 
 EXAMPLES = 256  # of the evaluation split, for CKA
-WITHOUT_UPDATE = ("bitfit", "linear_probe")
+WITHOUT_UPDATE = ("bitfit", "linear_probe", "layernorm_tuning")
 MEASURES = {
     "one_minus_cosine": "1 - cosine(W + update, W), both as vectors",
     "relative_norm": "Frobenius norm of the update over that of W",
@@ -44,14 +46,29 @@ Place = tuple[int, str]  # layer, from 1, and part: q, k or v
 Outputs = dict[Place, Tensor]
 
 
+class Given(NamedTuple):
+    """Folders with the hub's files, which no record holds."""
+
+    model_path: str | None = None
+    dataset_path: str | None = None
+
+
 @one_thread()
-def analyse(name: str, output_dir: str | Path = "outputs", say: Callable[[str], None] = print) -> dict[str, Any]:
+def analyse(
+    name: str,
+    output_dir: str | Path = "outputs",
+    say: Callable[[str], None] = print,
+    *,
+    model_path: str | None = None,
+    dataset_path: str | None = None,
+) -> dict[str, Any]:
     """Compare the trained weights of a finished run with the backbone's, matrix by matrix, in float64.
 
     Args:
         name: the run's signature.
         output_dir: where runs lie.
         say: prints one line, where CKA is left out.
+        model_path, dataset_path: folders with the hub's files, where the run had them; a record holds no paths.
 
     Returns:
         JSON-able: what was asked, and a row for each matrix with what `MEASURES` defines and its singular values,
@@ -64,7 +81,7 @@ def analyse(name: str, output_dir: str | Path = "outputs", say: Callable[[str], 
     record = _finished(name, output_dir)
     question = record["asked"]
     folder = run_directory(output_dir, name)
-    if question["structure"]["name"] in WITHOUT_UPDATE:
+    if question["structure"]["name"] in WITHOUT_UPDATE or question.get("placement", {}).get("form") == "adapter":
         raise ConfigError(
             f"run={name}: {question['structure']['name']} updates no query, key or value matrix; choose a run of "
             "another method."
@@ -74,19 +91,21 @@ def analyse(name: str, output_dir: str | Path = "outputs", say: Callable[[str], 
             f"the weights of run {name} are not in {folder}: move what is left of it away and repeat it with "
             f"`{train_command(question, output_dir)}`."
         )
-    if record["where"]["content_hashes"]["weights"] != weights_hash(question["model"]["name"]):
+    given = Given(model_path, dataset_path)
+    model = question["model"]
+    if record["where"]["content_hashes"]["weights"] != weights_hash(model["name"], **_origin(model, model_path)):
         raise RecordError(f"run {name} started from other weights of {question['model']['name']} than are given now.")
 
-    parts = question.get("placement", {}).get("parts", PARTS)
-    backbone = _backbone(question)
+    parts = [part for part in question.get("placement", {}).get("parts", PARTS) if part in PARTS]
+    backbone = _backbone(question, given)
     base = {place: _weight(layer)[rows] for place, (layer, rows) in projections(backbone.module, parts).items()}
-    before = _outputs(backbone, backbone.module, question, parts)
+    before = _outputs(backbone, backbone.module, question, parts, given)
     trained = _trained(backbone, question, folder)
-    after = _outputs(backbone, trained, question, parts)
+    after = _outputs(backbone, trained, question, parts, given)
     trained.double()
     full = full_run(question)
     full_name = identity.signature(full)
-    target = after if full_name == name else _outputs_of_full(full, output_dir, parts, say)
+    target = after if full_name == name else _outputs_of_full(full, output_dir, parts, say, given)
     largest = {W.shape: _largest_rank(question["structure"], *W.shape) for W in base.values()}
     rows = []
     for place, (layer, its_rows) in projections(trained, parts).items():
@@ -147,7 +166,7 @@ def _digits(value: float) -> float:
 
 def _largest_rank(settings: Mapping[str, Any], m: int, n: int) -> int:
     name = settings["name"]
-    if name in ("full", "lora"):
+    if name in (*IN_WEIGHTS, *IN_PLACE) or is_peft_method(name):
         return min(m, n, int(settings.get("rank", m)))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -218,6 +237,8 @@ def _written(value: Any) -> str:
     """A value in Hydra's grammar."""
     if isinstance(value, list):
         return f"[{','.join(map(str, value))}]"
+    if isinstance(value, dict):
+        return f"{{{','.join(f'{key}:{_written(entry)}' for key, entry in value.items())}}}"
     return "null" if value is None else str(value)
 
 
@@ -244,10 +265,22 @@ def _weight(layer: Any) -> Tensor:
     return cast(Tensor, layer.weight).detach().double()
 
 
-def _backbone(question: Question) -> Backbone:
-    model, dataset = question["model"], question["dataset"]
-    labels = load_task(dataset["name"], evaluate_on=dataset["evaluate_on"]).num_labels
-    backbone = load_backbone(model["name"], num_labels=labels, image_size=model.get("image_size"))
+def _origin(model: Mapping[str, Any], path: str | None) -> dict[str, Any]:
+    return {"source": model.get("source"), "revision": model["revision"] if "source" in model else None, "path": path}
+
+
+def _task(dataset: Mapping[str, Any], path: str | None) -> Task:
+    return load_task(dataset["name"], evaluate_on=dataset["evaluate_on"], path=path, columns=dataset.get("columns"))
+
+
+def _backbone(question: Question, given: Given) -> Backbone:
+    model, labels = question["model"], _task(question["dataset"], given.dataset_path).num_labels
+    backbone = load_backbone(
+        model["name"],
+        num_labels=labels,
+        image_size=model.get("image_size"),
+        **_origin(model, given.model_path),
+    )
     backbone.module.eval()
     return backbone
 
@@ -258,14 +291,14 @@ def _trained(backbone: Backbone, question: Question, folder: Path) -> nn.Module:
         backbone.module.load_state_dict(load_file(folder / "trained.safetensors"), strict=False)
         return backbone.module
     module = backbone.module
-    if question["structure"]["name"] == "lora":
+    if question["structure"]["name"] in IN_WEIGHTS or is_peft_method(question["structure"]["name"]):
         module = split_fused_projections(module)
     model: nn.Module = PeftModel.from_pretrained(module, folder / "adapter").eval()
     return model
 
 
 def _outputs_of_full(
-    full: dict[str, Any], output_dir: str | Path, parts: Sequence[str], say: Callable[[str], None]
+    full: dict[str, Any], output_dir: str | Path, parts: Sequence[str], say: Callable[[str], None], given: Given
 ) -> Outputs | None:
     name = identity.signature(full)
     folder = run_directory(output_dir, name)
@@ -275,15 +308,16 @@ def _outputs_of_full(
             f"`{train_command(full, output_dir)}` makes it."
         )
         return None
-    backbone = _backbone(full)
-    return _outputs(backbone, _trained(backbone, full, folder), full, parts)
+    backbone = _backbone(full, given)
+    return _outputs(backbone, _trained(backbone, full, folder), full, parts, given)
 
 
 @torch.no_grad()
-def _outputs(backbone: Backbone, model: nn.Module, question: Question, parts: Sequence[str]) -> Outputs:
+def _outputs(
+    backbone: Backbone, model: nn.Module, question: Question, parts: Sequence[str], given: Given
+) -> Outputs:
     """What each projection gives for the first evaluation examples: a row for each token that is no padding."""
-    dataset = question["dataset"]
-    split = load_task(dataset["name"], evaluate_on=dataset["evaluate_on"]).evaluation
+    split = _task(question["dataset"], given.dataset_path).evaluation
     encoded = encode(split, backbone)
     batch = encoded.collate([encoded[i] for i in range(min(EXAMPLES, len(encoded)))])
     del batch["labels"]

@@ -159,9 +159,12 @@ def describe(question: dict[str, Any]) -> str:
     if "study" in question:
         return f"[bold]{question['study']['name']}[/bold] {part_label(question)}"
     rate, seed = question["optim"]["lr"], question["seed"]
-    where = "" if question["dataset"]["evaluate_on"] == "test" else " (selection)"
+    data = question["dataset"]
+    where = (f", {100 * data['fraction']:g} %" if "fraction" in data else "") + (
+        "" if data["evaluate_on"] == "test" else " (selection)"
+    )
     return (
-        f"[bold]{label(question)}[/bold] on {question['model']['name']} x {question['dataset']['name']}{where}, "
+        f"[bold]{label(question)}[/bold] on {question['model']['name']} x {data['name']}{where}, "
         f"rate {rate:g}, seed {seed}"
     )
 
@@ -189,8 +192,12 @@ def _print_result(record: Record, path: Path, say: Any, prefix: str = "") -> Non
         f"trainable {happened['trainable_parameters']:,} + head {happened['head_parameters']:,}  "
         f"{path}"
     )
-    baselines = ", ".join(f"{name} {value:.4f}" for name, value in happened["baselines"].items())
-    say(f"  without a model: {baselines}")
+    others = [f"{name} {value:.4f}" for name, value in happened["metrics"].items() if name != metric]
+    if others:
+        say(f"  beside it: {', '.join(others)}")
+    if happened["baselines"]:
+        baselines = ", ".join(f"{name} {value:.4f}" for name, value in happened["baselines"].items())
+        say(f"  without a model: {baselines}")
 
 
 def _bars() -> Progress:
@@ -268,9 +275,9 @@ def report(experiments: Sequence[Experiment], note: str, name: str, output: Path
     console.print(f"Report: {page}; tables: {page.parent / 'tables'}; figures: {page.parent / 'figures'}")
 
 
-def status(scale: str, seeds: int | None, only: str | None) -> None:
+def status(scale: str, seeds: int | None, only: str | None, overrides: Sequence[str]) -> None:
     """Count finished, running, interrupted, failed and missing runs, and list those that are not finished."""
-    for experiment in load_scale_experiments(load_scale(scale), seeds=seeds, only=only):
+    for experiment in load_scale_experiments(load_scale(scale), seeds=seeds, only=only, overrides=overrides):
         counts: dict[str, list[Planned]] = {}
         for planned in experiment.runs:
             counts.setdefault(planned.status(), []).append(planned)
@@ -280,7 +287,7 @@ def status(scale: str, seeds: int | None, only: str | None) -> None:
                 console.print(f"  {state:12} {planned.signature}  {describe(planned.asked)}")
 
 
-def publish(scale: str, seeds: int | None, only: str | None) -> None:
+def publish(scale: str, seeds: int | None, only: str | None, overrides: Sequence[str]) -> None:
     """Promote records to `results/runs` and rebuild the committed tables and figures from what is there."""
     published = load_scale_experiments(load_scale("published"))
     planned = {run.signature for experiment in published for run in experiment.runs}
@@ -313,11 +320,12 @@ def promote(runs: Path, published: Path, planned: Collection[str] = ()) -> int:
 
 
 def _is_evidence(run: StoredRecord) -> bool:
-    """Random models and smoke runs prove nothing."""
-    return not run.asked["model"]["name"].startswith("tiny_") and run.asked["trainer"]["max_steps"] is None
+    """Random models, and runs that have not seen every training example once, prove nothing."""
+    whole = run.asked["trainer"]["max_steps"] is None or run.happened["history"][-1]["epoch"] >= 1
+    return whole and not run.asked["model"]["name"].startswith("tiny_")
 
 
-def wandb_sync(scale: str, seeds: int | None, only: str | None) -> None:
+def wandb_sync(scale: str, seeds: int | None, only: str | None, overrides: Sequence[str]) -> None:
     """Upload the finished runs that W&B has not seen."""
     records = read_records(Path("outputs/runs")).values()
     finished = [vars(record) for record in records if record.finished and not record.is_study]

@@ -5,27 +5,47 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from surm.data import DATASETS, data_modality
+from surm.data import check_data, data_modality
 from surm.experiments import STUDIES
-from surm.methods import ignored_settings, method_names, method_settings
-from surm.models import MODELS, model_modality, model_width
+from surm.methods import FORMS, check_form, ignored_settings, is_peft_method, method_names, method_settings
+from surm.models import check_model, model_modality, model_width
 from surm.registry import nearest
+from surm.tuners.config import ACTIVATIONS, POSITIONS
+from surm.tuners.targets import PARTS, SITES
 
 
 class ConfigError(ValueError):
     """A command that cannot be run; the message is one sentence for the person who typed it."""
 
 
+class FormError(ConfigError):
+    """A method that does not exist in the placement's form: a hole in a sweep over both, and an error alone."""
+
+
 @dataclass
 class ModelConfig:
     name: str = "builtin_vit"
+    source: str | None = None  # timm | transformers | local, for a name that conf/model does not have
+    revision: str | None = None  # of the hub; null: the pinned one, or main for a name with a source
+    path: str | None = None  # folder with the hub's files, instead of the hub
     image_size: int | None = None  # pixels; null: the model's own
+
+    def origin(self) -> dict[str, Any]:
+        """What tells where the model comes from, beside its name, as `surm.models` takes it."""
+        return {"source": self.source, "revision": self.revision, "path": self.path}
 
 
 @dataclass
 class DatasetConfig:
     name: str = "digits"
+    path: str | None = None  # folder with the task's files, instead of the hub
+    fraction: float = 1.0  # of the training split: nested, stratified subsets by seed
+    columns: dict[str, str] = field(default_factory=dict)  # of dataset=table: text, text_pair, image, label
     evaluate_on: str = "test"  # test | selection (a fixed slice of the training split, for tuning)
+
+    def origin(self) -> dict[str, Any]:
+        """What tells where the data come from, beside their name, as `surm.data` takes it."""
+        return {"path": self.path, "columns": dict(self.columns) or None}
 
 
 @dataclass
@@ -39,6 +59,8 @@ class StructureConfig:
     factor_shape: list[int] | None = None
     terms: int | None = None
     rank: int | None = None
+    size: int | None = None  # of a bottleneck adapter
+    arguments: dict[str, Any] = field(default_factory=dict)  # of peft_<method>: those of PEFT's own configuration
     alpha: float = 1.0
     dropout: float = 0.0
     init_weights: str = "default"  # default (zero update) | authors
@@ -46,8 +68,12 @@ class StructureConfig:
 
 @dataclass
 class PlacementConfig:
-    form: str = "weight"
-    parts: list[str] = field(default_factory=lambda: ["q", "k", "v"])
+    form: str = "weight"  # weight | adapter
+    parts: list[str] = field(default_factory=lambda: ["q", "k", "v"])  # weight form: of q, k, v, o, mlp
+    sites: str = "houlsby"  # adapter form: houlsby | pfeiffer
+    adapter_bias: bool = True
+    activation: str = "gelu"  # gelu | silu | tanh | identity
+    position: str = "after"  # after | before the hidden dropout
 
 
 @dataclass
@@ -69,6 +95,9 @@ class TrainerConfig:
     gradient_accumulation: int = 1
     precision: str = "no"  # no | bf16 | fp16
     max_steps: int | None = None
+    gradient_checkpointing: bool = False  # less memory, about a third more time
+    compile: bool = False  # torch.compile
+    evaluate_every: int = 1  # epochs; always after the last
     eval_batch_size: int = 128
     log_every: int = 10  # steps
     checkpoint_every: int = 25  # steps
@@ -91,6 +120,7 @@ class TableConfig:
     name: str | None = None
     title: str = ""
     claims: list[str] = field(default_factory=list)
+    published: str | None = None  # a file of results/paper: rows that others published, shown below the table
 
 
 @dataclass
@@ -104,6 +134,7 @@ class RunConfig:
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     table: TableConfig = field(default_factory=TableConfig)
     seed: int = 0
+    device: str = "auto"  # auto | cuda | mps | cpu
     output_dir: str = "outputs"
 
 
@@ -125,30 +156,41 @@ def validate(config: RunConfig) -> None:
     Raises:
         ConfigError: one sentence with the value, the rule it breaks and what is allowed.
     """
-    _one_of("model.name", config.model.name, tuple(MODELS))
-    _one_of("dataset.name", config.dataset.name, tuple(DATASETS))
-    takes, gives = model_modality(config.model.name), data_modality(config.dataset.name)
+    try:
+        check_model(config.model.name, **config.model.origin(), image_size=config.model.image_size)
+        check_data(config.dataset.name, **config.dataset.origin())
+    except (ValueError, FileNotFoundError) as error:
+        raise ConfigError(str(error)) from None
+    takes = model_modality(config.model.name, **config.model.origin())
+    gives = data_modality(config.dataset.name, columns=config.dataset.columns or None)
     if takes != gives:
         raise ConfigError(
             f"model={config.model.name} dataset={config.dataset.name}: the model takes {takes}, the dataset gives "
             f"{gives}; choose a pair that fits."
         )
     _one_of("dataset.evaluate_on", config.dataset.evaluate_on, ("test", "selection"))
-    _one_of("structure.name", config.structure.name, method_names(), sums_of_structures=True)
+    if not is_peft_method(config.structure.name):
+        _one_of("structure.name", config.structure.name, method_names(), sums_of_structures=True)
     _one_of("structure.init_weights", config.structure.init_weights, ("default", "authors"))
-    _one_of("placement.form", config.placement.form, ("weight",))
+    _one_of("placement.form", config.placement.form, FORMS)
+    _one_of("placement.sites", config.placement.sites, SITES)
+    _one_of("placement.activation", config.placement.activation, ACTIVATIONS)
+    _one_of("placement.position", config.placement.position, POSITIONS)
+    _one_of("device", config.device, ("auto", "cuda", "mps", "cpu"))
     _one_of("optim.schedule", config.optim.schedule, ("linear", "cosine", "constant"))
     _one_of("trainer.precision", config.trainer.precision, ("no", "bf16", "fp16"))
     _one_of("tracking.name", config.tracking.name, ("none", "wandb"))
     _one_of("tracking.mode", config.tracking.mode, ("online", "offline"))
     parts = config.placement.parts
-    if not parts or len(set(parts)) < len(parts) or set(parts) - {"q", "k", "v"}:
+    if not parts or len(set(parts)) < len(parts) or set(parts) - set(PARTS):
         raise ConfigError(
-            f"placement.parts={parts}: give one or more of q, k, v, each once, as in placement=weight_qv."
+            f"placement.parts={parts}: give one or more of {', '.join(PARTS)}, each once, as in placement=weight_qv."
         )
+    if not 0 < config.dataset.fraction <= 1:
+        raise ConfigError(f"dataset.fraction={config.dataset.fraction}: give a share above 0 and at most 1.")
 
     _at_least("seed", config.seed, 0)
-    for name in ("epochs", "batch_size", "gradient_accumulation", "eval_batch_size", "log_every", "checkpoint_every"):
+    for name in ("epochs", "batch_size", "gradient_accumulation", "eval_batch_size", "evaluate_every", "log_every", "checkpoint_every"):
         _at_least(f"trainer.{name}", getattr(config.trainer, name), 1)
     for name in ("max_steps", "threads"):
         _at_least(f"trainer.{name}", getattr(config.trainer, name), 1)
@@ -162,11 +204,14 @@ def validate(config: RunConfig) -> None:
     _within("structure.dropout", config.structure.dropout, 0.0, 1.0)
     if not math.isfinite(config.structure.alpha):
         raise ConfigError(f"structure.alpha={config.structure.alpha}: give a finite number.")
-    width = model_width(config.model.name)
     try:
-        method_settings(config.structure, width)
-    except ValueError as error:
+        method_settings(config.structure, config.placement.form, model_width(config.model.name, **config.model.origin()))
+    except (TypeError, ValueError) as error:
         raise ConfigError(f"structure={config.structure.name}: {error}") from None
+    try:
+        check_form(config.structure.name, config.placement.form)
+    except ValueError as error:
+        raise FormError(f"structure={config.structure.name} placement.form={config.placement.form}: {error}") from None
 
 
 def validate_study(config: ApproximateConfig) -> None:

@@ -9,11 +9,11 @@ from typing import Any
 
 from surm import signature as identity
 from surm.claim import living_holder
-from surm.compose import APPROXIMATE, Scale, compose_run, compose_study, composer, entry_of, sweep_members
+from surm.compose import APPROXIMATE, Scale, compose_study, compose_sweep, composer, entry_of
 from surm.config import ApproximateConfig, RunConfig
 from surm.experiments import STUDIES
 from surm.record import Record, read_record, run_directory
-from surm.report import ExperimentPlan, Plan, StudyPlan
+from surm.report import ExperimentPlan, GridPlan, Plan, StudyPlan
 
 
 @dataclass(frozen=True)
@@ -89,12 +89,16 @@ class Experiment:
     title: str
     claims: list[str]
     runs: Sequence[Planned]
+    published: str | None = None  # file of results/paper with rows that others published
 
     def for_report(self, label: str = "") -> Plan:
         signatures, first = [run.signature for run in self.runs], self.runs[0]
         if isinstance(first, PlannedPart):
             return StudyPlan(self.name, self.title, signatures, self.claims, label, study=first.config.study.name)
-        return ExperimentPlan(self.name, self.title, signatures, self.claims, label)
+        asked = {run.signature: run.asked for run in self.runs}
+        if len({_column(question) for question in asked.values()}) == 1:
+            return ExperimentPlan(self.name, self.title, signatures, self.claims, label)
+        return GridPlan(self.name, self.title, signatures, self.claims, label, asked=asked, published=self.published)
 
 
 def load_experiment(name: str, seeds: int | None = None, overrides: Sequence[str] = ()) -> Experiment:
@@ -115,10 +119,16 @@ def load_experiment(name: str, seeds: int | None = None, overrides: Sequence[str
         table = study.table
     else:
         extra = [f"seed={','.join(map(str, range(seeds)))}"] if seeds else []
-        configs = [compose_run(member) for member in sweep_members([f"experiment={name}", *extra, *overrides])]
-        runs += [PlannedRun(name, config) for config in configs]
+        configs = compose_sweep([f"experiment={name}", *extra, *overrides])
+        # A method that no placement matters to is one run, however many placements the sweep has.
+        runs += {run.signature: run for config in configs if (run := PlannedRun(name, config))}.values()
         table = configs[0].table
-    return Experiment(name, table.title, table.claims, runs)
+    return Experiment(name, table.title, table.claims, runs, table.published)
+
+
+def _column(question: dict[str, Any]) -> tuple[str, str, float | None]:
+    """What the scores of one column of a table have in common."""
+    return question["model"]["name"], question["dataset"]["name"], question["dataset"].get("fraction")
 
 
 def plan_study(config: ApproximateConfig, experiment: str) -> list[PlannedPart]:
@@ -126,18 +136,24 @@ def plan_study(config: ApproximateConfig, experiment: str) -> list[PlannedPart]:
     return [PlannedPart(experiment, config, part) for part in STUDIES[config.study.name].parts(config.study)]
 
 
-def load_scale_experiments(scale: Scale, *, seeds: int | None = None, only: str | None = None) -> list[Experiment]:
+def load_scale_experiments(
+    scale: Scale, *, seeds: int | None = None, only: str | None = None, overrides: Sequence[str] = ()
+) -> list[Experiment]:
     """The experiments of a scale, or the one named by `only`, which may stand outside the scale."""
     names = [only] if only else scale.experiments
     with composer():
-        return [load_experiment(name, seeds) for name in names]
+        return [load_experiment(name, seeds, overrides) for name in names]
 
 
-def on_selection(run: PlannedRun, rate: float) -> PlannedRun:
-    """The same run with a given learning rate, scored on the selection slice of the training split."""
+def on_selection(run: PlannedRun, rate: float, fraction: float | None = None) -> PlannedRun:
+    """The same run with a given learning rate, scored on the selection slice of the training split.
+
+    fraction: of the rest of the training split, for a search that the whole would make too long.
+    """
+    dataset = replace(run.config.dataset, evaluate_on="selection")
     config = replace(
         run.config,
-        dataset=replace(run.config.dataset, evaluate_on="selection"),
+        dataset=replace(dataset, fraction=fraction) if fraction else dataset,
         optim=replace(run.config.optim, lr=rate),
     )
     return replace(run, config=config)

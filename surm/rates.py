@@ -4,13 +4,23 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from surm.methods import uses_placement
+
 if TYPE_CHECKING:
     from surm.config import RunConfig
 
 TUNED_RATES = Path(__file__).resolve().parents[1] / "results" / "tuned_rates.json"
 
 # Where a search starts when nothing has been tuned.
-USUAL_RATES = {"full": 1e-4, "linear_probe": 1e-2, "bitfit": 3e-3, "lora": 3e-3}
+USUAL_RATES = {
+    "full": 1e-4,
+    "attention_tuning": 1e-4,
+    "linear_probe": 1e-2,
+    "bitfit": 3e-3,
+    "layernorm_tuning": 3e-3,
+    "lora": 3e-3,
+    "bottleneck": 1e-3,
+}
 STRUCTURE_RATE = 3e-3
 
 
@@ -22,10 +32,17 @@ def learning_rate(config: "RunConfig") -> float:
 def tuned_rate(config: "RunConfig") -> float | None:
     """What tuning found for this model, dataset and method, if it was tuned.
 
-    Variants of a structure share the rate of their family: LoRA's ranks, the terms of a sum.
+    Variants share the rate of their family: LoRA's ranks, the terms of a sum, the sites and the bias of an adapter,
+    fractions of one dataset.
     """
-    found = tuned_rates().get(f"{config.model.name}/{config.dataset.name}", {}).get(config.structure.name)
+    found = tuned_rates().get(f"{config.model.name}/{config.dataset.name}", {}).get(rate_key(config))
     return found["lr"] if found else None
+
+
+def rate_key(config: "RunConfig") -> str:
+    """The family of methods that a rate is for: the structure, apart in weight and in adapter form."""
+    name = config.structure.name
+    return f"{name} (adapter)" if config.placement.form == "adapter" and uses_placement(name) else name
 
 
 def tuned_rates() -> dict[str, dict[str, dict[str, Any]]]:

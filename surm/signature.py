@@ -10,9 +10,10 @@ import json
 from typing import Any
 
 from surm import data, experiments, models, structures
-from surm.config import RunConfig
+from surm.config import PlacementConfig, RunConfig
 from surm.methods import method_settings, uses_placement
 from surm.rates import learning_rate
+from surm.tuners.targets import PARTS
 
 TRAIN_SCIENCE_VERSION = 1
 
@@ -24,20 +25,25 @@ def asked(config: RunConfig) -> dict[str, Any]:
 
     Settings that the method ignores are left out, so that two commands for the same science have one signature.
     """
-    method = method_settings(config.structure, models.model_width(config.model.name))
+    model, dataset = config.model, config.dataset
+    width = models.model_width(model.name, **model.origin())
+    method = method_settings(config.structure, config.placement.form, width)
     question: dict[str, Any] = {
         "model": {
-            "name": config.model.name,
-            "revision": models.model_revision(config.model.name),
-            "image_size": config.model.image_size,
+            "name": model.name,
+            "source": model.source,
+            "revision": models.model_revision(model.name, **model.origin()),
+            "image_size": model.image_size,
         },
         "dataset": {
-            "name": config.dataset.name,
-            "revision": data.data_revision(config.dataset.name),
-            "evaluate_on": config.dataset.evaluate_on,
+            "name": dataset.name,
+            "revision": data.data_revision(dataset.name, path=dataset.path),
+            "fraction": dataset.fraction if dataset.fraction < 1 else None,
+            "columns": dict(dataset.columns) or None,
+            "evaluate_on": dataset.evaluate_on,
         },
         "structure": method,
-        "placement": {"form": config.placement.form, "parts": sorted(config.placement.parts, key="qkv".index)},
+        "placement": _placement(config.placement),
         "optim": vars(config.optim) | {"lr": config.optim.lr or learning_rate(config)},
         "trainer": {name: getattr(config.trainer, name) for name in _TRAINER_SCIENCE},
         "seed": config.seed,
@@ -50,9 +56,16 @@ def asked(config: RunConfig) -> dict[str, Any]:
     if not uses_placement(method["name"]):
         del question["placement"]
         del question["optim"]["decay_structure"]
-    if question["model"]["image_size"] is None:
-        del question["model"]["image_size"]
+    for axis in ("model", "dataset"):
+        question[axis] = {key: value for key, value in question[axis].items() if value is not None}
     return question
+
+
+def _placement(placement: PlacementConfig) -> dict[str, Any]:
+    """The settings of the chosen form."""
+    if placement.form == "weight":
+        return {"form": "weight", "parts": sorted(placement.parts, key=PARTS.index)}
+    return {key: value for key, value in vars(placement).items() if key != "parts"}
 
 
 def asked_part(study: str, part: dict[str, Any]) -> dict[str, Any]:

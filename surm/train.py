@@ -14,7 +14,7 @@ from accelerate.utils import set_seed
 from peft import PeftModel
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, mse_loss
 from torch.utils.data import DataLoader
 
 from surm import signature as identity
@@ -25,9 +25,17 @@ from surm.data import Task, data_hash, load_task
 from surm.data.encode import encode
 from surm.data.metrics import compute_metrics
 from surm.data.order import EpochBatches
+from surm.device import accelerator, checkpoint_activations, out_of_memory
 from surm.interrupt import Interrupted, Stop, stop_at_signal
 from surm.memory import measure_peak
-from surm.methods import apply_method, count_trainable, trainable_parameters
+from surm.methods import (
+    after_step,
+    apply_method,
+    count_trainable,
+    extra_loss,
+    has_hidden_state,
+    trainable_parameters,
+)
 from surm.models import load_backbone, weights_hash
 from surm.models.backbone import Backbone
 from surm.optim import parameter_groups, rate_factor
@@ -62,7 +70,10 @@ def run(config: RunConfig, *, report: Report | None = None, say: Callable[[str],
     question = identity.asked(config)
     name = identity.signature(question)
     folder = run_directory(config.output_dir, name)
-    hashes = {"data": data_hash(config.dataset.name), "weights": weights_hash(config.model.name)}
+    hashes = {
+        "data": data_hash(config.dataset.name, **config.dataset.origin()),
+        "weights": weights_hash(config.model.name, **config.model.origin()),
+    }
 
     record = read_record(folder / "record.json")
     if record is not None and record["status"] == "finished":
@@ -88,9 +99,9 @@ def run(config: RunConfig, *, report: Report | None = None, say: Callable[[str],
         except Interrupted:
             status = "interrupted"
             raise
-        except RunError as failure:
-            error = str(failure)
-            raise
+        except (RunError, torch.OutOfMemoryError) as failure:
+            error = out_of_memory(config) if isinstance(failure, torch.OutOfMemoryError) else str(failure)
+            raise RunError(error) from None
         except Exception as failure:
             error = f"{type(failure).__name__}: {failure}"
             raise
@@ -137,46 +148,62 @@ class Loop:
         self.log, self.report, self.say = log, report, say
         self.checkpoint = folder / "checkpoint.safetensors"
         self.stop = Stop()
-        trainer = config.trainer
-        try:
-            self.accelerator = Accelerator(
-                mixed_precision=trainer.precision, gradient_accumulation_steps=trainer.gradient_accumulation
-            )
-        except ValueError as error:
-            raise ConfigError(f"trainer.precision={trainer.precision} does not work on this machine: {error}") from None
-
-        self.task: Task = load_task(config.dataset.name, evaluate_on=config.dataset.evaluate_on)
-        set_seed(config.seed)
-        self.backbone: Backbone = load_backbone(
-            config.model.name, num_labels=self.task.num_labels, image_size=config.model.image_size
+        trainer, data = config.trainer, config.dataset
+        self.accelerator = accelerator(config)
+        self.task: Task = load_task(
+            data.name, evaluate_on=data.evaluate_on, fraction=data.fraction, seed=config.seed, **data.origin()
         )
-        self.total_parameters = sum(parameter.numel() for parameter in self.backbone.module.parameters())
-        parts = question.get("placement", {}).get("parts", [])
-        module = apply_method(self.backbone, question["structure"], parts)
-        self.counts = count_trainable(module, self.backbone.head)
+        self.steps_per_epoch = math.ceil(
+            len(self.task.train) / trainer.batch_size / trainer.gradient_accumulation
+        )
+        self.steps = min(trainer.epochs * self.steps_per_epoch, trainer.max_steps or 10**12)
 
-        train, evaluation = encode(self.task.train, self.backbone), encode(self.task.evaluation, self.backbone)
+        set_seed(config.seed)
+        try:
+            self.backbone: Backbone = load_backbone(
+                config.model.name,
+                num_labels=self.task.num_labels,
+                image_size=config.model.image_size,
+                **config.model.origin(),
+            )
+            self.total_parameters = sum(parameter.numel() for parameter in self.backbone.module.parameters())
+            module = apply_method(self.backbone, question["structure"], question.get("placement"), self.steps)
+        except ValueError as error:
+            raise ConfigError(f"structure={config.structure.name} on model={config.model.name}: {error}") from None
+        self.counts = count_trainable(module, self.backbone.head)
+        if trainer.gradient_checkpointing:
+            checkpoint_activations(self.backbone.module)
+
+        train = encode(self.task.train, self.backbone)
         self.order = EpochBatches(len(train), trainer.batch_size, config.seed)
         # A generator of its own: an iterator draws a number when it starts, and a resumed run starts one more.
         training = DataLoader(train, batch_sampler=self.order, collate_fn=train.collate, generator=torch.Generator())
-        evaluating = DataLoader(
-            evaluation, trainer.eval_batch_size, collate_fn=train.collate, generator=torch.Generator()
-        )
+        splits = {"": self.task.evaluation, **self.task.also}
+        evaluating = [
+            DataLoader(
+                encode(split, self.backbone),
+                trainer.eval_batch_size,
+                collate_fn=train.collate,
+                generator=torch.Generator(),
+            )
+            for split in splits.values()
+        ]
         optimizer = torch.optim.AdamW(
             parameter_groups(module, config.optim),
             betas=(config.optim.beta1, config.optim.beta2),
             lr=question["optim"]["lr"],
         )
-        self.module, self.optimizer, self.training, self.evaluating = self.accelerator.prepare(
-            module, optimizer, training, evaluating
+        self.module, self.optimizer, self.training, *loaders = self.accelerator.prepare(
+            module, optimizer, training, *evaluating
         )
-        self.steps_per_epoch = math.ceil(len(self.training) / trainer.gradient_accumulation)
-        self.steps = min(trainer.epochs * self.steps_per_epoch, trainer.max_steps or 10**12)
+        self.evaluating = dict(zip(splits, loaders, strict=True))
+        if trainer.compile:
+            self.module.compile()
         self.progress = Progress()
         self.step_seconds: list[float] = []
         self.peak_memory_bytes: int | None = None
-        self.labels: list[int] = []
-        self.predictions: list[int] = []
+        self.labels: list[float] = []
+        self.predictions: list[float] = []
 
     def train(self) -> None:
         """All steps that are left, an evaluation after each epoch, a checkpoint every few steps."""
@@ -192,7 +219,7 @@ class Loop:
                 self.progress.step, self.progress.seconds = step, time.perf_counter() - started
                 if step % self.config.trainer.log_every == 0 or step == 1:
                     self._note({"loss": loss, "lr": self.optimizer.param_groups[0]["lr"]})
-                if step % self.steps_per_epoch == 0 or step == self.steps:
+                if step % (self.steps_per_epoch * self.config.trainer.evaluate_every) == 0 or step == self.steps:
                     self._note({"evaluation": self.evaluate()})
                 if step == self.steps:
                     break
@@ -225,6 +252,8 @@ class Loop:
                         if self.accelerator.sync_gradients and self.config.optim.max_grad_norm:
                             self.accelerator.clip_grad_norm_(self.module.parameters(), self.config.optim.max_grad_norm)
                         self.optimizer.step()
+                        if self.accelerator.sync_gradients:
+                            after_step(self._unwrapped(), step + 1)
                         self.optimizer.zero_grad()
                     losses.append(loss.detach())
                     if self.accelerator.sync_gradients:
@@ -247,27 +276,43 @@ class Loop:
 
     def _loss(self, batch: dict[str, Tensor]) -> Tensor:
         labels = batch.pop("labels")
-        return cross_entropy(self._logits(batch), labels)
+        loss = self._criterion(self._logits(batch), labels)
+        more = extra_loss(self._unwrapped())
+        return loss if more is None else loss + more
+
+    def _criterion(self, logits: Tensor, labels: Tensor) -> Tensor:
+        return mse_loss(logits.squeeze(-1), labels) if self.task.regression else cross_entropy(logits, labels)
 
     def _logits(self, inputs: dict[str, Tensor]) -> Tensor:
         output = self.module(**inputs)
         logits: Tensor = getattr(output, "logits", output)
         return logits.float()
 
-    @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
-        """Metrics and mean loss on the evaluation split; its predictions are kept for the record."""
+        """Metrics and mean loss on the evaluation split; its predictions are kept for the record.
+
+        A further split, such as MNLI's mismatched one, is looked at after the last step alone; its name stands in
+        brackets.
+        """
+        self.labels, self.predictions, found = self._evaluate("")
+        for name in self.task.also if self.progress.step == self.steps else ():
+            _, _, more = self._evaluate(name)
+            found |= {f"{metric} ({name})": value for metric, value in more.items() if metric != "loss"}
+        return found
+
+    @torch.no_grad()
+    def _evaluate(self, split: str) -> tuple[list[float], list[float], dict[str, float]]:
         self.module.eval()
         logits, labels = [], []
-        for batch in self.evaluating:
+        for batch in self.evaluating[split]:
             truth = batch.pop("labels")
             gathered = self.accelerator.gather_for_metrics((self._logits(batch), truth))
             logits.append(gathered[0].cpu())
             labels.append(gathered[1].cpu())
-        all_logits, all_labels = torch.cat(logits), torch.cat(labels)
-        self.labels, self.predictions = all_labels.tolist(), all_logits.argmax(-1).tolist()
-        metrics = compute_metrics(self.task.metrics, self.labels, self.predictions)
-        return metrics | {"loss": cross_entropy(all_logits, all_labels).item()}
+        answers, truths = torch.cat(logits), torch.cat(labels)
+        predictions = (answers.squeeze(-1) if self.task.regression else answers.argmax(-1)).tolist()
+        metrics = compute_metrics(self.task.metrics, truths.tolist(), predictions)
+        return truths.tolist(), predictions, metrics | {"loss": self._criterion(answers, truths).item()}
 
     def _note(self, row: dict[str, Any]) -> None:
         step = self.progress.step
@@ -292,6 +337,8 @@ class Loop:
         return module
 
     def _save(self) -> None:
+        if has_hidden_state(self._unwrapped()):
+            return  # such a run starts again: a checkpoint would resume it with another schedule of ranks
         scaler = self.accelerator.scaler
         self.progress.scaler = scaler.state_dict() if scaler is not None else None
         save_checkpoint(self.checkpoint, self._unwrapped(), self.optimizer.optimizer, self.progress)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from surm.plan import PlannedRun, on_selection
-from surm.rates import STRUCTURE_RATE, TUNED_RATES, USUAL_RATES, tuned_rates
+from surm.rates import STRUCTURE_RATE, TUNED_RATES, USUAL_RATES, rate_key, tuned_rates
 from surm.record import Record, write_json
 
 FACTOR = 3.0
@@ -44,32 +44,38 @@ def score(record: Record) -> Score:
     return evaluation[record["happened"]["primary_metric"]], -evaluation["loss"]
 
 
-def search(members: list[PlannedRun], execute: Callable[[PlannedRun], Record | None]) -> None:
+def search(
+    members: list[PlannedRun], execute: Callable[[PlannedRun], Record | None], fraction: float | None = None
+) -> None:
     """Search the rate of each (model, dataset, method) among the members and write `results/tuned_rates.json`.
 
     Args:
-        members: runs of the experiments to tune for; the first seed of each method is searched.
+        members: runs of the experiments to tune for; of each method the first seed is searched, with the most data.
         execute: runs (or finds) a run and returns its record; None marks a failed run, which scores lowest.
+        fraction: of the training split that every run of the search sees; None for what the member itself sees.
     """
     tried: dict[tuple[str, str], dict[float, Score]] = {}
     runs: dict[tuple[str, str], PlannedRun] = {}
-    for member in members:
-        key = (f"{member.config.model.name}/{member.config.dataset.name}", member.config.structure.name)
+    for member in sorted(members, key=lambda member: -member.config.dataset.fraction):
+        key = (f"{member.config.model.name}/{member.config.dataset.name}", rate_key(member.config))
         runs.setdefault(key, member)
 
     def attempt(key: tuple[str, str], rate: float) -> None:
-        record = execute(on_selection(runs[key], rate))
+        record = execute(on_selection(runs[key], rate, fraction))
         tried.setdefault(key, {})[rate] = score(record) if record else (-math.inf, -math.inf)
 
-    for key in runs:
-        for rate in first_rates(key[1]):
+    for key, member in runs.items():
+        for rate in first_rates(member.config.structure.name):
             attempt(key, rate)
         while (beyond := next_rate(tried[key])) is not None:
             attempt(key, beyond)
+        _write(*key, tried[key])
 
+
+def _write(place: str, method: str, scores: Mapping[float, Score]) -> None:
+    """Add a finished search to those that the file holds, which another process may have added to."""
+    best = max(scores, key=lambda rate: scores[rate])
+    listed = {f"{rate:g}": round(scores[rate][0], 6) if scores[rate][0] > -1 else None for rate in sorted(scores)}
     rates: dict[str, dict[str, dict[str, Any]]] = tuned_rates()
-    for (place, structure), scores in sorted(tried.items()):
-        best = max(scores, key=lambda rate: scores[rate])
-        listed = {f"{rate:g}": round(scores[rate][0], 6) if scores[rate][0] > -1 else None for rate in sorted(scores)}
-        rates.setdefault(place, {})[structure] = {"lr": best, "tried": listed}
+    rates.setdefault(place, {})[method] = {"lr": best, "tried": listed}
     write_json(TUNED_RATES, {place: dict(sorted(methods.items())) for place, methods in sorted(rates.items())})

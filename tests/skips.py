@@ -1,6 +1,8 @@
 """Reasons to skip."""
 
 import importlib.metadata
+import os
+from pathlib import Path
 
 import pytest
 
@@ -23,3 +25,14 @@ def needs(name: str) -> pytest.MarkDecorator:
 def with_packages(*names: str) -> list:
     """Parameters for `pytest.mark.parametrize`, each skipped where its package is not installed."""
     return [pytest.param(name, marks=needs(name) if name in PACKAGES else ()) for name in names]
+
+
+def local_data(folder: str) -> str:
+    """The path of real data in the hub's layout below `$SURM_LOCAL_DATA`; skips the test where they are not there."""
+    root = os.environ.get("SURM_LOCAL_DATA")
+    if not root:
+        pytest.skip("SURM_LOCAL_DATA names no folder with copies of the hub's data")
+    path = Path(root) / folder
+    if not path.is_dir():
+        pytest.skip(f"SURM_LOCAL_DATA has no {folder}")
+    return str(path)

@@ -5,9 +5,10 @@ they are the same on every platform, with every library version and for every se
 """
 
 import hashlib
+import json
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,25 +17,56 @@ import numpy as np
 from numpy.typing import NDArray
 
 Integers = NDArray[np.int64]
+Labels = NDArray[Any]  # int64 classes, or float64 values of a regression
+
+MAX_TOKENS = 128  # of a text or a pair, special tokens included (appendix B.1)
+LARGEST_SELECTION = 5000  # examples
 
 
 @dataclass(frozen=True)
 class Split:
-    """Raw inputs, each a str, a uint8 array (height, width, 3) or the path of an image file, and their labels."""
+    """Raw inputs and their labels, int64 classes or float64 values.
+
+    An input is a str, a pair of str, a uint8 array (height, width, 3), the path of an image file, or the bytes of one.
+    `identity` names the content: two splits with one identity hold the same examples in the same order.
+    """
 
     inputs: Sequence[Any]
-    labels: Integers
+    labels: Labels
+    identity: str | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def subset(self, indices: Integers) -> "Split":
-        return Split([self.inputs[i] for i in indices], self.labels[indices])
+        # A list's inputs are in memory; others, such as the rows of a file, are read when they are asked for.
+        chosen = [self.inputs[i] for i in indices] if isinstance(self.inputs, list) else Chosen(self.inputs, indices)
+        identity = self.identity and hashlib.sha256(self.identity.encode() + indices.tobytes()).hexdigest()
+        return Split(chosen, self.labels[indices], identity)
+
+
+class Chosen(Sequence[Any]):
+    """`inputs[indices]`, without a copy."""
+
+    def __init__(self, inputs: Sequence[Any], indices: Integers) -> None:
+        self.inputs, self.indices = inputs, indices
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return Chosen(self.inputs, self.indices[index])
+        return self.inputs[int(self.indices[index])]
 
 
 @dataclass(frozen=True)
 class Task:
-    """What one run trains on and is evaluated on; `baselines` are accuracies on `evaluation` without any model."""
+    """What one run trains on and is evaluated on.
+
+    `baselines` are accuracies on `evaluation` without any model, none for a regression (one label, a float64 value).
+    `also` are further splits that the reported one is read beside, such as MNLI's mismatched genres.
+    """
 
     name: str
     modality: str
@@ -46,6 +78,8 @@ class Task:
     primary_metric: str
     content_hash: str
     baselines: dict[str, float]
+    regression: bool = False
+    also: dict[str, Split] = field(default_factory=dict)
 
 
 def majority_baseline(train: Split, evaluation: Split) -> dict[str, float]:
@@ -53,24 +87,60 @@ def majority_baseline(train: Split, evaluation: Split) -> dict[str, float]:
     return {"majority": float(np.mean(evaluation.labels == most_frequent(train.labels)))}
 
 
+def digest(raw: Any) -> str:
+    """Hexadecimal sha256 of one raw input: a file's bytes, a string's UTF-8, an array's shape and bytes."""
+    if isinstance(raw, Path):
+        content = raw.read_bytes()
+    elif isinstance(raw, bytes):
+        content = raw
+    elif isinstance(raw, str):
+        content = raw.encode()
+    elif isinstance(raw, tuple):
+        content = json.dumps(raw).encode()  # tells ("a b", "c") from ("a", "b c")
+    else:
+        content = repr(raw.shape).encode() + raw.tobytes()
+    return hashlib.sha256(content).hexdigest()
+
+
 @dataclass(frozen=True)
 class Corpus:
     """A data set before a run chooses its part: what a file of this package returns.
 
-    `selection` holds the indices of the fifth of `train` on which settings are chosen.
+    `selection` holds the indices of the part of `train` on which settings are chosen; None is a stratified fifth, of at
+    most 5,000 examples. `key` names an input by what it holds, not by its place, for splits that survive a new order.
+    `source_hash` is the content hash where that of the files is at hand; None hashes every example.
+    `label_names` is empty for a regression.
     """
 
     modality: str
     label_names: tuple[str, ...]
     train: Split
     test: Split
-    selection: Integers
+    selection: Integers | None = None
     metrics: tuple[str, ...] = ("accuracy",)
     baselines: Callable[[Split, Split], dict[str, float]] = majority_baseline
+    also: dict[str, Split] = field(default_factory=dict)
+    key: Callable[[Any], str] = digest
+    source_hash: str | None = None
+
+    @property
+    def regression(self) -> bool:
+        return not self.label_names
+
+    @cached_property
+    def held_out(self) -> Integers:
+        """Sorted indices of the selection slice."""
+        if self.selection is not None:
+            return self.selection
+        keys = [self.key(raw) for raw in self.train.inputs]
+        size = max(1, min(len(self.train) // 5, LARGEST_SELECTION))
+        return holdout(keys, self.train.labels, size, "selection")
 
     @cached_property
     def content_hash(self) -> str:
-        """sha256 over every raw input and label of both splits, in order."""
+        """sha256 over every raw input and label of both splits, in order, or over the files that hold them."""
+        if self.source_hash is not None:
+            return self.source_hash
         total = hashlib.sha256()
         for split in (self.train, self.test):
             total.update(f"{len(split)} examples\n".encode())
@@ -79,18 +149,45 @@ class Corpus:
         return total.hexdigest()
 
 
-def digest(raw: Any) -> str:
-    """Hexadecimal sha256 of one raw input: a file's bytes, a string's UTF-8, an array's shape and bytes."""
-    if isinstance(raw, Path):
-        content = raw.read_bytes()
-    elif isinstance(raw, str):
-        content = raw.encode()
-    else:
-        content = repr(raw.shape).encode() + raw.tobytes()
-    return hashlib.sha256(content).hexdigest()
+def files_hash(files: Iterable[Path]) -> str:
+    """Hexadecimal sha256 over the sizes and bytes of files, in the order given."""
+    total = hashlib.sha256()
+    for path in files:
+        total.update(f"{path.stat().st_size}\n".encode())
+        with path.open("rb") as file:
+            while block := file.read(2**22):
+                total.update(block)
+    return total.hexdigest()
 
 
-def holdout(keys: Sequence[Hashable], labels: Integers, size: int, salt: str) -> Integers:
+def listing_hash(root: Path, files: Iterable[Path]) -> str:
+    """Hexadecimal sha256 over the sorted relative paths and the sizes of files below `root`; none is opened."""
+    lines = sorted(f"{path.relative_to(root).as_posix()} {path.stat().st_size}\n" for path in files)
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def share(split: Split, fraction: float, seed: int, *, regression: bool, key: Callable[[Any], str]) -> Split:
+    """A seeded part of a split, `fraction` of its examples, in which every label has its share.
+
+    Within a label, examples follow the order of sha256 over the seed and their content; the part is a prefix of one
+    order of all examples, so the 2 % of a seed are inside its 10 %. Each label's first example comes first: every
+    label is there wherever there are as many examples as labels.
+    """
+    size = max(1, round(fraction * len(split)))
+    strata = np.zeros(len(split), dtype=np.int64) if regression else split.labels
+    draws = [hashlib.sha256(f"fraction:{seed}:{key(raw)}".encode()).digest() for raw in split.inputs]
+    members: defaultdict[int, list[int]] = defaultdict(list)
+    for index in sorted(range(len(split)), key=lambda index: (draws[index], index)):
+        members[int(strata[index])].append(index)
+    places = [
+        (rank > 0, (rank + 0.5) / len(stratum), label, index)
+        for label, stratum in members.items()
+        for rank, index in enumerate(stratum)
+    ]
+    return split.subset(np.array(sorted(index for *_, index in sorted(places)[:size]), dtype=np.int64))
+
+
+def holdout(keys: Sequence[Hashable], labels: Labels, size: int, salt: str) -> Integers:
     """Sorted indices of at least `size` examples: whole groups of one key, in which every label has its share.
 
     A group stands with those of its most frequent label, in the order of sha256 over salt and key. Its place is the
@@ -118,8 +215,10 @@ def holdout(keys: Sequence[Hashable], labels: Integers, size: int, salt: str) ->
     return np.sort(np.array(held_out, dtype=np.int64))
 
 
-def most_frequent(labels: Integers) -> int:
-    """The most frequent label, the smallest of several."""
+def most_frequent(labels: Labels) -> int:
+    """The most frequent label, the smallest of several; a value of a regression counts as its integer part."""
+    if len(labels) == 1:  # `holdout` asks this for each of a million images
+        return int(labels[0])
     values, counts = np.unique(labels, return_counts=True)
     return int(values[np.argmax(counts)])
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.stats import spearmanr
+from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
 from surm.registry import look_up
@@ -18,15 +18,23 @@ def spearman(labels: NDArray[Any], predictions: NDArray[Any]) -> float:
     return float(spearmanr(labels, predictions).statistic)
 
 
+def pearson(labels: NDArray[Any], predictions: NDArray[Any]) -> float:
+    """Linear correlation; 0 where one side is constant and none is defined."""
+    if np.ptp(labels) == 0 or np.ptp(predictions) == 0:
+        return 0.0
+    return float(pearsonr(labels, predictions).statistic)
+
+
 METRICS: dict[str, Callable[[NDArray[Any], NDArray[Any]], float]] = {
     "accuracy": accuracy_score,
     "f1": f1_score,  # of class 1, for two classes
     "matthews": matthews_corrcoef,
     "spearman": spearman,
+    "pearson": pearson,
 }
 
 
 def compute_metrics(names: Sequence[str], labels: ArrayLike, predictions: ArrayLike) -> dict[str, float]:
-    """The named metrics of predictions (class indices, or values for `spearman`), each of shape (examples,)."""
+    """The named metrics of predictions, each of shape (examples,): class indices, values for `spearman`, `pearson`."""
     truth, answers = np.asarray(labels), np.asarray(predictions)
     return {name: float(look_up(METRICS, name, "metric")(truth, answers)) for name in names}

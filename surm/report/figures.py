@@ -22,13 +22,23 @@ class Style(NamedTuple):
     filled: bool
 
 
-# The Okabe-Ito palette, safe for colour-blind readers; no two methods share both marker and filling, so that colour is
-# never needed. Filled: structured matrices; open: what they are compared with.
+# The Okabe-Ito palette and Tol's wine, safe for colour-blind readers; no two methods share both marker and filling, so
+# that colour is never needed. Filled: structured matrices; open: what they are compared with.
 _STYLES: dict[str, Style] = {
     "linear_probe": Style("#7F7F7F", "s", filled=False),
     "bitfit": Style("#7F7F7F", "^", filled=False),
     "lora": Style("#000000", "o", filled=False),
     "full": Style("#000000", "D", filled=False),
+    "bottleneck": Style("#882255", "p", filled=False),
+    "lora_fa": Style("#000000", "d", filled=False),
+    "attention_tuning": Style("#7F7F7F", "X", filled=False),
+    "layernorm_tuning": Style("#7F7F7F", "P", filled=False),
+    "peft_adalora": Style("#882255", "<", filled=False),
+    "peft_dora": Style("#882255", ">", filled=False),
+    "peft_vera": Style("#882255", "*", filled=False),
+    "peft_c3a": Style("#882255", "h", filled=False),
+    "peft_lokr": Style("#882255", "8", filled=False),
+    "peft_boft": Style("#882255", "H", filled=False),
     "circulant": Style("#0072B2", "o", filled=True),
     "toeplitz": Style("#D55E00", "s", filled=True),
     "kronecker": Style("#009E73", "^", filled=True),

@@ -5,9 +5,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from surm.report import figures, tables
+from surm.report.base import Section
 from surm.report.experiments import Plan
 from surm.report.records import Record, read_records
-from surm.report.sections import Comparison, Section, make_section
+from surm.report.sections import Comparison, make_section
 from surm.report.studies import StudyPlan
 from surm.report.verdicts import Claim, describe, read_claims
 
@@ -38,8 +39,8 @@ def build(
         paper: folder of the paper's claims.
     """
     ours, theirs = read_records(runs), read_records(published)
-    here = [make_section(plan, ours, known=theirs, label=label) for plan in plans]
-    there = [make_section(_as_published(plan, theirs), theirs, known=ours, label=label) for plan in plans]
+    here = [make_section(plan, ours, known=theirs, label=label, paper=paper) for plan in plans]
+    there = [make_section(_as_published(plan, theirs), theirs, known=ours, label=label, paper=paper) for plan in plans]
     claims = read_claims(paper)
     _write_tables_and_figures(here, output, name, claims)
     rows = [row for pair in zip(there, here, strict=True) for row in _comparison(*pair, claims)]
@@ -67,7 +68,7 @@ def publish(
 ) -> Path:
     """Write the same below `output`, from committed records alone; return the page's path. draw: the figures, too."""
     stored = read_records(records)
-    there = [make_section(plan, stored, known={}, label=label) for plan in plans]
+    there = [make_section(plan, stored, known={}, label=label, paper=paper) for plan in plans]
     claims = read_claims(paper)
     _write_tables_and_figures(there, output, name, claims, draw=draw)
     rows = [row[:4] for section in there for row in _comparison(section, section, claims)]

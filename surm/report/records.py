@@ -83,6 +83,11 @@ def _read(path: Path) -> Record:
     return Record(path, *(stored[key] for key in ("signature", "status", "asked", "happened", "where")))
 
 
+def unrun(signature: str, asked: Mapping[str, Any]) -> Record:
+    """A planned run that has no record: what it would be asked, and nothing else."""
+    return Record(Path(), signature, "not run", dict(asked), {}, {})
+
+
 # --- names of methods -------------------------------------------------------------------------------------------------
 
 _NAMES: dict[str, str] = {
@@ -96,10 +101,24 @@ _NAMES: dict[str, str] = {
     "bitfit": "BitFit",
     "linear_probe": "linear probe",
     "full": "full fine-tuning",
+    "bottleneck": "bottleneck",
+    "lora_fa": "LoRA-FA",
+    "attention_tuning": "attention only",
+    "layernorm_tuning": "LayerNorm tuning",
+    "peft_adalora": "AdaLoRA",
+    "peft_dora": "DoRA",
+    "peft_vera": "VeRA",
+    "peft_lokr": "LoKr",
 }
+
+SILENT_ARGUMENTS: frozenset[str] = frozenset(
+    {"target_modules", "modules_to_save", "task_type", "total_step", "use_dora"}
+)
+"""Arguments of a PEFT method that its name leaves out: what is tuned, which the placement says, and what follows."""
 
 # What an option adds to the name; nothing where the value is the usual one.
 _PHRASES: dict[str, Callable[[Any], str]] = {
+    "size": lambda size: f", size {size}",
     "rank": lambda rank: f" r={rank}",
     "parametrization": lambda kind: "" if kind == "product" else f", {kind}",
     "symmetric": lambda symmetric: "" if symmetric else ", general",
@@ -108,20 +127,31 @@ _PHRASES: dict[str, Callable[[Any], str]] = {
     "alpha": lambda alpha: "" if alpha == 1 else f", alpha {alpha:g}",
     "dropout": lambda dropout: "" if dropout == 0 else f", dropout {dropout:g}",
     "init_weights": lambda scheme: ", authors' start" if scheme == "authors" else "",
+    "arguments": lambda arguments: "".join(
+        f", {name}={value}" for name, value in sorted(arguments.items()) if name not in SILENT_ARGUMENTS
+    ),
 }
+
+_ALL_LINEAR = ["q", "k", "v", "o", "mlp"]
 
 
 def family_name(structure: str) -> str:
     """A structure's or baseline's name as tables write it."""
-    return " + ".join(_NAMES.get(part, part) for part in structure.split("+"))
+    return " + ".join(_NAMES.get(part, _peft_name(part)) for part in structure.split("+"))
+
+
+def _peft_name(structure: str) -> str:
+    """A method of PEFT that has no name of its own here, in capitals: `peft_boft` is BOFT."""
+    return structure.removeprefix("peft_").upper() if structure.startswith("peft_") else structure
 
 
 def label(asked: Mapping[str, Any]) -> str:
     """Name of the method that was asked for, as tables and claims write it: `LoRA r=1`, `ldr, 4 terms`, `BitFit`.
 
     Options at their usual value are silent, and so is the shape of Kronecker factors, which a record holds whether it
-    was asked for or chosen; `ldr` always says its number of terms; a placement other than q, k, v
-    in weight form is added in brackets.
+    was asked for or chosen; `ldr` always says its number of terms. A placement other than q, k, v in weight form is
+    added: `circulant (q, v)`, `circulant (all linear)`, `circulant, Houlsby adapter, no bias`. A method of PEFT adds
+    its arguments, `AdaLoRA, init_r=2`, except `SILENT_ARGUMENTS`.
     """
     structure = dict(asked["structure"])
     name = structure.pop("name")
@@ -133,7 +163,17 @@ def label(asked: Mapping[str, Any]) -> str:
 
 
 def _place(placement: Mapping[str, Any]) -> str:
-    parts = placement.get("parts", ["q", "k", "v"])
-    words = [] if placement.get("form", "weight") == "weight" else [placement["form"]]
-    words += [] if list(parts) == ["q", "k", "v"] else [", ".join(parts)]
-    return f" ({': '.join(words)})" if words else ""
+    if placement.get("form", "weight") == "adapter":
+        return _adapter(placement)
+    parts = list(placement.get("parts", ["q", "k", "v"]))
+    if parts == ["q", "k", "v"]:
+        return ""
+    return " (all linear)" if parts == _ALL_LINEAR else f" ({', '.join(parts)})"
+
+
+def _adapter(placement: Mapping[str, Any]) -> str:
+    words = [f"{str(placement['sites']).capitalize()} adapter"]
+    words += [] if placement["adapter_bias"] else ["no bias"]
+    words += [] if placement["activation"] == "gelu" else [placement["activation"]]
+    words += [] if placement["position"] == "after" else [f"{placement['position']} dropout"]
+    return f", {', '.join(words)}"

@@ -1,6 +1,5 @@
-"""A section of the page: a table with its pictures, and what it says about the paper's claims."""
+"""The sections of the page, one for each plan: methods on one task, methods on several tasks, a study."""
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -8,56 +7,13 @@ from pathlib import Path
 import pandas as pd
 
 from surm.report import figures, tables
-from surm.report.experiments import Experiment, Plan, gather
+from surm.report.base import Section
+from surm.report.experiments import Experiment, GridPlan, Plan, as_column, gather
+from surm.report.grid import Grid
+from surm.report.grid_verdicts import judge_columns
 from surm.report.records import Record
 from surm.report.studies import STUDY_REPORTS, StudyPlan
-from surm.report.verdicts import Claim, Verdict, describe, judge, judge_effect
-
-
-class Section(ABC):
-    """One plan with the records found for it."""
-
-    plan: Plan
-    label: str
-
-    @abstractmethod
-    def judge(self, claim: Claim) -> Verdict:
-        """What the records say about a claim."""
-
-    def scores(self) -> dict[str, str]:
-        """Results that the page's opening table lists beside the claims: row name -> cell."""
-        return {}
-
-    @abstractmethod
-    def text(self) -> str:
-        """The table in Markdown with what belongs below it."""
-
-    @abstractmethod
-    def frame(self) -> pd.DataFrame:
-        """The table."""
-
-    @abstractmethod
-    def pictures(self) -> Mapping[str, Callable[[Path], None]]:
-        """Kind of figure -> function that draws it."""
-
-    def write_table(self, output: Path, claims: Mapping[str, Claim]) -> None:
-        """Write `tables/<name>.md`, which ends with the verdicts, and `tables/<name>.csv` below `output`."""
-        judged = [(claims[name], self.judge(claims[name])) for name in self.plan.claims]
-        verdicts = [f"* {verdict}: {describe(claim)}; found {verdict.found or 'nothing'}" for claim, verdict in judged]
-        below = ["Verdicts:\n", "\n".join(verdicts) + "\n"] if verdicts else []
-        text = "\n".join([f"# {self.plan.title}\n", self.text(), *below])
-        tables.write(output / "tables", self.plan.name, text, self.frame())
-
-    def draw(self, output: Path) -> None:
-        """Draw `figures/<name>_<kind>.png` below `output`."""
-        for kind, draw in self.pictures().items():
-            draw(figures.figure_path(output, self.plan.name, kind))
-
-    def markdown(self) -> str:
-        """The section's text on the page."""
-        name = self.plan.name
-        pictures = [f"![{kind.replace('_', ' ')}](figures/{name}_{kind}.png)\n" for kind in self.pictures()]
-        return "\n".join([f"## {self.plan.title}\n", self.text(), *pictures])
+from surm.report.verdicts import RULES, Claim, Verdict, judge, judge_effect
 
 
 class Comparison(Section):
@@ -69,7 +25,10 @@ class Comparison(Section):
         self.label = self.experiment.label
 
     def judge(self, claim: Claim) -> Verdict:
-        return judge(claim, self.experiment)
+        if claim.kind in RULES:
+            return judge(claim, self.experiment)
+        columns = [as_column(self.experiment)] if self.experiment.methods else []
+        return judge_columns(claim, columns, self.label)
 
     def scores(self) -> dict[str, str]:
         return {method.name: _score(self.experiment, method.name) for method in self.experiment.methods}
@@ -115,7 +74,14 @@ class Study(Section):
         return {kind: partial(draw, self.records) for kind, draw in self.report.FIGURES.items() if self.records}
 
 
-def make_section(plan: Plan, records: Mapping[str, Record], *, known: Mapping[str, Record], label: str) -> Section:
+def make_section(
+    plan: Plan,
+    records: Mapping[str, Record],
+    *,
+    known: Mapping[str, Record],
+    label: str,
+    paper: Path = Path("results/paper"),
+) -> Section:
     """The section of a plan, from the records at hand.
 
     Args:
@@ -123,9 +89,12 @@ def make_section(plan: Plan, records: Mapping[str, Record], *, known: Mapping[st
         records: the records to report, by signature.
         known: records that tell what a planned signature stands for, where `records` lacks it.
         label: the label of the whole page, used where the plan has none.
+        paper: folder of the numbers that other publications print.
     """
     if isinstance(plan, StudyPlan):
         return Study(plan, records, label=label)
+    if isinstance(plan, GridPlan):
+        return Grid(plan, records, known=known, label=label, paper=paper)
     return Comparison(plan, records, known=known, label=label)
 
 

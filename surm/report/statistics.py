@@ -38,7 +38,7 @@ class Estimate:
 
 def estimate_mean(runs: Sequence[Evaluation | None], scores: Sequence[float]) -> Estimate:
     """Mean score (percent) of one method's seeds; see `estimate_difference` for the interval."""
-    return _estimate([runs], scores)
+    return estimate_contrast([[runs]], [1], scores)
 
 
 def estimate_difference(
@@ -59,23 +59,35 @@ def estimate_difference(
 
     Cost: 5,000 multinomial draws over the distinct rows (label, predictions of all runs).
     """
-    return _estimate([runs, others], differences)
+    return estimate_contrast([[runs, others]], [1, -1], differences)
 
 
-def _estimate(methods: Sequence[Sequence[Evaluation | None]], values: Sequence[float]) -> Estimate:
-    """The mean of `values` with an interval for the first method's mean less that of the second, if there is one."""
+def estimate_contrast(
+    columns: Sequence[Sequence[Sequence[Evaluation | None]]], signs: Sequence[int], values: Sequence[float]
+) -> Estimate:
+    """Mean over columns (tasks) of a signed sum of methods: a mean, a difference, a difference of differences.
+
+    The interval is that of `estimate_difference`. Each column's examples are resampled on their own, one draw for all
+    runs of the column, and the columns' draws are averaged; the columns are taken as they are, not as a sample of
+    tasks. The seeds' part comes from `values`, so that whatever the columns of one seed share is counted.
+
+    Args:
+        columns: of each column and method, the runs of seeds 1 ... S.
+        signs: +1 or -1 of each method.
+        values: the contrast of each seed, averaged over columns (points).
+    """
     value, seeds = float(np.mean(values)), len(values)
-    runs = [run for method in methods for run in method if run is not None]
     if seeds < 2:
         return Estimate(value, seeds, reason="one seed, no interval")
-    if len(runs) < len(methods) * seeds:
+    of_column = [[run for method in methods for run in method if run is not None] for methods in columns]
+    if any(len(runs) < len(signs) * seeds for runs in of_column):
         return Estimate(value, seeds, reason="no interval, a run kept no predictions")
-    if any(not np.array_equal(run.labels, runs[0].labels) for run in runs):
+    if any(not np.array_equal(run.labels, runs[0].labels) for runs in of_column for run in runs):
         return Estimate(value, seeds, reason="no interval, runs differ in their evaluation examples")
 
     generator = np.random.default_rng(0)
-    means = resampled_scores(runs, generator).reshape(DRAWS, len(methods), seeds).mean(axis=2)
-    by_examples = means[:, 0] - means[:, 1:].sum(axis=1)
+    draws = [resampled_scores(runs, generator).reshape(DRAWS, len(signs), seeds).mean(axis=2) for runs in of_column]
+    by_examples = np.mean([(means * signs).sum(axis=1) for means in draws], axis=0)
     by_seeds = np.std(values, ddof=1) / np.sqrt(seeds) * generator.standard_t(seeds - 1, size=DRAWS)
     low, high = np.quantile(by_examples + by_seeds, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return Estimate(value, seeds, float(low), float(high))
@@ -129,7 +141,15 @@ def _matthews(labels: Array, predictions: Array, weights: Array) -> Array:
 
 
 def _spearman(labels: Array, predictions: Array, weights: Array) -> Array:
-    x, y = _weighted_ranks(labels, weights), _weighted_ranks(predictions, weights)
+    return _correlation(_weighted_ranks(labels, weights), _weighted_ranks(predictions, weights), weights)
+
+
+def _pearson(labels: Array, predictions: Array, weights: Array) -> Array:
+    return _correlation(labels, predictions, weights)
+
+
+def _correlation(x: Array, y: Array, weights: Array) -> Array:
+    """Pearson's correlation of x and y, each (N,) or (draws, N)."""
     total = weights.sum(axis=1, keepdims=True)
     x = x - (weights * x).sum(axis=1, keepdims=True) / total
     y = y - (weights * y).sum(axis=1, keepdims=True) / total
@@ -153,5 +173,6 @@ METRICS: dict[str, Callable[[Array, Array, Array], Array]] = {
     "accuracy": _accuracy,
     "f1": _f1,
     "matthews": _matthews,
+    "pearson": _pearson,
     "spearman": _spearman,
 }

@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 
 from surm.report.experiments import REFERENCE, Experiment, Method
+from surm.report.records import Record
 
 MEBIBYTE = 2**20
 COLUMNS: dict[str, tuple[str, str]] = {  # column -> (Markdown heading, number format)
@@ -31,10 +32,11 @@ COLUMNS: dict[str, tuple[str, str]] = {  # column -> (Markdown heading, number f
 def table(experiment: Experiment) -> pd.DataFrame:
     """One row for each method: the columns of `COLUMNS`; a number that cannot be had is missing, `note` says why."""
     reference = experiment.method(REFERENCE)
-    return pd.DataFrame([_row(method, reference) for method in experiment.methods], columns=list(COLUMNS))
+    return pd.DataFrame([row_of(method, reference) for method in experiment.methods], columns=list(COLUMNS))
 
 
-def _row(method: Method, reference: Method | None) -> dict[str, Any]:
+def row_of(method: Method, reference: Method | None) -> dict[str, Any]:
+    """The row of `table` for one method; what is not known of it is left out."""
     row: dict[str, Any] = {"method": method.name, "learning_rate": method.records[0].asked["optim"]["lr"]}
     notes = [f"seed {run.seed} {run.status}" for run in method.unfinished]
     if not method.finished:
@@ -99,7 +101,7 @@ def _lines_below(experiment: Experiment) -> list[str]:
         baselines = [f"{name} {100 * value:.2f} %" for name, value in happened.get("baselines", {}).items()]
         lines += [f"Without training: {', '.join(baselines)}.\n"] if baselines else []
     absent = [
-        f"* `{run.signature}` {method.name}, seed {run.seed}: {_why(run.status, run.happened.get('error'))}"
+        f"* `{run.signature}` {method.name}, seed {run.seed}: {why(run)}"
         for method in experiment.methods
         for run in method.unfinished
     ] + [f"* `{signature}`: planned, no record" for signature in experiment.missing]
@@ -107,8 +109,10 @@ def _lines_below(experiment: Experiment) -> list[str]:
     return lines
 
 
-def _why(status: str, error: str | None) -> str:
-    return f"{status}, {error.splitlines()[0]}" if error else status
+def why(run: Record) -> str:
+    """Why a run is not in the numbers: its status, and the first line of its error."""
+    error = run.happened.get("error")
+    return f"{run.status}, {error.splitlines()[0]}" if error else run.status
 
 
 def write(folder: Path, name: str, text: str, frame: pd.DataFrame) -> None:

@@ -52,14 +52,14 @@ def read_claims(folder: Path) -> dict[str, Claim]:
     entries = yaml.safe_load((folder / "claims.yaml").read_text())
     claims = {name: Claim(id=name, **entry) for name, entry in entries.items()}
     for claim in claims.values():
-        if claim.kind not in (*RULES, EFFECT):
-            raise ValueError(f"claim {claim.id} is of kind {claim.kind}: allowed are {', '.join([*RULES, EFFECT])}.")
+        if claim.kind not in KINDS:
+            raise ValueError(f"claim {claim.id} is of kind {claim.kind}: allowed are {', '.join(KINDS)}.")
     return claims
 
 
 def judge(claim: Claim, experiment: Experiment) -> Verdict:
     """Apply a claim's rule to an experiment; undecided unless the numbers leave one side only."""
-    named = _named_methods(claim)
+    named = named_methods(claim)
     methods = {name: method for name in named if (method := experiment.method(name))}
     if absent := [name for name in named if name not in methods]:
         return Verdict("undecided", "", f"no finished run of {', '.join(absent)}")
@@ -103,7 +103,8 @@ def judge_effect(claim: Claim, effects: Mapping[str, Sequence[float]], label: st
     return Verdict("agrees", found)
 
 
-def _named_methods(claim: Claim) -> list[str]:
+def named_methods(claim: Claim) -> list[str]:
+    """The methods that a claim's rule names."""
     rule = claim.rule
     return [*rule.get("methods", []), *(rule[key] for key in ("method", "minus") if key in rule)]
 
@@ -159,13 +160,54 @@ RULES: dict[str, Callable[[dict[str, Any], dict[str, Method]], Verdict]] = {
 }
 
 
+COLUMN_KINDS = ("best_on", "top_two_on", "every_column", "larger_gain", "equivalent", "matches", "ratio")
+"""The kinds of claim about several tasks, whose rules stand in `surm.report.grid_verdicts`."""
+
+KINDS = (*RULES, EFFECT, *COLUMN_KINDS)
+
+
 def describe(claim: Claim) -> str:
     """The rule in words."""
     rule = claim.rule
+    words = _describe_columns(claim) if claim.kind in COLUMN_KINDS else _describe(claim)
+    words += f", on {', '.join(rule['datasets'])}" if "datasets" in rule else ""
+    words += f", on less than {100 * rule['fraction_below']:g} % of the data" if "fraction_below" in rule else ""
+    return words
+
+
+def _describe_columns(claim: Claim) -> str:
+    rule = claim.rule
+    match claim.kind:
+        case "best_on" | "top_two_on":
+            place = "best" if claim.kind == "best_on" else "among the best two"
+            families = ", ".join(rule["families"])
+            return f"one of {families} is {place} on at least {rule['at_least']} of {rule['of']} tasks"
+        case "every_column":
+            tasks = f"at least {rule['at_least']} tasks" if "at_least" in rule else "every task"
+            return f"{_describe_difference(rule)} on {tasks}"
+        case "larger_gain":
+            than = rule["than"]
+            return f"({rule['method']} minus {rule['minus']}) minus ({than['method']} minus {than['minus']}) > 0 points"
+        case "equivalent":
+            tasks = "the mean of the tasks" if rule.get("mean") else "every task"
+            return f"{rule['method']} minus {rule['minus']} within ±{rule['margin']:g} points on {tasks}"
+        case "matches":
+            share = f"{100 * rule['fraction']:g} % of {rule['dataset']}"
+            return f"{rule['method']} on {share} minus {rule['reference']} on all of it > {-rule['margin']:g} points"
+        case _:
+            return f"{rule['to']} trains {rule['low']:g} to {rule['high']:g} times the parameters of {rule['method']}"
+
+
+def _describe_difference(rule: Mapping[str, Any]) -> str:
+    sign = ">" if rule["side"] == "above" else "<"
+    return f"{rule['method']} minus {rule['minus']} {sign} {rule['threshold']:g} points"
+
+
+def _describe(claim: Claim) -> str:
+    rule = claim.rule
     match claim.kind:
         case "difference":
-            sign = ">" if rule["side"] == "above" else "<"
-            return f"{rule['method']} minus {rule['minus']} {sign} {rule['threshold']:g} points"
+            return _describe_difference(rule)
         case "count":
             return f"{rule['method']} trains {rule['equals']:,} parameters"
         case "effect":

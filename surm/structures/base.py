@@ -89,6 +89,13 @@ class Structure(nn.Module, ABC):
         with torch.autocast(parameter.device.type, enabled=False):
             return self._dense(self._compute_dtype(parameter.dtype)).to(parameter.dtype)
 
+    def collapse(self) -> Self:
+        """The same W, up to rounding, with fewer stored numbers, for use after training (paper section 5.2).
+
+        Raises ValueError for a family that has no such form.
+        """
+        raise ValueError(f"{self.name} cannot be collapsed: no fewer numbers than its parameters give the same matrix.")
+
     def extra_repr(self) -> str:
         return ", ".join([f"{self.m}, {self.n}", *(f"{name}={value!r}" for name, value in self.options.items())])
 

@@ -1,6 +1,6 @@
 """Circulant and skew-circulant matrices."""
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -45,6 +45,14 @@ class Circulant(ConstantDiagonals):
             second[0].copy_(share.abs().sqrt())
         else:
             first.copy_(share)
+
+    @torch.no_grad()
+    def collapse(self) -> Self:
+        """W with the one vector c, the sum over the terms: K stored numbers."""
+        first = next(self.parameters())
+        member = type(self)(self.m, self.n, parametrization="direct", device=first.device, dtype=first.dtype)
+        member.set_generator(self.generator(self._compute_dtype(first.dtype)))
+        return member
 
     def diagonals(self, generator: Tensor) -> Tensor:
         return functional.circulant_diagonals(generator, self.m, self.n, self.sign)

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from functools import cache
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +31,14 @@ class Sum(Structure):
     def reset_parameters(self, init_weights: bool | str = True) -> None:
         for part in self._parts():
             part.reset_parameters(init_weights)
+
+    def collapse(self) -> Self:
+        """The sum of the collapsed parts, where every part has a collapsed form."""
+        parts = [part.collapse() for part in self._parts()]
+        options = {name: value for part in parts for name, value in part.options.items()}
+        member = type(self)(self.m, self.n, device="meta", **options)
+        member.parts = nn.ModuleList(parts)
+        return member
 
     def __reduce__(self) -> tuple[Any, ...]:
         # The class is made at run time, so that copies and pickles find it by its families.

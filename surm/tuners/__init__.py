@@ -4,11 +4,12 @@ import peft
 from peft import mapping
 from peft.utils import PeftType, register_peft_method
 
+from surm.tuners.adapter import SurmAdapter
 from surm.tuners.config import SurmConfig
 from surm.tuners.layer import SurmLayer, SurmLinear
 from surm.tuners.model import SurmModel
 
-__all__ = ["SurmConfig", "SurmLayer", "SurmLinear", "SurmModel"]
+__all__ = ["SurmAdapter", "SurmConfig", "SurmLayer", "SurmLinear", "SurmModel"]
 
 
 def _register() -> None:

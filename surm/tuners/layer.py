@@ -1,9 +1,10 @@
-"""The adapted layer."""
+"""The adapted layers: what those of both forms share, and the one of the weight form."""
 
 import copy
 import warnings
-from collections.abc import Iterator, Mapping
-from typing import Any, cast
+from abc import abstractmethod
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, ClassVar, cast
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
@@ -14,30 +15,50 @@ from surm.tuners.config import SurmConfig
 
 
 class SurmLayer(BaseTunerLayer):
-    """A layer with, for each adapter, one structure for each part of its output.
+    """A module with a structured matrix, or several, for each adapter.
 
-    A fused query-key-value projection has the parts q, k and v; any other layer is one part. The structures of a part
-    are in an `nn.ModuleDict` `surm_<part>` by adapter, so that parameters are called as PEFT expects it:
-    `surm_q.<adapter>.<parameter>`.
+    They are in `nn.ModuleDict`s `surm_<name>` by adapter, so that parameters are called as PEFT expects it:
+    `surm_<name>.<adapter>.<parameter>`.
     """
 
+    form: ClassVar[str]
+
+    def __init__(self, base_layer: nn.Module, names: Iterable[str]) -> None:
+        """Wrap `base_layer`; `names` are those of the dictionaries, without their prefix."""
+        self.base_layer = base_layer
+        self.adapter_layer_names = tuple(f"surm_{name}" for name in names)
+        for name in self.adapter_layer_names:
+            setattr(self, name, nn.ModuleDict())
+        self._disable_adapters = False
+        self.merged_adapters: list[str] = []
+
+    @abstractmethod
+    def places(self, adapter_name: str) -> Iterator[tuple[nn.Module, str]]:
+        """Where the adapter's structures are: the module that holds each, and its name there."""
+
+
+class SurmLinear(nn.Module, SurmLayer):
+    """W x + b + sum over active adapters of alpha S x (paper section 4); each part of a fused output has its own S.
+
+    A fused query-key-value projection has the parts q, k and v; any other layer is one part.
+    """
+
+    form = "weight"
     WHOLE = "update"  # name of the part of a layer that is not fused
 
     other_param_names = ("alpha", "surm_dropout")
 
-    def __init__(self, base_layer: nn.Module, parts: Mapping[str, int]) -> None:
+    def __init__(self, base_layer: nn.Module, adapter_name: str, config: SurmConfig, parts: Mapping[str, int]) -> None:
         """Wrap `base_layer`; `parts` gives name and size of each part of its output in order, nothing for a whole."""
-        self.base_layer = base_layer
-        linear = cast(nn.Linear, self.get_base_layer())
+        super().__init__()
+        linear = cast(nn.Linear, base_layer.get_base_layer() if isinstance(base_layer, BaseTunerLayer) else base_layer)
         self.in_features, self.out_features = linear.in_features, linear.out_features
         self.parts = dict(parts) or {self.WHOLE: self.out_features}
-        self.adapter_layer_names = tuple(f"surm_{part}" for part in self.parts)
-        for name in self.adapter_layer_names:
-            setattr(self, name, nn.ModuleDict())
+        SurmLayer.__init__(self, base_layer, self.parts)
         self.surm_dropout = nn.ModuleDict()
         self.alpha: dict[str, float] = {}
-        self._disable_adapters = False
-        self.merged_adapters: list[str] = []
+        self._active_adapter = adapter_name
+        self.update_layer(adapter_name, config)
 
     def update_layer(self, adapter_name: str, config: SurmConfig) -> None:
         """Add an adapter.
@@ -63,15 +84,10 @@ class SurmLayer(BaseTunerLayer):
             if adapter_name in by_adapter:
                 yield index, by_adapter[adapter_name]
 
-
-class SurmLinear(nn.Module, SurmLayer):
-    """W x + b + sum over active adapters of alpha S x (paper section 4); each part of a fused output has its own S."""
-
-    def __init__(self, base_layer: nn.Module, adapter_name: str, config: SurmConfig, parts: Mapping[str, int]) -> None:
-        super().__init__()
-        SurmLayer.__init__(self, base_layer, parts)
-        self._active_adapter = adapter_name
-        self.update_layer(adapter_name, config)
+    def places(self, adapter_name: str) -> Iterator[tuple[nn.Module, str]]:
+        for name in self.adapter_layer_names:
+            if adapter_name in getattr(self, name):
+                yield getattr(self, name), adapter_name
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         if self.disable_adapters and self.merged:

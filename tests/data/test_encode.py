@@ -1,7 +1,12 @@
+from copy import deepcopy
+from dataclasses import replace
+from io import BytesIO
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from timm.data import create_transform
 from torch.utils.data import DataLoader
 
 from surm.data import Split
@@ -22,8 +27,22 @@ def bert():
     return load_backbone("tiny_bert", num_labels=2)
 
 
-def picture(side):
-    return np.random.default_rng(side).integers(256, size=(side, side, 3), dtype=np.uint8)
+@pytest.fixture(scope="module")
+def pair_bert(bert):
+    """With BERT's own choice of inputs, which tells the two sentences apart."""
+    tokenizer = deepcopy(bert.tokenizer)
+    tokenizer.model_input_names = ["input_ids", "token_type_ids", "attention_mask"]
+    return replace(bert, tokenizer=tokenizer)
+
+
+def picture(side, width=None):
+    return np.random.default_rng(side).integers(256, size=(side, width or side, 3), dtype=np.uint8)
+
+
+def png(image):
+    stream = BytesIO()
+    Image.fromarray(image).save(stream, "PNG")
+    return stream.getvalue()
 
 
 def split_of(*inputs):
@@ -48,6 +67,31 @@ def test_image_files_are_read_as_rgb(vit, tmp_path):
     assert from_file.equal(from_array)
 
 
+def test_bytes_of_an_image_file_are_read_as_the_file(vit, tmp_path):
+    (tmp_path / "picture.png").write_bytes(png(picture(30, 40)))
+    raws = (tmp_path / "picture.png", (tmp_path / "picture.png").read_bytes(), picture(30, 40))
+    from_file, from_bytes, from_array = (encode(split_of(raw), vit)[0]["x"] for raw in raws)
+    assert from_file.equal(from_bytes)
+    assert from_file.equal(from_array)
+
+
+@pytest.mark.parametrize("crop", [0.9, 0.875, 0.95])
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
+@pytest.mark.parametrize(("height", "width"), [(32, 32), (60, 91), (97, 50)])
+def test_the_middle_is_cut_out_as_timm_does(vit, crop, interpolation, height, width):
+    image = picture(height, width)
+    settings = {"mean": vit.mean, "std": vit.std, "crop_pct": crop, "interpolation": interpolation}
+    expected = create_transform(input_size=28, **settings)(Image.fromarray(image))
+    x = encode(split_of(image), replace(vit, crop=crop, interpolation=interpolation))[0]["x"]
+    assert x.shape == (3, 28, 28)
+    assert ((x - expected) * torch.tensor(vit.std).view(3, 1, 1) * 255).abs().max() < 1.01  # one grey level
+
+
+def test_the_pixels_have_the_name_that_the_model_gives_them(vit):
+    example = encode(split_of(picture(8)), replace(vit, input_name="pixel_values"))[0]
+    assert example.keys() == {"pixel_values", "labels"}
+
+
 def test_a_batch_is_what_the_model_takes(vit):
     dataset = encode(split_of(picture(8), picture(9)), vit)
     batch = next(iter(DataLoader(dataset, 2, collate_fn=dataset.collate)))
@@ -63,6 +107,31 @@ def test_text_is_padded_as_the_tokenizer_does(bert):
     assert batch.keys() == expected.keys()
     for key in batch:
         assert batch[key].equal(expected[key])
+
+
+def test_pairs_are_joined_and_padded_as_the_tokenizer_does(pair_bert):
+    pairs = [("good", "so, so!"), ("awful", "good good good"), ("a b", "c")]
+    dataset = encode(split_of(*pairs), pair_bert)
+    batch = dataset.collate([dataset[index] for index in range(3)])
+    expected = pair_bert.tokenizer([a for a, _ in pairs], [b for _, b in pairs], padding=True, return_tensors="pt")
+    assert batch.pop("labels").tolist() == [0, 1, 2]
+    assert batch.keys() == expected.keys()
+    for key in batch:
+        assert batch[key].equal(expected[key])
+    assert set(batch["token_type_ids"][0].tolist()) == {0, 1}
+
+
+def test_long_pairs_are_cut_at_128_tokens_and_keep_both(pair_bert):
+    example = encode(split_of(("word " * 200, "other " * 200)), pair_bert)[0]
+    assert len(example["input_ids"]) == 128
+    assert min(torch.bincount(example["token_type_ids"])) > 60
+
+
+def test_values_of_a_regression_are_float32(bert):
+    dataset = encode(Split(WORDS, np.array([0.5, 2.0, 4.8])), bert)
+    labels = dataset.collate([dataset[index] for index in range(3)])["labels"]
+    assert labels.dtype == torch.float32
+    assert labels.tolist() == pytest.approx([0.5, 2.0, 4.8])
 
 
 def test_padding_does_not_change_the_logits(bert):

@@ -1,5 +1,6 @@
 import math
 
+import numpy as np
 import pytest
 
 from surm.data.metrics import compute_metrics
@@ -23,8 +24,15 @@ def test_spearman_is_one_less_the_squared_rank_differences():
     assert spearman == pytest.approx(1 - 6 * 4 / (5 * 24))
 
 
+def test_pearson_is_the_covariance_over_both_deviations():
+    labels, answers = [0.0, 1.5, 2.0, 4.5, 5.0], [0.5, 1.0, 2.5, 2.0, 6.0]
+    expected = np.corrcoef(labels, answers)[0, 1]
+    assert compute_metrics(["pearson"], labels, answers)["pearson"] == pytest.approx(expected)
+
+
 def test_constant_predictions_show_no_correlation():
-    assert compute_metrics(("matthews", "spearman"), LABELS, [0] * 10) == {"matthews": 0.0, "spearman": 0.0}
+    found = compute_metrics(("matthews", "spearman", "pearson"), LABELS, [0] * 10)
+    assert found == {"matthews": 0.0, "spearman": 0.0, "pearson": 0.0}
 
 
 def test_results_are_plain_numbers_for_json():

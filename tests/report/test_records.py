@@ -3,6 +3,7 @@ import json
 import numpy as np
 import pytest
 
+from surm.report import figures
 from surm.report.experiments import ExperimentPlan, gather
 from surm.report.records import label, read_records
 from tests.report import made_up
@@ -24,6 +25,17 @@ from tests.report import made_up
         ({"name": "ldr", "terms": 4, "alpha": 2.0, "dropout": 0.1}, "ldr, 4 terms, alpha 2, dropout 0.1"),
         ({"name": "low_rank", "rank": 2, "init_weights": "authors"}, "low rank r=2, authors' start"),
         ({"name": "circulant+skew_circulant", "terms": 1}, "circulant + skew-circulant"),
+        ({"name": "bottleneck", "size": 16, "dropout": 0.0}, "bottleneck, size 16"),
+        ({"name": "lora_fa", "rank": 1, "alpha": 1.0, "dropout": 0.0}, "LoRA-FA r=1"),
+        ({"name": "attention_tuning"}, "attention only"),
+        ({"name": "layernorm_tuning"}, "LayerNorm tuning"),
+        ({"name": "peft_dora", "arguments": {"use_dora": True, "r": 1}}, "DoRA, r=1"),
+        ({"name": "peft_adalora", "arguments": {"target_r": 1, "init_r": 2}}, "AdaLoRA, init_r=2, target_r=1"),
+        ({"name": "peft_vera", "arguments": {}}, "VeRA"),
+        ({"name": "peft_lokr", "arguments": {"target_modules": ["q"]}}, "LoKr"),
+        ({"name": "peft_c3a", "arguments": {"block_size": 384}}, "C3A, block_size=384"),
+        ({"name": "peft_boft"}, "BOFT"),
+        ({"name": "peft_odd"}, "ODD"),
     ],
 )
 def test_label(structure, expected):
@@ -33,6 +45,37 @@ def test_label(structure, expected):
 def test_label_names_an_unusual_placement():
     request = made_up.asked({"name": "bitfit"}) | {"placement": {"form": "weight", "parts": ["q", "v"]}}
     assert label(request) == "BitFit (q, v)"
+
+
+@pytest.mark.parametrize(
+    ("parts", "expected"),
+    [
+        (["q", "k", "v"], "circulant"),
+        (["q", "k", "v", "o"], "circulant (q, k, v, o)"),
+        (["q", "k", "v", "o", "mlp"], "circulant (all linear)"),
+    ],
+)
+def test_label_names_the_adapted_weights(parts, expected):
+    placement = {"form": "weight", "parts": parts}
+    assert label(made_up.asked({"name": "circulant"}) | {"placement": placement}) == expected
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, "circulant, Houlsby adapter"),
+        ({"sites": "pfeiffer", "adapter_bias": False}, "circulant, Pfeiffer adapter, no bias"),
+        ({"activation": "silu", "position": "before"}, "circulant, Houlsby adapter, silu, before dropout"),
+    ],
+)
+def test_label_names_the_form_of_an_adapter(changes, expected):
+    usual = {"form": "adapter", "sites": "houlsby", "adapter_bias": True, "activation": "gelu", "position": "after"}
+    assert label(made_up.asked({"name": "circulant"}) | {"placement": usual | changes}) == expected
+
+
+def test_no_two_families_share_a_mark():
+    styles = [(style.marker, style.filled) for style in figures._STYLES.values()]
+    assert len(set(styles)) == len(styles)
 
 
 def test_label_without_placement():

@@ -1,15 +1,16 @@
 import numpy as np
 import pytest
-from scipy.stats import norm, spearmanr, t
+from scipy.stats import norm, pearsonr, spearmanr, t
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
-from surm.report.statistics import METRICS, Evaluation, estimate_difference, estimate_mean
+from surm.report.statistics import METRICS, Evaluation, estimate_contrast, estimate_difference, estimate_mean
 from tests.report.made_up import answers
 
 SCIKIT = {
     "accuracy": accuracy_score,
     "f1": f1_score,
     "matthews": matthews_corrcoef,
+    "pearson": lambda labels, predictions: pearsonr(labels, predictions).statistic,
     "spearman": lambda labels, predictions: spearmanr(labels, predictions).statistic,
 }
 
@@ -17,7 +18,8 @@ SCIKIT = {
 @pytest.mark.parametrize("metric", SCIKIT)
 def test_weighted_metric_is_the_plain_one_on_repeated_examples(metric):
     generator = np.random.default_rng(0)
-    labels, predictions = generator.integers(0, 2 if metric != "spearman" else 8, (2, 40)).astype(float)
+    classes = 8 if metric in {"pearson", "spearman"} else 2
+    labels, predictions = generator.integers(0, classes, (2, 40)).astype(float)
     weights = generator.multinomial(40, np.full(40, 1 / 40), size=5)
     expected = [SCIKIT[metric](np.repeat(labels, row), np.repeat(predictions, row)) for row in weights]
     np.testing.assert_allclose(METRICS[metric](labels, predictions, weights.astype(float)), expected, atol=1e-12)
@@ -26,7 +28,7 @@ def test_weighted_metric_is_the_plain_one_on_repeated_examples(metric):
 @pytest.mark.parametrize("metric", SCIKIT)
 def test_metric_of_a_constant_prediction_is_finite(metric):
     labels, weights = np.array([0.0, 1.0, 0.0]), np.ones((1, 3))
-    expected = {"accuracy": 2 / 3, "f1": 0, "matthews": 0, "spearman": 0}[metric]
+    expected = {"accuracy": 2 / 3, "f1": 0, "matthews": 0, "pearson": 0, "spearman": 0}[metric]
     np.testing.assert_allclose(METRICS[metric](labels, np.zeros(3), weights), [expected])
 
 
@@ -61,6 +63,26 @@ def test_example_part_is_the_paired_normal_interval():
     assert estimate.value == pytest.approx(100 * gain.mean())
     assert (estimate.low, estimate.high) == pytest.approx((estimate.value - half, estimate.value + half), rel=0.05)
     assert half < 0.5 * unpaired
+
+
+def test_a_contrast_over_tasks_averages_independent_examples_and_pairs_the_seeds():
+    """Two tasks: normal theory for the examples of each, Student's t for the seeds' means over tasks."""
+    generator = np.random.default_rng(6)
+    columns, gains = [], []
+    for examples in (1_000, 4_000):
+        right_b = np.tile(generator.random(examples) < 0.9, (3, 1))
+        right_a = right_b | np.tile(generator.random(examples) < 0.3, (3, 1))
+        columns.append([evaluations(right_a)[0], evaluations(right_b)[0]])
+        gains.append(100 * (right_a[0].astype(float) - right_b[0]))
+    values = np.full(3, np.mean([gain.mean() for gain in gains]))
+    estimate = estimate_contrast(columns, [1, -1], values)
+    half = norm.ppf(0.975) * np.sqrt(sum(gain.var() / len(gain) for gain in gains)) / 2
+    assert estimate.value == pytest.approx(values[0])
+    assert (estimate.low, estimate.high) == pytest.approx((estimate.value - half, estimate.value + half), rel=0.05)
+
+    spread = np.array([-1.0, 0.0, 1.0])
+    wide = estimate_contrast(columns, [1, -1], values + spread)
+    assert wide.high - wide.low == pytest.approx(2 * t.ppf(0.975, 2) / np.sqrt(3), rel=0.1)
 
 
 def simulate(generator, seeds, examples, seed_sd, gain):

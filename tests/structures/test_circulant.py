@@ -74,3 +74,31 @@ def test_scales_of_the_authors(name: str, options: dict, std: float) -> None:
     structure.reset_parameters("authors")
     _, second = structure.parameters()
     assert second.std().item() == pytest.approx(std, rel=0.1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("m", "n"), [(7, 7), (8, 8), (5, 9), (9, 5)])
+@pytest.mark.parametrize("parametrization", ["product", "direct"])
+@pytest.mark.parametrize("name", ["circulant", "skew_circulant", "circulant+skew_circulant"])
+def test_collapsed_it_is_the_same_matrix_in_one_vector(
+    name: str, parametrization: str, m: int, n: int, dtype: torch.dtype
+) -> None:
+    """Section 5.2: after training, r1 * r2 is all that a circulant needs."""
+    structure = build(name, m, n, parametrization=parametrization, terms=3, dtype=dtype)
+    structure.reset_parameters(False)
+    state = torch.get_rng_state()
+    shorter = structure.collapse()
+    assert torch.equal(torch.get_rng_state(), state)
+    assert type(shorter) is type(structure)
+    assert shorter.options == {"parametrization": "direct", "terms": 1}
+    assert [tuple(p.shape) for p in shorter.parameters()] == len(name.split("+")) * [(1, max(m, n))]
+    assert {p.dtype for p in shorter.parameters()} == {dtype}
+    rounding = {"rtol": 0, "atol": 4 * torch.finfo(dtype).eps * structure.dense().abs().max().item()}
+    torch.testing.assert_close(shorter.dense(), structure.dense(), **rounding)
+    assert not shorter.dense().eq(0).all()
+
+
+@pytest.mark.parametrize("name", ["toeplitz", "kronecker", "ldr", "low_rank", "circulant+ldr"])
+def test_other_structures_do_not_collapse(name: str) -> None:
+    with pytest.raises(ValueError, match=f"^{name.split('+')[-1]} cannot be collapsed: [^.]*\\.$"):
+        build(name, 4, 4).collapse()

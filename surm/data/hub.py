@@ -1,0 +1,185 @@
+"""Parquet files of the Hugging Face hub, from a local folder or downloaded: one path, so both have one content hash."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from surm.data.base import Labels, files_hash
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+
+@dataclass(frozen=True)
+class DataFacts:
+    """What is known of a data set of the paper's scale without reading it.
+
+    `tokens` is the length, including special tokens, at which a text is cut; None for images. `download` says in words
+    what must be fetched.
+    """
+
+    num_labels: int
+    train_examples: int
+    evaluation_examples: int
+    tokens: int | None
+    download: str
+
+
+@dataclass(frozen=True)
+class HubSource:
+    """A folder of a data set repository that holds `<split>-*.parquet`, at one commit."""
+
+    repository: str
+    revision: str
+    folder: str
+
+    @property
+    def command(self) -> str:
+        """What a user types to fetch it."""
+        target = f"data/{self.repository.split('/')[1]}"
+        return (
+            f"`hf download {self.repository} --repo-type dataset --revision {self.revision} "
+            f'--include "{self.folder}/*" --local-dir {target}`, then dataset.path={target}/{self.folder}'
+        )
+
+
+Files = dict[str, list[Path]]  # of each split, in order of name
+
+
+def parquet_files(name: str, source: HubSource, splits: Sequence[str], path: str | None) -> Files:
+    """The files of each split: below `path`, or else downloaded into the hub's own cache.
+
+    Raises `FileNotFoundError`, one sentence with the command that helps, without network, folder or files.
+    """
+    if path is None:
+        folder = _snapshot(name, source, splits, download=True)
+    else:
+        folder = Path(path).expanduser()
+        if not folder.is_dir():
+            raise FileNotFoundError(
+                f"dataset.path={path} is no folder: give the folder with the parquet files of {name}, made by "
+                f"{source.command}."
+            )
+        if (folder / source.folder).is_dir():  # the repository's own folder was given
+            folder /= source.folder
+    files = {split: sorted(folder.glob(f"{split}-*.parquet")) for split in splits}
+    missing = [split for split, found in files.items() if not found]
+    if missing:
+        raise FileNotFoundError(
+            f"{folder} has no {' and no '.join(f'{split}-*.parquet' for split in missing)}, which {name} needs; "
+            f"{source.command} brings them."
+        )
+    return files
+
+
+def check_source(name: str, source: HubSource, splits: Sequence[str], path: str | None, columns: Sequence[str]) -> None:
+    """Refuse, in one sentence, what could not be read; files that are still to be downloaded pass, unseen."""
+    if path is None:
+        from huggingface_hub.constants import HF_HUB_OFFLINE
+
+        try:
+            path = str(_snapshot(name, source, splits, download=False))
+        except FileNotFoundError:
+            if HF_HUB_OFFLINE:
+                raise
+            return
+    check_columns(name, parquet_files(name, source, splits, path), columns)
+
+
+def check_columns(name: str, files: Mapping[str, Iterable[Path]], columns: Iterable[str]) -> None:
+    """Refuse, in one sentence, parquet files without these columns or without a row; reads their footers alone."""
+    from pyarrow import ArrowInvalid
+    from pyarrow.parquet import ParquetFile
+
+    for split, of_split in files.items():
+        rows = 0
+        for path in of_split:
+            try:
+                with ParquetFile(path) as file:
+                    found, rows = file.schema_arrow.names, rows + file.metadata.num_rows
+            except ArrowInvalid:
+                raise ValueError(f"{path} is no parquet file, or a part of one: download it again.") from None
+            missing = [column for column in columns if column not in found]
+            if missing:
+                raise ValueError(
+                    f"{path} has the columns {', '.join(found)}, but {name} needs {', '.join(missing)}: "
+                    "give the folder of the right data set in dataset.path."
+                )
+        if rows == 0:
+            raise ValueError(f"The {split} files of {name} hold no row: download them again.")
+
+
+def read_parquet(files: Mapping[str, Sequence[Path]]) -> "dict[str, Dataset]":
+    """The rows of each split, mapped into memory."""
+    from datasets import load_dataset
+
+    return {
+        split: load_dataset("parquet", data_files={split: [str(path) for path in of_split]}, split=split)
+        for split, of_split in files.items()
+    }
+
+
+def source_hash(files: Mapping[str, Iterable[Path]]) -> str:
+    """sha256 over the bytes of every file, split by split in order of name."""
+    return files_hash(path for of_split in files.values() for path in of_split)
+
+
+def integer_labels(name: str, rows: "Dataset", column: str, num_labels: int) -> Labels:
+    """A column of class indices; `ValueError`, one sentence, for one that is not below `num_labels`."""
+    labels = np.asarray(rows.with_format("numpy")[column][:], dtype=np.int64)
+    if len(labels) and not 0 <= labels.min() <= labels.max() < num_labels:
+        raise ValueError(
+            f"{name} has labels from {labels.min()} to {labels.max()}, but {num_labels} classes: "
+            "give the folder of the right data set in dataset.path."
+        )
+    return labels
+
+
+def class_names(rows: "Dataset", column: str, num_labels: int) -> tuple[str, ...]:
+    """The names that the files state for the classes; their numbers where they state none."""
+    names = getattr(rows.features[column], "names", None) or [str(label) for label in range(num_labels)]
+    return tuple(names)
+
+
+class ImageBytes(Sequence[Any]):
+    """The encoded image files of one column, as bytes, each read when it is asked for."""
+
+    def __init__(self, rows: "Dataset", column: str) -> None:
+        from datasets import Image
+
+        undecoded = isinstance(rows.features[column], Image)
+        self.rows = rows.cast_column(column, Image(decode=False)) if undecoded else rows
+        self.column = column
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        value = self.rows[int(index)][self.column]
+        return value["bytes"] if isinstance(value, dict) else value
+
+
+def _snapshot(name: str, source: HubSource, splits: Sequence[str], *, download: bool) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.constants import HF_HUB_OFFLINE
+
+    try:
+        root = snapshot_download(
+            source.repository,
+            repo_type="dataset",
+            revision=source.revision,
+            allow_patterns=[f"{source.folder}/{split}-*.parquet" for split in splits],
+            local_files_only=not download,
+        )
+    except Exception as error:  # what the hub's client raises without network has no common class
+        reason = "HF_HUB_OFFLINE is set" if HF_HUB_OFFLINE else type(error).__name__
+        raise FileNotFoundError(
+            f"{name} is not on this machine and could not be downloaded from {source.repository} ({reason}): where "
+            f"there is a network, {source.command}."
+        ) from None
+    return Path(root) / source.folder

@@ -1,0 +1,158 @@
+"""Text and vision backbones from transformers: weights of the hub or of a folder in its layout, under a new head."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    CONFIG_MAPPING,
+    AutoImageProcessor,
+    AutoModelForImageClassification,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedTokenizerBase,
+)
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES,
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
+)
+from transformers.utils import logging
+
+from surm.models.backbone import Backbone, initialise_head
+from surm.models.hub import HubFiles
+
+AUTO_CLASSES = {"text": AutoModelForSequenceClassification, "image": AutoModelForImageClassification}
+INTERPOLATIONS = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")  # in PIL's numbering
+
+
+def load(files: HubFiles, content_hash: str, *, num_labels: int, image_size: int | None = None) -> Backbone:
+    """The pretrained model with a new head and its tokenizer or image processor.
+
+    Raises `ValueError`, one sentence, unless the weights hold every tensor of the model but its head.
+    """
+    folder = files.locate()
+    kind = modality(files.read_config())
+    with quiet(), torch.random.fork_rng(devices=[]):
+        module, report = AUTO_CLASSES[kind].from_pretrained(
+            folder,
+            num_labels=num_labels,
+            dtype=torch.float32,
+            local_files_only=True,
+            ignore_mismatched_sizes=True,  # of the head, which may be another task's
+            output_loading_info=True,
+        )
+    head = _head(module)
+    lacking = {*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])}
+    if strangers := sorted(key for key in lacking if not key.startswith(tuple(f"{name}." for name in head))):
+        raise ValueError(
+            f"The weights of {files.name} are not those of the model: {len(strangers)} tensors are missing or of "
+            f"another shape, such as {strangers[0]}."
+        )
+    if kind == "image":
+        images = _preprocessing(folder, files, image_size)
+        backbone = Backbone(module, head, kind, content_hash, input_name="pixel_values", **images)
+    else:
+        backbone = Backbone(module, head, kind, content_hash, tokenizer=_tokenizer(folder, module))
+    initialise_head(module, head)
+    return backbone
+
+
+def skeleton(files: HubFiles, content_hash: str, *, num_labels: int, image_size: int | None = None) -> Backbone:
+    """The same model without weights and tokenizer, for the meta device."""
+    config = files.read_config()
+    kind = modality(config)
+    module = build(config, num_labels)
+    if kind == "text":
+        return Backbone(module, _head(module), kind, content_hash)
+    size = image_size or module.config.image_size
+    return Backbone(module, _head(module), kind, content_hash, size, input_name="pixel_values")
+
+
+def build(config: Mapping[str, Any], num_labels: int) -> Any:
+    """A module of the shape that a config.json describes, with random weights."""
+    described = model_config(config)
+    described.num_labels = num_labels
+    return AUTO_CLASSES[modality(config)].from_config(described)  # type: ignore[no-untyped-call]
+
+
+def facts(files: HubFiles) -> dict[str, Any]:
+    """What `ModelEntry` holds of a model, without its weights."""
+    config = files.read_config()
+    kind, described = modality(config), model_config(config)
+    try:
+        width = described.hidden_size
+    except AttributeError:
+        raise ValueError(
+            f"{files.name}: a {config['model_type']} has no single hidden_size; choose a model of one width."
+        ) from None
+    if kind == "text":
+        return {"modality": kind, "width": width}
+    # transformers has no weights for another size; timm resamples the position embedding.
+    return {"modality": kind, "width": width, "fixed_size": getattr(described, "image_size", None)}
+
+
+def model_config(config: Mapping[str, Any]) -> PreTrainedConfig:
+    """transformers' own view of a config.json, defaults filled in."""
+    return CONFIG_MAPPING[config["model_type"]].from_dict(dict(config))
+
+
+def modality(config: Mapping[str, Any]) -> str:
+    """`text` or `image`: which of the two a model of this config.json classifies."""
+    kind = config.get("model_type")
+    if kind in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES:
+        return "text"
+    if kind in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES:
+        return "image"
+    raise ValueError(f"model_type={kind} in config.json: transformers classifies neither text nor images with it.")
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Silence transformers: that the classifier is new is what was asked for, and the bar is over before it is seen."""
+    verbosity, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bar:
+            logging.enable_progress_bar()  # type: ignore[no-untyped-call]
+
+
+def _head(module: Any) -> tuple[str, ...]:
+    """What stands beside the body, which is transformers' base model or, in a few classes, the largest child."""
+    sizes = {name: sum(map(torch.numel, child.parameters())) for name, child in module.named_children()}
+    body = module.base_model_prefix if module.base_model_prefix in sizes else max(sizes, key=sizes.__getitem__)
+    return tuple(name for name, size in sizes.items() if size and name != body)
+
+
+def _tokenizer(folder: Path, module: Any) -> PreTrainedTokenizerBase:
+    with quiet():
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    if tokenizer.pad_token is None:  # models that generate text were trained without padding
+        tokenizer.pad_token = tokenizer.eos_token
+    module.config.pad_token_id = tokenizer.pad_token_id
+    return tokenizer
+
+
+def _preprocessing(folder: Path, files: HubFiles, image_size: int | None) -> dict[str, Any]:
+    """Size in pixels, mean, standard deviation, crop and interpolation, as the model's image processor says."""
+    read: Any = AutoImageProcessor.from_pretrained
+    try:
+        with quiet():
+            processor = read(folder, local_files_only=True)
+    except (OSError, ValueError):
+        raise FileNotFoundError(f"{files.name} has no preprocessor_config.json: fetch it beside the weights.") from None
+    resized: int = processor.size.get("shortest_edge") or processor.size["height"]
+    cropped: int = processor.crop_size["height"] if getattr(processor, "do_center_crop", False) else resized
+    return {
+        "image_size": image_size or cropped,
+        "mean": tuple(processor.image_mean),
+        "std": tuple(processor.image_std),
+        "crop": cropped / resized,
+        "interpolation": INTERPOLATIONS[int(processor.resample)],
+    }
