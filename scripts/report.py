@@ -17,9 +17,7 @@ def main() -> None:
 
     with command():
         scale = load_scale(arguments.scale)
-        experiments = load_scale_experiments(
-            scale, seeds=arguments.seeds, only=arguments.only, overrides=arguments.set
-        )
+        experiments = load_scale_experiments(scale, seeds=arguments.seeds, only=arguments.only, overrides=arguments.set)
         report(experiments, scale.label, scale.name)
 
 

@@ -18,9 +18,7 @@ def main() -> None:
 
     with command():
         scale = load_scale(arguments.scale)
-        experiments = load_scale_experiments(
-            scale, seeds=arguments.seeds, only=arguments.only, overrides=arguments.set
-        )
+        experiments = load_scale_experiments(scale, seeds=arguments.seeds, only=arguments.only, overrides=arguments.set)
         if arguments.dry:
             print_plan(experiments)
             return

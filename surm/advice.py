@@ -96,13 +96,9 @@ def advise_task(config: AdviseConfig, layers: int | None = None) -> Advice:
     layers: so many of the backbone's layers, evenly spread; all by default.
     """
     data, chosen = config.dataset, config.model
-    task = load_task(
-        data.name, evaluate_on=data.evaluate_on, fraction=data.fraction, seed=config.seed, **data.origin()
-    )
+    task = load_task(data.name, evaluate_on=data.evaluate_on, fraction=data.fraction, seed=config.seed, **data.origin())
     torch.manual_seed(config.seed)
-    backbone = load_backbone(
-        chosen.name, num_labels=task.num_labels, image_size=chosen.image_size, **chosen.origin()
-    )
+    backbone = load_backbone(chosen.name, num_labels=task.num_labels, image_size=chosen.image_size, **chosen.origin())
     model = split_fused_projections(backbone.module)
     train = encode(task.train, backbone)
     order = EpochBatches(len(train), config.advise.batch_size, config.seed)

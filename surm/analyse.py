@@ -313,9 +313,7 @@ def _outputs_of_full(
 
 
 @torch.no_grad()
-def _outputs(
-    backbone: Backbone, model: nn.Module, question: Question, parts: Sequence[str], given: Given
-) -> Outputs:
+def _outputs(backbone: Backbone, model: nn.Module, question: Question, parts: Sequence[str], given: Given) -> Outputs:
     """What each projection gives for the first evaluation examples: a row for each token that is no padding."""
     split = _task(question["dataset"], given.dataset_path).evaluation
     encoded = encode(split, backbone)

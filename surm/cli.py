@@ -3,7 +3,7 @@
 import statistics
 import sys
 import warnings
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -11,16 +11,16 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Table
 
 from surm import report as reporting
 from surm import signature as identity
 from surm import tracking
 from surm.compose import compose_study, composer, load_scale
 from surm.config import ApproximateConfig, ConfigError, RunConfig, ignored_line
+from surm.forecast import Forecast, forecast, total
 from surm.interrupt import Interrupted
 from surm.plan import Experiment, Planned, PlannedPart, PlannedRun, load_scale_experiments, plan_study
-from surm.rates import TUNED_RATES, tuned_rate
+from surm.rates import TUNED_RATES, stated_rate, tuned_rate
 from surm.record import PUBLISHED, REPOSITORY, Record, RecordError, write_atomically
 from surm.report.records import Record as StoredRecord
 from surm.report.records import label, read_records
@@ -149,7 +149,11 @@ def _rate_line(config: RunConfig, question: dict[str, Any]) -> str | None:
     if config.optim.lr:
         return None
     source = (
-        f"as tuned ({TUNED_RATES.relative_to(REPOSITORY)})" if tuned_rate(config) else "the usual one, not tuned here"
+        f"as tuned ({TUNED_RATES.relative_to(REPOSITORY)})"
+        if tuned_rate(config)
+        else "the paper's (B.1)"
+        if stated_rate(config)
+        else "the usual one, not tuned here"
     )
     return f"learning rate {question['optim']['lr']:g}: {source}"
 
@@ -218,36 +222,64 @@ def _bars() -> Progress:
 
 
 def print_plan(experiments: Sequence[Experiment]) -> None:
-    """The runs, which of them are done, and the time the rest takes, from the records of equal or similar runs."""
+    """The runs, which of them are done, what they train, and what the rest costs and downloads.
+
+    Time is that of equal or similar runs in the records; for the paper's own data, hours of one GPU by `surm.cost`.
+    """
     known = {**read_records(PUBLISHED), **read_records(Path("outputs/runs"))}
     by_question: dict[str, list[float]] = {}
     for record in known.values():
         if record.finished:
             by_question.setdefault(_cost_key(record.asked), []).append(record.happened["seconds"])
-    left, unknown = 0.0, 0
+    left: dict[str, float | Forecast | None] = {}
     for experiment in experiments:
-        table = Table(
-            "signature", "method", "rate", "seed", "status", "about", title=experiment.title, title_justify="left"
-        )
+        header = ("signature", "method", "on", "rate", "seed", "status", "parameters", "head", "about")
+        rows, costs = [], []
         for planned in experiment.runs:
-            question = planned.asked
-            seconds = by_question.get(_cost_key(question))
+            measured = by_question.get(_cost_key(planned.asked))
+            expected = forecast(planned) if isinstance(planned, PlannedRun) else None
+            cost = statistics.mean(measured) if measured and expected is None else expected
+            costs.append(cost)
             status = planned.status()
             if status != "finished":
-                left += statistics.mean(seconds) if seconds else 0.0
-                unknown += seconds is None
-            about = f"{statistics.mean(seconds):.0f} s" if seconds else "not known"
-            table.add_row(planned.signature, *_plan_cells(question), status, about)
-        console.print(table)
-    more = f", and {unknown} runs whose time is not known" if unknown else ""
-    console.print(f"Left: about {timedelta(seconds=round(left))}{more}.")
+                left[planned.signature] = cost
+            counts = (f"{expected.trainable:,}", f"{expected.head:,}") if expected else ("", "")
+            rows.append((planned.signature, *_plan_cells(planned.asked), status, *counts, _in_words(cost)))
+        print(f"\n{experiment.title} ({experiment.name}): {len(experiment.runs):,} runs{_total(costs)}\n")
+        widths = [max(len(row[column]) for row in (header, *rows)) for column in range(len(header))]
+        for row in (header, *rows):
+            print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    print(f"\nLeft: {len(left):,} different runs{_total(left.values())}.")
+    _, downloads = total(cost for cost in left.values() if isinstance(cost, Forecast))
+    for needed in downloads:
+        print(f"  to download: {needed}")
 
 
-def _plan_cells(question: dict[str, Any]) -> tuple[str, str, str]:
-    """Method, rate and seed of a run; a part of a study has a name alone."""
+def _in_words(cost: float | Forecast | None) -> str:
+    if cost is None:
+        return "not known"
+    return f"{cost.gpu_hours:.3g} GPU-hours" if isinstance(cost, Forecast) else f"{cost:.0f} s"
+
+
+def _total(costs: Iterable[float | Forecast | None]) -> str:
+    known = list(costs)
+    hours, _ = total(cost for cost in known if isinstance(cost, Forecast))
+    seconds = sum(cost for cost in known if isinstance(cost, float))
+    unknown = sum(cost is None for cost in known)
+    parts = [f"about {hours:,.1f} GPU-hours"] if hours else []
+    parts += [f"about {timedelta(seconds=round(seconds))} here"] if seconds else []
+    parts += [f"{unknown} of unknown time"] if unknown else []
+    return "".join(f", {part}" for part in parts)
+
+
+def _plan_cells(question: dict[str, Any]) -> tuple[str, str, str, str]:
+    """Method, data, rate and seed of a run; a part of a study has a name alone."""
     if "study" in question:
-        return part_label(question), "", ""
-    return label(question), f"{question['optim']['lr']:g}", str(question["seed"])
+        return part_label(question), "", "", ""
+    data = question["dataset"]
+    share = f", {100 * data['fraction']:g} %" if "fraction" in data else ""
+    place = f"{question['model']['name']} x {data['name']}{share}"
+    return label(question), place, f"{question['optim']['lr']:g}", str(question["seed"])
 
 
 def _cost_key(question: dict[str, Any]) -> str:

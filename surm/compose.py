@@ -85,8 +85,10 @@ def compose_run(overrides: Sequence[str]) -> RunConfig:
     return typed(_compose(overrides, TRAIN), TRAIN)
 
 
-def compose_sweep(overrides: Sequence[str]) -> list[RunConfig]:
+def compose_sweep(overrides: Sequence[str], *, files: bool = False) -> list[RunConfig]:
     """Every member of a sweep, checked, without those whose method has no such form; call inside `composer()`.
+
+    files: check that the data are there, too.
 
     A node of the configuration is composed once for each of its own values, not once for each member: composing takes
     some 80 ms, and a table of the paper has hundreds of members. No node of `conf/` refers to another.
@@ -96,6 +98,8 @@ def compose_sweep(overrides: Sequence[str]) -> list[RunConfig]:
     nodes: dict[str, Any] = {}
 
     def node(axis: str, own: list[str]) -> Any:
+        if axis == "seed":
+            return int(own[0].removeprefix("seed="))
         key = " ".join([axis, *own])
         if key not in nodes:
             # The other axes need some value: the first member's.
@@ -112,10 +116,10 @@ def compose_sweep(overrides: Sequence[str]) -> list[RunConfig]:
                 own.setdefault(_axis(override), []).append(override)
         config = replace(first, **{axis: node(axis, values) for axis, values in own.items()})
         with suppress(FormError):
-            validate(config)
+            validate(config, files=files)
             found.append(config)
     if not found:
-        validate(first)
+        validate(first, files=files)
     return found
 
 
@@ -169,7 +173,7 @@ def check_command(arguments: Sequence[str], entry: Entry[Any]) -> None:
             for override in _parse(member):
                 _check_setting(override, root, entry)
         if entry is TRAIN and multirun:
-            compose_sweep(overrides)
+            compose_sweep(overrides, files=True)
             return
         for member in members:
             typed(_compose(member, entry), entry)

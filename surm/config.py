@@ -10,8 +10,8 @@ from surm.experiments import STUDIES
 from surm.methods import FORMS, check_form, ignored_settings, is_peft_method, method_names, method_settings
 from surm.models import check_model, model_modality, model_width
 from surm.registry import nearest
-from surm.tuners.config import ACTIVATIONS, POSITIONS
-from surm.tuners.targets import PARTS, SITES
+from surm.tuners.config import ACTIVATIONS
+from surm.tuners.targets import PARTS, POSITIONS, SITES
 
 
 class ConfigError(ValueError):
@@ -150,15 +150,18 @@ class ApproximateConfig:
 # --- checks across fields -------------------------------------------------------------------------------------------
 
 
-def validate(config: RunConfig) -> None:
+def validate(config: RunConfig, *, files: bool = True) -> None:
     """Refuse what cannot be run, before any model or data is loaded.
+
+    files: look whether the data are there, too; a plan may be made where they are not.
 
     Raises:
         ConfigError: one sentence with the value, the rule it breaks and what is allowed.
     """
     try:
         check_model(config.model.name, **config.model.origin(), image_size=config.model.image_size)
-        check_data(config.dataset.name, **config.dataset.origin())
+        if files:
+            check_data(config.dataset.name, **config.dataset.origin())
     except (ValueError, FileNotFoundError) as error:
         raise ConfigError(str(error)) from None
     takes = model_modality(config.model.name, **config.model.origin())
@@ -190,7 +193,15 @@ def validate(config: RunConfig) -> None:
         raise ConfigError(f"dataset.fraction={config.dataset.fraction}: give a share above 0 and at most 1.")
 
     _at_least("seed", config.seed, 0)
-    for name in ("epochs", "batch_size", "gradient_accumulation", "eval_batch_size", "evaluate_every", "log_every", "checkpoint_every"):
+    for name in (
+        "epochs",
+        "batch_size",
+        "gradient_accumulation",
+        "eval_batch_size",
+        "evaluate_every",
+        "log_every",
+        "checkpoint_every",
+    ):
         _at_least(f"trainer.{name}", getattr(config.trainer, name), 1)
     for name in ("max_steps", "threads"):
         _at_least(f"trainer.{name}", getattr(config.trainer, name), 1)
@@ -205,7 +216,9 @@ def validate(config: RunConfig) -> None:
     if not math.isfinite(config.structure.alpha):
         raise ConfigError(f"structure.alpha={config.structure.alpha}: give a finite number.")
     try:
-        method_settings(config.structure, config.placement.form, model_width(config.model.name, **config.model.origin()))
+        method_settings(
+            config.structure, config.placement.form, model_width(config.model.name, **config.model.origin())
+        )
     except (TypeError, ValueError) as error:
         raise ConfigError(f"structure={config.structure.name}: {error}") from None
     try:

@@ -1,7 +1,8 @@
 """Where a run computes: device and precision, and what saves memory there."""
 
+from typing import Any
+
 from accelerate import Accelerator
-from torch import nn
 
 from surm.config import ConfigError, RunConfig
 
@@ -22,7 +23,7 @@ def accelerator(config: RunConfig) -> Accelerator:
     return found
 
 
-def checkpoint_activations(module: nn.Module) -> None:
+def checkpoint_activations(module: Any) -> None:
     """Keep the inputs of the blocks alone for the backward pass, and compute the rest again there.
 
     Raises:

@@ -2,11 +2,12 @@
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_PREFIX_MAPPING
+from peft.utils import PeftType
 from torch import Tensor, nn
 
 from surm.models.backbone import Backbone
@@ -21,7 +22,9 @@ if TYPE_CHECKING:
 
 FORMS = ("weight", "adapter")
 PEFT = "peft_"  # of the names of PEFT's own methods
-PEFT_VARIANTS = {"dora": ("LORA", {"use_dora": True})}  # methods that PEFT keeps as a switch of another
+PEFT_VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "dora": ("LORA", {"use_dora": True})
+}  # methods that PEFT keeps as a switch of another
 
 Settings = Mapping[str, Any]
 
@@ -74,7 +77,7 @@ def _lora_fa(backbone: Backbone, settings: Settings, placement: Settings, steps:
 
 def _peft(backbone: Backbone, settings: Settings, placement: Settings, steps: int) -> nn.Module:
     kind, arguments = _peft_method(settings["name"], settings["arguments"])
-    if kind is PEFT_TYPE_TO_CONFIG_MAPPING["ADALORA"]:
+    if kind is PEFT_TYPE_TO_CONFIG_MAPPING[PeftType.ADALORA]:
         # Its budget falls from init_r to target_r between these steps; the shares are ours where none are given.
         arguments = {"total_step": steps, "tinit": steps // 10, "tfinal": steps // 3, **arguments}
     width = next(iter(_projections(backbone.module, ["q"]))).in_features
@@ -83,7 +86,7 @@ def _peft(backbone: Backbone, settings: Settings, placement: Settings, steps: in
 
 
 def _with_peft(
-    backbone: Backbone, kind: type[PeftConfig], arguments: Settings, placement: Settings
+    backbone: Backbone, kind: Callable[..., PeftConfig], arguments: Settings, placement: Settings
 ) -> nn.Module:
     module = split_fused_projections(backbone.module)
     targets = projection_names(module, placement["parts"])
@@ -132,7 +135,9 @@ IN_PLACE: dict[str, Apply] = {
 """Baselines that train what the backbone has; no placement matters to them."""
 
 
-def apply_method(backbone: Backbone, settings: Settings, placement: Settings | None = None, steps: int = 1) -> nn.Module:
+def apply_method(
+    backbone: Backbone, settings: Settings, placement: Settings | None = None, steps: int = 1
+) -> nn.Module:
     """Freeze the backbone and add what the method trains, beside the task head.
 
     Args:
@@ -168,7 +173,7 @@ def extra_loss(module: nn.Module) -> Tensor | None:
 def after_step(module: nn.Module, step: int) -> None:
     """What a method does once the optimiser has stepped, before gradients are cleared: AdaLoRA moves its ranks."""
     if has_hidden_state(module):
-        module.base_model.update_and_allocate(step)
+        cast(Any, module.base_model).update_and_allocate(step)
 
 
 def has_hidden_state(module: nn.Module) -> bool:
@@ -254,9 +259,10 @@ def _count(name: str, value: int | None, *, default: int) -> int:
 
 def _peft_method(name: str, arguments: Settings) -> tuple[type[PeftConfig], dict[str, Any]]:
     """The configuration class of `peft_<method>` and the arguments for it; ValueError for what PEFT does not have."""
-    methods = {kind.lower(): (kind, {}) for kind in PEFT_TYPE_TO_CONFIG_MAPPING if kind != "SURM"} | PEFT_VARIANTS
-    kind, switches = look_up(methods, name.removeprefix(PEFT), "method of PEFT")
-    config_class = PEFT_TYPE_TO_CONFIG_MAPPING[kind]
+    own: dict[str, tuple[str, dict[str, Any]]] = {kind.lower(): (kind, {}) for kind in PEFT_TYPE_TO_CONFIG_MAPPING}
+    del own["surm"]
+    kind, switches = look_up(own | PEFT_VARIANTS, name.removeprefix(PEFT), "method of PEFT")
+    config_class = PEFT_TYPE_TO_CONFIG_MAPPING[PeftType(kind)]
     known = inspect.signature(config_class).parameters
     for argument in arguments:
         if argument not in known or argument in ("target_modules", "modules_to_save"):

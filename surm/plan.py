@@ -98,7 +98,9 @@ class Experiment:
         asked = {run.signature: run.asked for run in self.runs}
         if len({_column(question) for question in asked.values()}) == 1:
             return ExperimentPlan(self.name, self.title, signatures, self.claims, label)
-        return GridPlan(self.name, self.title, signatures, self.claims, label, asked=asked, published=self.published)
+        return GridPlan(
+            self.name, self.title, signatures, self.claims, label, asked=asked, published=self.published or ""
+        )
 
 
 def load_experiment(name: str, seeds: int | None = None, overrides: Sequence[str] = ()) -> Experiment:

@@ -76,5 +76,9 @@ def asked_part(study: str, part: dict[str, Any]) -> dict[str, Any]:
 
 def signature(question: dict[str, Any]) -> str:
     """Twelve hexadecimal digits of the SHA-256 of the canonical JSON of `asked(config)`."""
-    canonical = json.dumps(question, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return hashlib.sha256(canonical.encode()).hexdigest()[:12]
+    return hashlib.sha256(canonical(question).encode()).hexdigest()[:12]
+
+
+def canonical(value: Any) -> str:
+    """The one JSON text of a value."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)

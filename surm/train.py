@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from accelerate.utils import set_seed
 from peft import PeftModel
 from safetensors.torch import save_file
@@ -153,9 +152,7 @@ class Loop:
         self.task: Task = load_task(
             data.name, evaluate_on=data.evaluate_on, fraction=data.fraction, seed=config.seed, **data.origin()
         )
-        self.steps_per_epoch = math.ceil(
-            len(self.task.train) / trainer.batch_size / trainer.gradient_accumulation
-        )
+        self.steps_per_epoch = math.ceil(len(self.task.train) / trainer.batch_size / trainer.gradient_accumulation)
         self.steps = min(trainer.epochs * self.steps_per_epoch, trainer.max_steps or 10**12)
 
         set_seed(config.seed)

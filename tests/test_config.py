@@ -13,6 +13,7 @@ from surm.compose import (
     check_command,
     compose_run,
     compose_study,
+    compose_sweep,
     composer,
     entry_of,
     groups,
@@ -80,23 +81,26 @@ def test_a_bad_command_writes_nothing_and_exits_with_an_error(arguments: list[st
     assert list(tmp_path.iterdir()) == []
 
 
+def partner(group: str, name: str) -> list[str]:
+    """What a model or a data set needs beside it, and a method a placement that it has."""
+    if group == "model":
+        return ["dataset=valence" if "bert" in name else "dataset=digits"]
+    if group == "dataset":
+        return ["model=tiny_bert" if name.startswith(("glue/", "valence", "table")) else "model=tiny_vit"]
+    return ["placement=adapter_houlsby"] if name.startswith("bottleneck") else []
+
+
 def test_every_group_file_composes_and_fits_the_schema() -> None:
     with composer():
         for group, names in groups().items():
             for name in names:
-                if group == "model" and "bert" in name:
-                    config = compose_run([f"model={name}", "dataset=valence"])
-                elif group == "dataset" and name == "valence":
-                    config = compose_run(["model=tiny_bert", "dataset=valence"])
-                elif group == "study" or (group == "experiment" and entry_of(name) is APPROXIMATE):
+                if group == "study" or (group == "experiment" and entry_of(name) is APPROXIMATE):
                     assert plan_study(compose_study([f"{group}={name}"]), name)
-                    continue
                 elif group == "experiment":
-                    for member in sweep_members([f"experiment={name}", "seed=0"]):
-                        config = compose_run(member)
-                else:
-                    config = compose_run([f"{group}={name}"])
-                assert isinstance(config, RunConfig)
+                    assert compose_sweep([f"experiment={name}", "seed=0"])
+                elif name != "image_folder":  # a user's own: nothing is known without its folder
+                    (config,) = compose_sweep([f"{group}={name}", *partner(group, name)])
+                    assert isinstance(config, RunConfig)
 
 
 def test_an_experiment_sweeps_its_own_grid_and_the_command_line_narrows_it() -> None:

@@ -71,7 +71,10 @@ def run_to_table(name: str, folder: Path, settings: list[str], monkeypatch: pyte
 
 
 # A few methods of each kind; the slow test runs them all.
-FEW = {"table1_images": "structure=full,lora,circulant,bottleneck", "table2_vtab": "structure=full,circulant,bottleneck"}
+FEW = {
+    "table1_images": "structure=full,lora,circulant,bottleneck",
+    "table2_vtab": "structure=full,circulant,bottleneck",
+}
 FEW["table5_glue"] = "structure=linear_probe,lora,kronecker,bottleneck"
 
 

@@ -14,6 +14,10 @@ from surm.models.backbone import Backbone
 PAPER_METHODS = ["circulant", "toeplitz", "kronecker", "ldr", "lora"]
 
 
+def placed(parts) -> dict:
+    return {"form": "weight", "parts": list(parts)}
+
+
 def vit_b() -> Backbone:
     with torch.device("meta"):
         module = timm.create_model("vit_base_patch16_224", pretrained=False, num_classes=10)
@@ -33,14 +37,14 @@ def test_the_paper_counts_on_base_models(load, method: str) -> None:
     for parts, expected in ((["q", "k", "v"], 55_296), (["q", "v"], 36_864)):
         backbone = load()
         with torch.device("meta"):
-            module = apply_method(backbone, method_settings(StructureConfig(name=method), 768), parts)
+            module = apply_method(backbone, method_settings(StructureConfig(name=method), "weight", 768), placed(parts))
         assert count_trainable(module, backbone.head)[0] == expected
 
 
 def trained(method: str) -> tuple[nn.Module, list[str], tuple[str, ...]]:
     torch.manual_seed(0)
     backbone = load_backbone("tiny_vit", num_labels=3)
-    module = apply_method(backbone, method_settings(StructureConfig(name=method), 48), ["q", "k", "v"])
+    module = apply_method(backbone, method_settings(StructureConfig(name=method), "weight", 48), placed("qkv"))
     return module, [name for name, _ in trainable_parameters(module)], backbone.head
 
 

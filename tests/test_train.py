@@ -143,7 +143,7 @@ def test_other_data_than_the_finished_run_saw_is_refused_with_both_hashes(
 ) -> None:
     config = configure(tmp_path)
     record = run(config, say=quiet)
-    monkeypatch.setattr(train, "data_hash", lambda name: "0123456789abcdef" * 4)
+    monkeypatch.setattr(train, "data_hash", lambda name, **origin: "0123456789abcdef" * 4)
     with pytest.raises(RecordError) as caught:
         run(config, say=quiet)
     assert "0123456789abcdef" in str(caught.value)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from surm import tune
+from surm import rates, tune
 from surm.compose import composer
 from surm.plan import PlannedRun, load_experiment
 from surm.record import Record
@@ -42,7 +42,7 @@ def test_equal_metrics_are_decided_by_the_loss() -> None:
 def test_a_search_extends_ranges_and_ignores_the_test_split(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Made-up scores peak at a known rate; LoRA's lies above its first range."""
     monkeypatch.setattr(tune, "TUNED_RATES", tmp_path / "rates.json")
-    monkeypatch.setattr(tune, "tuned_rates", dict)
+    monkeypatch.setattr(rates, "TUNED_RATES", tmp_path / "rates.json")
     peaks = {"lora": 0.3, "circulant": 3e-3, "full": 3e-5}
     seen: list[PlannedRun] = []
 
@@ -64,9 +64,9 @@ def test_a_search_extends_ranges_and_ignores_the_test_split(monkeypatch: pytest.
 
     assert {run.config.dataset.evaluate_on for run in seen} == {"selection"}
     assert {run.config.seed for run in seen} == {0}
-    rates = json.loads((tmp_path / "rates.json").read_text())["tiny_vit/digits"]
-    assert {method: len(rates[method]["tried"]) for method in peaks} == {"lora": 7, "circulant": 4, "full": 5}
+    found = json.loads((tmp_path / "rates.json").read_text())["tiny_vit/digits"]
+    assert {method: len(found[method]["tried"]) for method in peaks} == {"lora": 7, "circulant": 4, "full": 5}
     for method, peak in peaks.items():
-        tried = sorted(float(rate) for rate in rates[method]["tried"])
-        assert abs(math.log(rates[method]["lr"] / peak)) < math.log(2)
-        assert tried[0] < rates[method]["lr"] < tried[-1]
+        tried = sorted(float(rate) for rate in found[method]["tried"])
+        assert abs(math.log(found[method]["lr"] / peak)) < math.log(2)
+        assert tried[0] < found[method]["lr"] < tried[-1]

@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from surm.data.metrics import compute_metrics
+
 Integers = NDArray[np.int64]
 Labels = NDArray[Any]  # int64 classes, or float64 values of a regression
 
@@ -64,8 +66,8 @@ class Chosen(Sequence[Any]):
 class Task:
     """What one run trains on and is evaluated on.
 
-    `baselines` are accuracies on `evaluation` without any model, none for a regression (one label, a float64 value).
-    `also` are further splits that the reported one is read beside, such as MNLI's mismatched genres.
+    `baselines` are scores on `evaluation` without any model, in the primary metric; a regression (one label, a float64
+    value) has none. `also` are further splits that the reported one is read beside, such as MNLI's mismatched genres.
     """
 
     name: str
@@ -82,9 +84,10 @@ class Task:
     also: dict[str, Split] = field(default_factory=dict)
 
 
-def majority_baseline(train: Split, evaluation: Split) -> dict[str, float]:
-    """Accuracy of always answering the training split's most frequent label."""
-    return {"majority": float(np.mean(evaluation.labels == most_frequent(train.labels)))}
+def majority_baseline(train: Split, evaluation: Split, metric: str = "accuracy") -> dict[str, float]:
+    """The primary metric of always answering the training split's most frequent label."""
+    answers = np.full(len(evaluation), most_frequent(train.labels))
+    return {"majority": compute_metrics([metric], evaluation.labels, answers)[metric]}
 
 
 def digest(raw: Any) -> str:

@@ -8,6 +8,7 @@ Licences differ from task to task, see the hub's data set card.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -111,7 +112,9 @@ def read(name: str, path: str | None, columns: Mapping[str, str]) -> Corpus:
         splits["train"],
         splits[task.evaluation],
         metrics=task.metrics,
-        baselines=majority_baseline if task.label_names else lambda train, evaluation: {},
+        baselines=partial(majority_baseline, metric=task.metrics[0])
+        if task.label_names
+        else lambda train, evaluation: {},
         also={"mismatched": splits[task.mismatched]} if task.mismatched else {},
         source_hash=source_hash(files),
     )

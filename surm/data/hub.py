@@ -76,15 +76,14 @@ def parquet_files(name: str, source: HubSource, splits: Sequence[str], path: str
 
 
 def check_source(name: str, source: HubSource, splits: Sequence[str], path: str | None, columns: Sequence[str]) -> None:
-    """Refuse, in one sentence, what could not be read; files that are still to be downloaded pass, unseen."""
-    if path is None:
-        from huggingface_hub.constants import HF_HUB_OFFLINE
+    """Refuse, in one sentence, what could not be read; files that are still to be downloaded pass, unseen.
 
+    A plan of runs is checked too, and may be made where there is no network.
+    """
+    if path is None:
         try:
             path = str(_snapshot(name, source, splits, download=False))
         except FileNotFoundError:
-            if HF_HUB_OFFLINE:
-                raise
             return
     check_columns(name, parquet_files(name, source, splits, path), columns)
 

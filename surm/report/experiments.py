@@ -63,6 +63,11 @@ class Method:
         return str(self.records[0].asked["structure"]["name"])
 
     @property
+    def form(self) -> str:
+        """Where it trains: "weight", "adapter", or "" for a method that needs no placement."""
+        return str(self.records[0].asked.get("placement", {}).get("form", ""))
+
+    @property
     def trainable_parameters(self) -> int:
         """Trained parameters without the task head."""
         return int(self.finished[0].happened["trainable_parameters"])

@@ -187,23 +187,25 @@ def _within(estimate: Estimate | None, margin: float) -> Side:
 def _among(claim: Claim, columns: Sequence[Column], *, top: int) -> Verdict:
     """A row of `families` is among the best `top` rows on `at_least` of the `of` tasks.
 
-    Its rivals are the rows of all other families. Surely: at most `top` - 1 rivals are not surely below it. Possibly:
+    Its rivals are the rows of all other families; rows of `families` in another `form` than the rule's, and those of
+    families set `apart`, count for neither side. Surely: at most `top` - 1 rivals are not surely below it. Possibly:
     at most `top` - 1 rivals are surely above it. A task counts when every planned method has a finished run on it.
     """
     rule = claim.rule
     if len(columns) != rule["of"]:
         return Verdict("undecided", "", f"said of {_tasks(rule['of'])}, the table has {len(columns)}")
-    sides: list[Side] = [_place(column, rule["families"], top) for column in columns if column.complete]
+    sides: list[Side] = [_place(column, rule, top) for column in columns if column.complete]
     verdict = _tally(sides, at_least=rule["at_least"], of=len(columns))
     if len(sides) < len(columns):
         return Verdict("undecided", verdict.found, f"{len(sides)} of {_tasks(len(columns))} finished")
     return verdict
 
 
-def _place(column: Column, families: Sequence[str], top: int) -> Side:
-    rows = [method for method in column.experiment.methods if method.finished]
-    ours = sorted((method for method in rows if method.family in families), key=_score, reverse=True)
-    rivals = sorted((method for method in rows if method.family not in families), key=_score, reverse=True)
+def _place(column: Column, rule: Mapping[str, Any], top: int) -> Side:
+    rows = sorted((method for method in column.experiment.methods if method.finished), key=_score, reverse=True)
+    own = [method for method in rows if method.family in rule["families"]]
+    ours = [method for method in own if rule.get("form", method.form) == method.form]
+    rivals = [method for method in rows if method not in own and method.family not in rule.get("apart", [])]
     if any(sum(not _is_above(method, rival) for rival in rivals) < top for method in ours):
         return "claimed"
     if all(sum(_is_above(rival, method) for rival in rivals) >= top for method in ours):

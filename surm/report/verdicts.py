@@ -180,7 +180,7 @@ def _describe_columns(claim: Claim) -> str:
     match claim.kind:
         case "best_on" | "top_two_on":
             place = "best" if claim.kind == "best_on" else "among the best two"
-            families = ", ".join(rule["families"])
+            families = ", ".join(rule["families"]) + (f" in {rule['form']} form" if "form" in rule else "")
             return f"one of {families} is {place} on at least {rule['at_least']} of {rule['of']} tasks"
         case "every_column":
             tasks = f"at least {rule['at_least']} tasks" if "at_least" in rule else "every task"

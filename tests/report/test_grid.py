@@ -307,6 +307,19 @@ def test_among_the_best_two(grid_of):
     assert str(grid_of(tied).judge(claim("top_two_on", **BEST))) == "undecided (claimed for 2)"
 
 
+def test_other_forms_and_families_set_apart_count_for_neither_side(grid_of):
+    tasks = ("digits", "textile")
+    cells = rivals(0.87, 0.87) | {
+        "ldr, 1 term": dict.fromkeys(tasks, around(0.95)),
+        "circulant, Houlsby adapter": dict.fromkeys(tasks, around(0.97)),
+    }
+    assert grid_of(cells).judge(claim("best_on", **BEST, form="weight", apart=["ldr"])).result == "agrees"
+    assert grid_of(cells).judge(claim("best_on", **BEST, form="weight")).result == "disagrees"
+    lora_wins = cells | {"LoRA r=1": dict.fromkeys(tasks, around(0.92))}
+    assert grid_of(lora_wins).judge(claim("best_on", **BEST, form="weight", apart=["ldr"])).result == "disagrees"
+    assert grid_of(lora_wins).judge(claim("best_on", **BEST, apart=["ldr"])).result == "agrees"
+
+
 def test_best_needs_every_task_and_every_planned_method(grid_of, tmp_path):
     other_table = grid_of(rivals(0.87, 0.87)).judge(claim("best_on", **BEST | {"of": 5}))
     assert str(other_table) == "undecided (said of 5 tasks, the table has 2)"
