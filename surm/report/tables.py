@@ -50,9 +50,12 @@ def row_of(method: Method, reference: Method | None) -> dict[str, Any]:
         "mean": fmean(scores),
         "n": len(scores),
         "best_epoch_mean": fmean(run.best_epoch_score for run in method.finished),
-        "seconds_per_step": fmean(run["seconds_per_step"] for run in happened),
-        "peak_memory_mib": max(run["peak_memory_bytes"] for run in happened) / MEBIBYTE,
     }
+    # A run of a single step has neither: the first step of a process is not measured.
+    if seconds := [run["seconds_per_step"] for run in happened if run["seconds_per_step"]]:
+        row["seconds_per_step"] = fmean(seconds)
+    if peaks := [run["peak_memory_bytes"] for run in happened if run["peak_memory_bytes"]]:
+        row["peak_memory_mib"] = max(peaks) / MEBIBYTE
     if len(scores) > 1:
         row["sd"] = stdev(scores)
     if reference is None:
