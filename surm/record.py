@@ -67,7 +67,8 @@ def where(device: str, content_hashes: dict[str, str]) -> dict[str, Any]:
         "versions": {"python": platform.python_version()}
         | {package: importlib.metadata.version(package) for package in packages},
         "commit": _git("rev-parse", "HEAD"),
-        "dirty": bool(_git("status", "--porcelain")),
+        # What runs leave in results/ does not move a number: a record spells out its learning rate.
+        "dirty": bool(_git("status", "--porcelain", "--", ".", ":(exclude)results")),
         "machine": {
             "cpu": _processor(),
             "cores": os.cpu_count(),
