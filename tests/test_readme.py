@@ -22,11 +22,19 @@ def test_the_plug_in_example_trains_what_it_says_and_merges(tmp_path: Path) -> N
     assert (tmp_path / "my-adapter" / "adapter_model.safetensors").exists()
 
 
+def test_the_adapter_example_trains_what_it_says() -> None:
+    names: dict[str, object] = {}
+    exec(BLOCKS[1], names)
+    trained = {name: p.numel() for name, p in names["model"].named_parameters() if p.requires_grad}
+    assert sum(trained.values()) == 55_296
+    assert all("surm_adapter" in name for name in trained)
+
+
 def test_the_structure_example_gives_the_nearest_toeplitz_matrix() -> None:
     import numpy as np
 
     names: dict[str, object] = {}
-    exec(BLOCKS[1], names)
+    exec(BLOCKS[2], names)
     matrix, fitted = names["W"].numpy(), names["fit"].dense().detach().numpy()
     for offset in (-40, -1, 0, 7):
         assert np.diagonal(fitted, offset) == pytest.approx(np.diagonal(matrix, offset).mean(), abs=1e-5)

@@ -1,16 +1,24 @@
 """A run's identity: what is in it, what is not."""
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 
 from surm import rates
 from surm.compose import compose_run, composer
 from surm.config import ignored_line
 from surm.signature import asked, signature
+from tests.data.hub_layout import write_tiny
+
+
+def ask(*overrides: str) -> dict[str, Any]:
+    with composer():
+        return asked(compose_run(["model=tiny_vit", *overrides]))
 
 
 def sign(*overrides: str) -> str:
-    with composer():
-        return signature(asked(compose_run(["model=tiny_vit", *overrides])))
+    return signature(ask(*overrides))
 
 
 BASE = sign()
@@ -28,6 +36,8 @@ BASE = sign()
         "structure.alpha=2",
         "structure.init_weights=authors",
         "placement=weight_qv",
+        "placement=adapter_houlsby",
+        "dataset.fraction=0.5",
         "optim.lr=0.5",
         "optim.decay_structure=true",
         "trainer.epochs=4",
@@ -54,6 +64,14 @@ def test_science_is_in_the_signature(override: str) -> None:
         "placement.parts=[v,k,q]",
         "structure.rank=3",
         "structure.symmetric=false",
+        "structure.size=3",
+        "placement.sites=pfeiffer",
+        "placement.adapter_bias=false",
+        "dataset.fraction=1",
+        "device=cpu",
+        "trainer.gradient_checkpointing=true",
+        "trainer.compile=true",
+        "trainer.evaluate_every=2",
     ],
 )
 def test_what_does_not_move_numbers_is_not(override: str) -> None:
@@ -66,6 +84,24 @@ def test_settings_that_a_baseline_ignores_are_left_out() -> None:
         assert sign("structure=linear_probe", ignored) == probe
     assert sign("structure=lora", "placement=weight_qv") != sign("structure=lora")
     assert sign("structure=lora_r2") != sign("structure=lora")
+
+
+def test_settings_of_the_other_form_are_left_out() -> None:
+    adapter = sign("placement=adapter_houlsby")
+    assert sign("placement=adapter_houlsby", "placement.parts=[q]") == adapter
+    assert sign("placement=adapter_houlsby", "structure.alpha=2") == adapter
+    for setting in ("placement.adapter_bias=false", "placement.activation=tanh", "placement.position=before"):
+        assert sign("placement=adapter_houlsby", setting) != adapter
+    assert sign("placement=adapter_pfeiffer") != adapter
+
+
+def test_where_files_lie_is_not_in_the_signature_and_where_a_model_comes_from_is(tmp_path: Path) -> None:
+    bert = ["model=bert_base", "structure=circulant", "dataset=glue/mrpc"]
+    path = write_tiny("glue/mrpc", tmp_path)
+    assert sign(*bert) == sign(*bert, f"dataset.path={path}")
+    question = ask(*bert)
+    assert question["model"]["revision"] == "86b5e0934494bd15c9632b12f734a8a67f723594"
+    assert len(question["dataset"]["revision"]) == 40
 
 
 def test_an_ignored_setting_is_named_in_one_line() -> None:

@@ -14,11 +14,12 @@ import numpy as np
 import pytest
 import torch
 from peft import PeftModel
+from scipy.stats import spearmanr
 from sklearn.metrics import accuracy_score
 
 from surm import train
 from surm.compose import compose_run, composer
-from surm.config import RunConfig
+from surm.config import ConfigError, RunConfig
 from surm.data import load_task
 from surm.data.encode import encode
 from surm.data.order import EpochBatches
@@ -27,6 +28,7 @@ from surm.models import load_backbone
 from surm.record import RecordError, read_record
 from surm.signature import asked, signature
 from surm.train import RunError, run
+from tests.data.hub_layout import write_tiny
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SMALL = [
@@ -40,7 +42,7 @@ SMALL = [
 
 def configure(folder: Path, *overrides: str) -> RunConfig:
     with composer():
-        config = compose_run([*SMALL, *overrides])
+        config = compose_run([*SMALL, *overrides])  # the last of two values for one setting counts
     return replace(config, output_dir=str(folder))
 
 
@@ -103,6 +105,112 @@ def test_the_saved_adapter_gives_the_recorded_predictions_in_plain_peft(tmp_path
     with torch.no_grad():
         logits = model(torch.stack([split[i]["x"] for i in range(len(split))]))
     assert logits.argmax(-1).tolist() == json.loads((folder / "predictions.json").read_text())["predictions"]
+
+
+def on_rows(folder: Path, name: str, *overrides: str) -> RunConfig:
+    """A tiny run on a handful of rows in the hub's layout, by `dataset.path` alone."""
+    path = write_tiny(name, folder / "data")
+    model = "tiny_bert" if name.startswith("glue/") else "tiny_vit"
+    return configure(folder, f"model={model}", f"dataset={name}", f"dataset.path={path}", *overrides)
+
+
+SHORT = ["trainer.max_steps=4", "trainer.batch_size=4"]
+
+
+@pytest.mark.parametrize(
+    ("name", "metrics"),
+    [
+        ("glue/mrpc", {"f1", "accuracy"}),
+        ("glue/stsb", {"spearman", "pearson"}),
+        ("glue/cola", {"matthews", "accuracy"}),
+        ("glue/mnli", {"accuracy", "accuracy (mismatched)"}),
+    ],
+)
+@pytest.mark.parametrize("placement", ["weight_qkv", "adapter_houlsby"])
+def test_glue_runs_by_its_path_alone(tmp_path: Path, name: str, metrics: set[str], placement: str) -> None:
+    record = run(on_rows(tmp_path, name, f"placement={placement}", *SHORT), say=quiet)
+    assert set(record["happened"]["metrics"]) == metrics
+    assert str(tmp_path) not in json.dumps(record)  # a record holds no path of one machine
+
+
+def test_a_regression_s_predictions_are_values_and_its_metrics_are_scipy_s(tmp_path: Path) -> None:
+    config = on_rows(tmp_path, "glue/stsb", *SHORT)
+    record = run(config, say=quiet)
+    stored = json.loads((tmp_path / "runs" / record["signature"] / "predictions.json").read_text())
+    assert any(value != int(value) for value in stored["predictions"])
+    expected = spearmanr(stored["labels"], stored["predictions"]).statistic
+    assert record["happened"]["metrics"]["spearman"] == pytest.approx(expected)
+    loss = np.mean((np.array(stored["labels"]) - np.array(stored["predictions"])) ** 2)
+    assert record["happened"]["best_epoch_metrics"]["loss"] == pytest.approx(loss, rel=1e-5)
+
+
+def test_a_saved_adapter_form_gives_the_recorded_predictions_in_plain_peft(tmp_path: Path) -> None:
+    record = run(configure(tmp_path, "placement=adapter_houlsby"), say=quiet)
+    folder = tmp_path / "runs" / record["signature"]
+    backbone = load_backbone("tiny_vit", num_labels=10)
+    model = PeftModel.from_pretrained(backbone.module, folder / "adapter").eval()
+    split = encode(load_task("digits").evaluation, backbone)
+    with torch.no_grad():
+        logits = model(torch.stack([split[i]["x"] for i in range(len(split))]))
+    assert logits.argmax(-1).tolist() == json.loads((folder / "predictions.json").read_text())["predictions"]
+
+
+@pytest.mark.parametrize("model", ["tiny_vit", "tiny_bert"])
+@pytest.mark.parametrize("structure", ["circulant", "full"])
+def test_gradient_checkpointing_moves_no_number(tmp_path: Path, model: str, structure: str) -> None:
+    data = "dataset=digits" if model == "tiny_vit" else "dataset=valence"
+    options = [f"model={model}", data, f"structure={structure}", *SHORT]
+    plain = run(configure(tmp_path / "plain", *options), say=quiet)
+    less = run(configure(tmp_path / "less", *options, "trainer.gradient_checkpointing=true"), say=quiet)
+    assert less["signature"] == plain["signature"]
+    assert less["happened"]["history"] == plain["happened"]["history"]
+
+
+@pytest.mark.slow
+def test_a_compiled_run_finds_the_same_up_to_rounding(tmp_path: Path) -> None:
+    plain = run(configure(tmp_path / "plain", *SHORT, "trainer.log_every=1"), say=quiet)
+    compiled = run(configure(tmp_path / "compiled", *SHORT, "trainer.log_every=1", "trainer.compile=true"), say=quiet)
+    losses = [[row["loss"] for row in record["happened"]["history"] if "loss" in row] for record in (plain, compiled)]
+    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-4)
+    assert (tmp_path / "compiled" / "runs" / compiled["signature"] / "adapter").exists()
+
+
+def test_out_of_memory_is_recorded_and_says_what_to_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_memory(self: train.Loop, batch: dict[str, Any]) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(train.Loop, "_loss", no_memory)
+    config = configure(tmp_path)
+    with pytest.raises(RunError, match=r"out of memory at trainer\.batch_size=64: halve it"):
+        run(config, say=quiet)
+    record = read_record(tmp_path / "runs" / signature(asked(config)) / "record.json")
+    assert record is not None
+    assert record["status"] == "failed"
+    assert "trainer.gradient_checkpointing=true" in record["happened"]["error"]
+
+
+def test_a_device_that_is_not_there_is_one_sentence(tmp_path: Path) -> None:
+    other = "mps" if torch.cuda.is_available() else "cuda"
+    with pytest.raises(ConfigError, match=f"device={other}: this machine offers"):
+        run(configure(tmp_path, f"device={other}"), say=quiet)
+
+
+def test_adalora_starts_again_since_a_checkpoint_would_not_hold_all_of_it(tmp_path: Path) -> None:
+    options = ["structure=peft_adalora", *SHORT, "trainer.max_steps=12", "trainer.checkpoint_every=3"]
+    whole = run(configure(tmp_path / "whole", *options), say=quiet)
+    config = configure(tmp_path / "parts", *options)
+    with pytest.raises(Interrupted):
+        run(config, report=stop_after(7), say=quiet)
+    assert not list((tmp_path / "parts").rglob("checkpoint.safetensors"))
+    assert run(config, say=quiet)["happened"]["history"] == whole["happened"]["history"]
+
+
+def test_a_fraction_trains_on_less_and_is_another_run(tmp_path: Path) -> None:
+    options = ["trainer.max_steps=null", "trainer.epochs=1", "trainer.batch_size=10"]
+    record = run(configure(tmp_path, *options, "dataset.fraction=0.05"), say=quiet)
+    assert record["happened"]["steps"] == 5  # 5 % of 1,000 images in tens
+    assert record["asked"]["dataset"]["fraction"] == 0.05
+    assert "fraction" not in asked(configure(tmp_path, *options))["dataset"]
 
 
 @pytest.mark.parametrize(
