@@ -102,6 +102,7 @@ class TrainerConfig:
     log_every: int = 10  # steps
     checkpoint_every: int = 25  # steps
     threads: int | None = None
+    workers: int = 0  # processes that decode images
 
 
 @dataclass
@@ -203,6 +204,7 @@ def validate(config: RunConfig, *, files: bool = True) -> None:
         "checkpoint_every",
     ):
         _at_least(f"trainer.{name}", getattr(config.trainer, name), 1)
+    _at_least("trainer.workers", config.trainer.workers, 0)
     for name in ("max_steps", "threads"):
         _at_least(f"trainer.{name}", getattr(config.trainer, name), 1)
     _at_least("model.image_size", config.model.image_size, 1)

@@ -5,6 +5,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,6 @@ from accelerate.utils import set_seed
 from peft import PeftModel
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, mse_loss
 from torch.utils.data import DataLoader
 
 from surm import signature as identity
@@ -22,9 +22,9 @@ from surm.claim import Claim
 from surm.config import ConfigError, RunConfig
 from surm.data import Task, data_hash, load_task
 from surm.data.encode import encode
-from surm.data.metrics import compute_metrics
 from surm.data.order import EpochBatches
 from surm.device import accelerator, checkpoint_activations, out_of_memory
+from surm.evaluate import Answers, evaluate, task_loss
 from surm.interrupt import Interrupted, Stop, stop_at_signal
 from surm.memory import measure_peak
 from surm.methods import (
@@ -152,7 +152,8 @@ class Loop:
         self.task: Task = load_task(
             data.name, evaluate_on=data.evaluate_on, fraction=data.fraction, seed=config.seed, **data.origin()
         )
-        self.steps_per_epoch = math.ceil(len(self.task.train) / trainer.batch_size / trainer.gradient_accumulation)
+        batches = math.ceil(len(self.task.train) / trainer.batch_size)
+        self.steps_per_epoch = math.ceil(batches / trainer.gradient_accumulation)
         self.steps = min(trainer.epochs * self.steps_per_epoch, trainer.max_steps or 10**12)
 
         set_seed(config.seed)
@@ -174,16 +175,11 @@ class Loop:
         train = encode(self.task.train, self.backbone)
         self.order = EpochBatches(len(train), trainer.batch_size, config.seed)
         # A generator of its own: an iterator draws a number when it starts, and a resumed run starts one more.
-        training = DataLoader(train, batch_sampler=self.order, collate_fn=train.collate, generator=torch.Generator())
+        loader = partial(DataLoader, collate_fn=train.collate, num_workers=trainer.workers, generator=torch.Generator())
+        training = loader(train, batch_sampler=self.order)
         splits = {"": self.task.evaluation, **self.task.also}
         evaluating = [
-            DataLoader(
-                encode(split, self.backbone),
-                trainer.eval_batch_size,
-                collate_fn=train.collate,
-                generator=torch.Generator(),
-            )
-            for split in splits.values()
+            loader(encode(split, self.backbone), batch_size=trainer.eval_batch_size) for split in splits.values()
         ]
         optimizer = torch.optim.AdamW(
             parameter_groups(module, config.optim),
@@ -199,8 +195,7 @@ class Loop:
         self.progress = Progress()
         self.step_seconds: list[float] = []
         self.peak_memory_bytes: int | None = None
-        self.labels: list[float] = []
-        self.predictions: list[float] = []
+        self.answers = Answers()
 
     def train(self) -> None:
         """All steps that are left, an evaluation after each epoch, a checkpoint every few steps."""
@@ -273,12 +268,9 @@ class Loop:
 
     def _loss(self, batch: dict[str, Tensor]) -> Tensor:
         labels = batch.pop("labels")
-        loss = self._criterion(self._logits(batch), labels)
+        loss = task_loss(self.task, self._logits(batch), labels)
         more = extra_loss(self._unwrapped())
         return loss if more is None else loss + more
-
-    def _criterion(self, logits: Tensor, labels: Tensor) -> Tensor:
-        return mse_loss(logits.squeeze(-1), labels) if self.task.regression else cross_entropy(logits, labels)
 
     def _logits(self, inputs: dict[str, Tensor]) -> Tensor:
         output = self.module(**inputs)
@@ -291,25 +283,14 @@ class Loop:
         A further split, such as MNLI's mismatched one, is looked at after the last step alone; its name stands in
         brackets.
         """
-        self.labels, self.predictions, found = self._evaluate("")
-        for name in self.task.also if self.progress.step == self.steps else ():
-            _, _, more = self._evaluate(name)
-            found |= {f"{metric} ({name})": value for metric, value in more.items() if metric != "loss"}
-        return found
-
-    @torch.no_grad()
-    def _evaluate(self, split: str) -> tuple[list[float], list[float], dict[str, float]]:
         self.module.eval()
-        logits, labels = [], []
-        for batch in self.evaluating[split]:
-            truth = batch.pop("labels")
-            gathered = self.accelerator.gather_for_metrics((self._logits(batch), truth))
-            logits.append(gathered[0].cpu())
-            labels.append(gathered[1].cpu())
-        answers, truths = torch.cat(logits), torch.cat(labels)
-        predictions = (answers.squeeze(-1) if self.task.regression else answers.argmax(-1)).tolist()
-        metrics = compute_metrics(self.task.metrics, truths.tolist(), predictions)
-        return truths.tolist(), predictions, metrics | {"loss": self._criterion(answers, truths).item()}
+        gather = self.accelerator.gather_for_metrics
+        self.answers = evaluate(self.task, self.evaluating[""], self._logits, gather)
+        found = self.answers.metrics
+        for name in self.task.also if self.progress.step == self.steps else ():
+            more = evaluate(self.task, self.evaluating[name], self._logits, gather).metrics
+            found = found | {f"{metric} ({name})": value for metric, value in more.items() if metric != "loss"}
+        return found
 
     def _note(self, row: dict[str, Any]) -> None:
         step = self.progress.step
@@ -377,4 +358,5 @@ class Loop:
         else:
             trained = {name: parameter.detach().contiguous() for name, parameter in trainable_parameters(module)}
             save_file(trained, self.folder / "trained.safetensors")
-        write_json(self.folder / "predictions.json", {"labels": self.labels, "predictions": self.predictions})
+        answers = {"labels": self.answers.labels, "predictions": self.answers.predictions}
+        write_json(self.folder / "predictions.json", answers)

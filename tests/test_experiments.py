@@ -27,6 +27,7 @@ SHRUNK = [
     "trainer.batch_size=4",
     "trainer.gradient_accumulation=1",
     "trainer.precision=no",
+    "trainer.workers=0",
     "model.image_size=null",
 ]
 

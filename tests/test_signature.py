@@ -71,6 +71,7 @@ def test_science_is_in_the_signature(override: str) -> None:
         "device=cpu",
         "trainer.gradient_checkpointing=true",
         "trainer.compile=true",
+        "trainer.workers=2",
         "trainer.evaluate_every=2",
     ],
 )

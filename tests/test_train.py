@@ -166,6 +166,12 @@ def test_gradient_checkpointing_moves_no_number(tmp_path: Path, model: str, stru
     assert less["happened"]["history"] == plain["happened"]["history"]
 
 
+def test_worker_processes_move_no_number(tmp_path: Path) -> None:
+    plain = run(configure(tmp_path / "plain", *SHORT), say=quiet)
+    with_workers = run(configure(tmp_path / "workers", *SHORT, "trainer.workers=2"), say=quiet)
+    assert with_workers["happened"]["history"] == plain["happened"]["history"]
+
+
 @pytest.mark.slow
 def test_a_compiled_run_finds_the_same_up_to_rounding(tmp_path: Path) -> None:
     plain = run(configure(tmp_path / "plain", *SHORT, "trainer.log_every=1"), say=quiet)

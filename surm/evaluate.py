@@ -1,0 +1,50 @@
+"""A model's answers to the examples of a split, and what they score."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy, mse_loss
+
+from surm.data import Task
+from surm.data.metrics import compute_metrics
+
+
+@dataclass
+class Answers:
+    """Labels and predictions of every example, classes or values, and the metrics over all of them with the loss."""
+
+    labels: list[float] = field(default_factory=list)
+    predictions: list[float] = field(default_factory=list)
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+def task_loss(task: Task, logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy of logits (B, classes), or the mean squared error of values (B, 1)."""
+    return mse_loss(logits.squeeze(-1), labels) if task.regression else cross_entropy(logits, labels)
+
+
+@torch.no_grad()
+def evaluate(
+    task: Task, batches: Iterable[dict[str, Tensor]], logits: Callable[[dict[str, Tensor]], Tensor], gather: Any
+) -> Answers:
+    """Answer a split.
+
+    Args:
+        task: says whether answers are classes or values, and which metrics count.
+        batches: inputs with their `labels`.
+        logits: the model, in evaluation mode.
+        gather: collects what the processes of a run have each, without examples that fill up the last batch.
+    """
+    found, truths = [], []
+    for batch in batches:
+        truth = batch.pop("labels")
+        gathered = gather((logits(batch), truth))
+        found.append(gathered[0].cpu())
+        truths.append(gathered[1].cpu())
+    answers, labels = torch.cat(found), torch.cat(truths)
+    predictions = (answers.squeeze(-1) if task.regression else answers.argmax(-1)).tolist()
+    metrics = compute_metrics(task.metrics, labels.tolist(), predictions)
+    return Answers(labels.tolist(), predictions, metrics | {"loss": task_loss(task, answers, labels).item()})
