@@ -154,13 +154,11 @@ def test_without_network_the_command_is_named(name, no_network):
 
 
 @pytest.mark.parametrize("offline", [True, False])
-def test_check_refuses_what_is_not_there_only_where_nothing_can_be_downloaded(offline, no_network, monkeypatch):
+def test_a_plan_needs_no_network_and_loading_says_what_is_missing(offline, no_network, monkeypatch):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", offline)
-    if offline:
-        with pytest.raises(FileNotFoundError, match="HF_HUB_OFFLINE is set"):
-            check_data("cifar100")
-    else:
-        check_data("cifar100")
+    check_data("cifar100")
+    with pytest.raises(FileNotFoundError, match="HF_HUB_OFFLINE is set" if offline else "could not be downloaded"):
+        load_task("cifar100")
 
 
 def test_the_hub_is_asked_for_the_pinned_commit_and_its_files_have_the_hash_of_a_local_copy(tmp_path, monkeypatch):
