@@ -40,12 +40,12 @@ class DatasetConfig:
     name: str = "digits"
     path: str | None = None  # folder with the task's files, instead of the hub
     fraction: float = 1.0  # of the training split: nested, stratified subsets by seed
-    columns: dict[str, str] = field(default_factory=dict)  # of dataset=table: text, text_pair, image, label
+    columns: dict[str, str | None] = field(default_factory=dict)  # of dataset=table: text, text_pair, image, label
     evaluate_on: str = "test"  # test | selection (a fixed slice of the training split, for tuning)
 
     def origin(self) -> dict[str, Any]:
         """What tells where the data come from, beside their name, as `surm.data` takes it."""
-        return {"path": self.path, "columns": dict(self.columns) or None}
+        return {"path": self.path, "columns": {key: name for key, name in self.columns.items() if name} or None}
 
 
 @dataclass
@@ -166,7 +166,7 @@ def validate(config: RunConfig, *, files: bool = True) -> None:
     except (ValueError, FileNotFoundError) as error:
         raise ConfigError(str(error)) from None
     takes = model_modality(config.model.name, **config.model.origin())
-    gives = data_modality(config.dataset.name, columns=config.dataset.columns or None)
+    gives = data_modality(config.dataset.name, columns=config.dataset.origin()["columns"])
     if takes != gives:
         raise ConfigError(
             f"model={config.model.name} dataset={config.dataset.name}: the model takes {takes}, the dataset gives "

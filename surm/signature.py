@@ -39,7 +39,7 @@ def asked(config: RunConfig) -> dict[str, Any]:
             "name": dataset.name,
             "revision": data.data_revision(dataset.name, path=dataset.path),
             "fraction": dataset.fraction if dataset.fraction < 1 else None,
-            "columns": dict(dataset.columns) or None,
+            "columns": dataset.origin()["columns"],
             "evaluate_on": dataset.evaluate_on,
         },
         "structure": method,

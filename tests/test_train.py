@@ -133,6 +133,30 @@ def test_glue_runs_by_its_path_alone(tmp_path: Path, name: str, metrics: set[str
     assert str(tmp_path) not in json.dumps(record)  # a record holds no path of one machine
 
 
+@pytest.mark.parametrize(
+    "name", ["cifar10", "vtab/pets", "image_folder", "table"]
+)  # parquet, lists, folders of a class each, a table
+def test_images_and_a_user_s_own_data_run_by_their_path_alone(tmp_path: Path, name: str) -> None:
+    overrides = ["model=tiny_bert", "dataset.columns.text=text"] if name == "table" else []
+    record = run(on_rows(tmp_path, name, *overrides, *SHORT), say=quiet)
+    assert set(record["happened"]["metrics"]) == {"accuracy"}
+    again: list[str] = []
+    assert run(on_rows(tmp_path, name, *overrides, *SHORT), say=again.append) == record
+    assert "finished already" in again[0]
+
+
+def test_a_model_of_one_s_own_runs_by_its_path_alone(tmp_path: Path) -> None:
+    backbone = load_backbone("tiny_bert", num_labels=2)
+    backbone.module.save_pretrained(tmp_path / "mine")
+    backbone.tokenizer.save_pretrained(tmp_path / "mine")
+    own = ["model.source=local", "model.name=mine", f"model.path={tmp_path / 'mine'}", "dataset=valence", *SHORT]
+    record = run(configure(tmp_path, "model=tiny_bert", *own), say=quiet)
+    same = run(configure(tmp_path, "model=tiny_bert", "dataset=valence", *SHORT), say=quiet)
+    assert record["asked"]["model"] == {"name": "mine", "source": "local", "revision": "main"}
+    assert record["signature"] != same["signature"]
+    assert record["happened"]["history"] == same["happened"]["history"]  # the same weights, the same head
+
+
 def test_a_regression_s_predictions_are_values_and_its_metrics_are_scipy_s(tmp_path: Path) -> None:
     config = on_rows(tmp_path, "glue/stsb", *SHORT)
     record = run(config, say=quiet)
