@@ -139,7 +139,7 @@ def test_glue_runs_by_its_path_alone(tmp_path: Path, name: str, metrics: set[str
 def test_images_and_a_user_s_own_data_run_by_their_path_alone(tmp_path: Path, name: str) -> None:
     overrides = ["model=tiny_bert", "dataset.columns.text=text"] if name == "table" else []
     record = run(on_rows(tmp_path, name, *overrides, *SHORT), say=quiet)
-    assert set(record["happened"]["metrics"]) == {"accuracy"}
+    assert "accuracy" in record["happened"]["metrics"]
     again: list[str] = []
     assert run(on_rows(tmp_path, name, *overrides, *SHORT), say=again.append) == record
     assert "finished already" in again[0]
