@@ -171,7 +171,7 @@ def extra_loss(module: nn.Module) -> Tensor | None:
 
 
 def after_step(module: nn.Module, step: int) -> None:
-    """What a method does once the optimiser has stepped, before gradients are cleared: AdaLoRA moves its ranks."""
+    """What a method does after the optimiser's step (from 0), before gradients are cleared: AdaLoRA moves its ranks."""
     if has_hidden_state(module):
         cast(Any, module.base_model).update_and_allocate(step)
 

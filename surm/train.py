@@ -245,7 +245,7 @@ class Loop:
                             self.accelerator.clip_grad_norm_(self.module.parameters(), self.config.optim.max_grad_norm)
                         self.optimizer.step()
                         if self.accelerator.sync_gradients:
-                            after_step(self._unwrapped(), step + 1)
+                            after_step(self._unwrapped(), step)
                         self.optimizer.zero_grad()
                     losses.append(loss.detach())
                     if self.accelerator.sync_gradients:
