@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
 EVALUATIONS = ("test", "val", "dev", "validation")
 ROLES = ("text", "text_pair", "image", "label")
-DEFAULT_COLUMNS = {"text": "text", "label": "label"}
 EXAMPLE = "dataset.columns={text: sentence, label: sentiment}"
 
 EMPTY_CELLS = {"keep_default_na": False, "na_values": [""]}  # else the word NA, or null, would be none
@@ -92,8 +91,9 @@ def revision(name: str, path: str | None) -> str:
 
 
 def _columns(columns: Mapping[str, str]) -> dict[str, str]:
-    columns = dict(columns) or DEFAULT_COLUMNS
-    columns.setdefault("label", "label")
+    columns = {"label": "label", **columns}
+    if "image" not in columns:
+        columns.setdefault("text", "text")
     unknown = [role for role in columns if role not in ROLES]
     if unknown:
         raise ValueError(

@@ -219,7 +219,7 @@ def test_own_tables_are_named_by_their_bytes(tmp_path):
         ({"text": "sentence", "label": "mood"}, "has the columns review, .*, not text=sentence"),
         ({"text": "review"}, "not label=label"),
         ({"texts": "review", "label": "mood"}, r"dataset\.columns names texts: choose from text"),
-        ({"label": "mood"}, "give text .* or image"),
+        ({"label": "mood"}, "not text=text"),  # the columns are called text and label unless said otherwise
         ({"text": "review", "image": "reply", "label": "mood"}, "give text .* or image"),
     ],
 )
