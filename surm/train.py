@@ -62,7 +62,7 @@ def run(config: RunConfig, *, report: Report | None = None, say: Callable[[str],
     Raises:
         RecordError: data or weights differ from those of the finished run, or a file is damaged.
         RunError: the loss is no longer finite; the record says so.
-        Interrupted: a signal came; the checkpoint is written.
+        Interrupted: a signal came; the checkpoint is written, or, in the last step, the finished record.
     """
     if config.trainer.threads:
         torch.set_num_threads(config.trainer.threads)
@@ -118,6 +118,8 @@ def run(config: RunConfig, *, report: Report | None = None, say: Callable[[str],
             if status in ("finished", "failed"):
                 loop.checkpoint.unlink(missing_ok=True)
             tracker.finish(record["happened"], status)
+    if loop.stop.requested:  # in its last step: a sweep must not go on with the next run
+        raise Interrupted(f"run {name} is finished; nothing after it was started.")
     return record
 
 

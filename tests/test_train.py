@@ -267,6 +267,16 @@ def test_an_interrupted_run_goes_on_bit_for_bit(tmp_path: Path, step: int, struc
     assert (folder / name).read_bytes() == (tmp_path / "whole" / "runs" / whole["signature"] / name).read_bytes()
 
 
+def test_a_signal_in_the_last_step_finishes_the_run_and_stops_the_sweep(tmp_path: Path) -> None:
+    config = configure(tmp_path)
+    with pytest.raises(Interrupted, match="is finished; nothing after it was started"):
+        run(config, report=stop_after(24), say=quiet)
+    record = read_record(tmp_path / "runs" / signature(asked(config)) / "record.json")
+    assert record is not None
+    assert record["status"] == "finished"
+    assert run(config, say=quiet) == record
+
+
 def test_random_numbers_of_dropout_are_resumed_too(tmp_path: Path) -> None:
     options = ["structure.dropout=0.5", "structure.alpha=3"]
     whole = run(configure(tmp_path / "whole", *options), say=quiet)
