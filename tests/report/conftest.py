@@ -3,6 +3,7 @@ import pytest
 from surm.report.experiments import ExperimentPlan, gather
 from surm.report.records import read_records
 from tests.report import made_up
+from tests.report.grids import make_grid, write_cell
 
 
 @pytest.fixture
@@ -14,5 +15,21 @@ def make_experiment(tmp_path):
         signatures = made_up.write_experiment(folder, accuracies, **options)
         plan = ExperimentPlan(name, "ViT-S/14 on digits", [*signatures, *missing])
         return gather(plan, read_records(folder), known={}, label=label)
+
+    return make
+
+
+@pytest.fixture
+def grid_of(tmp_path):
+    """A grid from {method: {data set: accuracies of seeds 0, 1, ...}}, or {method: accuracy} on one data set."""
+    made = []
+
+    def make(cells, **fields):
+        folder, planned = tmp_path / str(len(made)), {}
+        made.append(folder)
+        for name, of_dataset in cells.items():
+            for dataset, accuracies in (of_dataset if isinstance(of_dataset, dict) else {"digits": of_dataset}).items():
+                planned |= write_cell(folder, name, accuracies, dataset)
+        return make_grid(folder, planned, **fields)
 
     return make

@@ -1,0 +1,57 @@
+"""Grids from made-up records: methods by tasks."""
+
+from pathlib import Path
+
+import numpy as np
+
+from surm.report import GridPlan
+from surm.report.records import read_records
+from surm.report.sections import make_section
+from surm.report.verdicts import Claim
+from tests.report import made_up
+
+PAPER = Path(__file__).parents[2] / "results" / "paper"
+EXAMPLES = 2_000
+BIAS = {"form": "adapter", "sites": "houlsby", "adapter_bias": True, "activation": "gelu", "position": "after"}
+NO_BIAS = BIAS | {"adapter_bias": False}
+METHODS = {  # name -> structure and placement
+    **{name: (structure, None) for name, structure in made_up.STRUCTURES.items()},
+    "circulant (q, v)": (made_up.STRUCTURES["circulant"], {"form": "weight", "parts": ["q", "v"]}),
+    "circulant, Houlsby adapter": ({"name": "circulant", "terms": 1}, BIAS),
+    "circulant, Houlsby adapter, no bias": ({"name": "circulant", "terms": 1}, NO_BIAS),
+    "Kronecker, Houlsby adapter": ({"name": "kronecker", "terms": 1}, BIAS),
+    "Kronecker, Houlsby adapter, no bias": ({"name": "kronecker", "terms": 1}, NO_BIAS),
+}
+
+
+def request_of(name, dataset, seed, *, model="builtin_vit", fraction=None, lr=0.003):
+    structure, placement = METHODS[name]
+    asked = made_up.asked(structure, seed=seed, model=model, dataset=dataset, lr=lr)
+    asked |= {"placement": placement} if placement else {}
+    asked["dataset"] |= {"fraction": fraction} if fraction else {}
+    return asked
+
+
+def write_cell(folder, name, accuracies, dataset="digits", **more):
+    """One run for each accuracy, exact to one example; the hard examples are the same for every method."""
+    labels, planned = np.arange(EXAMPLES) % 10, {}
+    for seed, accuracy in enumerate(accuracies):
+        asked = request_of(name, dataset, seed, **more)
+        right = np.arange(EXAMPLES) >= round((1 - accuracy) * EXAMPLES)
+        count = made_up.TRAINABLE.get(name, 27_648)
+        planned[made_up.write_run(folder, asked, labels, right, trainable_parameters=count)] = asked
+    return planned
+
+
+def make_grid(folder, planned, *, label="", **fields):
+    plan = GridPlan("table", "A table", [*planned, *planned], asked=planned, **fields)  # named twice, counted once
+    return make_section(plan, read_records(folder), known={}, label=label, paper=PAPER)
+
+
+def claim(kind, scope="every", models=(), **rule):
+    return Claim("id", "sentence", "place", kind, rule, "needs", scope, models)
+
+
+def around(mean, seeds=3):
+    """Accuracies of seeds that spread by 0.1 points."""
+    return [mean + 0.001 * (seed - (seeds - 1) / 2) for seed in range(seeds)]
