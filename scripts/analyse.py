@@ -10,7 +10,7 @@ Writes <to>/analysis/<signature>.json (`to` is output_dir if not given), and the
 import sys
 from pathlib import Path
 
-from surm.analyse import analyse
+from surm.analyse import Given, analyse
 from surm.cli import command, console
 from surm.config import ConfigError
 from surm.record import REPOSITORY, write_json
@@ -24,7 +24,7 @@ def main(run: str = "", output_dir: str = "outputs", to: str = "", **paths: str)
         raise ConfigError("give run=<signature>, or several with commas; `make status` lists runs.")
     folder = Path(to or output_dir)
     for signature in run.split(","):
-        found = analyse(signature, output_dir, console.print, **paths)
+        found = analyse(signature, output_dir, console.print, Given(**paths))
         write_json(folder / "analysis" / f"{signature}.json", found)
         print(analysis.by_layer(found))
     table = analysis.write(folder, REPOSITORY / "results" / "paper")

@@ -1,25 +1,18 @@
 """Search each method's learning rate on a slice of the training split: `make tune`."""
 
-import argparse
-
-from surm.cli import command, run_or_none
-from surm.compose import load_scale
-from surm.plan import PlannedRun, load_scale_experiments
+from surm.cli import chosen_experiments, command, experiment_parser, run_or_none
+from surm.plan import PlannedRun
 from surm.tune import first_rates, search
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--scale", default="laptop", help="a file of conf/scale whose experiments are tuned")
-    parser.add_argument("--only", metavar="EXPERIMENT", help="one experiment of conf/experiment")
-    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="settings for every run")
+    parser = experiment_parser(__doc__, seeds=False)
     parser.add_argument("--fraction", type=float, help="of the training split, for a shorter search")
     parser.add_argument("--dry", action="store_true", help="print what would be tuned")
     arguments = parser.parse_args()
 
     with command():
-        scale = load_scale(arguments.scale)
-        experiments = load_scale_experiments(scale, seeds=1, only=arguments.only, overrides=arguments.set)
+        experiments = chosen_experiments(arguments, seeds=1)
         runs = [run for experiment in experiments for run in experiment.runs if isinstance(run, PlannedRun)]
         if not arguments.dry:
             search(runs, run_or_none, arguments.fraction)

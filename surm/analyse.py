@@ -53,14 +53,15 @@ class Given(NamedTuple):
     dataset_path: str | None = None
 
 
+NOTHING_GIVEN = Given()
+
+
 @one_thread()
 def analyse(
     name: str,
     output_dir: str | Path = "outputs",
     say: Callable[[str], None] = print,
-    *,
-    model_path: str | None = None,
-    dataset_path: str | None = None,
+    given: Given = NOTHING_GIVEN,
 ) -> dict[str, Any]:
     """Compare the trained weights of a finished run with the backbone's, matrix by matrix, in float64.
 
@@ -68,7 +69,7 @@ def analyse(
         name: the run's signature.
         output_dir: where runs lie.
         say: prints one line, where CKA is left out.
-        model_path, dataset_path: folders with the hub's files, where the run had them; a record holds no paths.
+        given: the folders that the run had, if any.
 
     Returns:
         JSON-able: what was asked, and a row for each matrix with what `MEASURES` defines and its singular values,
@@ -91,9 +92,8 @@ def analyse(
             f"the weights of run {name} are not in {folder}: move what is left of it away and repeat it with "
             f"`{train_command(question, output_dir)}`."
         )
-    given = Given(model_path, dataset_path)
     model = question["model"]
-    if record["where"]["content_hashes"]["weights"] != weights_hash(model["name"], **_origin(model, model_path)):
+    if record["where"]["content_hashes"]["weights"] != weights_hash(model["name"], **_origin(model, given.model_path)):
         raise RecordError(f"run {name} started from other weights of {question['model']['name']} than are given now.")
 
     parts = [part for part in question.get("placement", {}).get("parts", PARTS) if part in PARTS]

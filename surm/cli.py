@@ -1,5 +1,6 @@
 """What the scripts share: errors as one sentence, progress bars, and the commands behind `make`."""
 
+import argparse
 import statistics
 import sys
 import warnings
@@ -20,7 +21,7 @@ from surm.config import ApproximateConfig, ConfigError, RunConfig, ignored_line
 from surm.forecast import Forecast, forecast, total
 from surm.interrupt import Interrupted
 from surm.plan import Experiment, Planned, PlannedPart, PlannedRun, load_scale_experiments, plan_study
-from surm.rates import TUNED_RATES, stated_rate, tuned_rate
+from surm.rates import default_rate
 from surm.record import PUBLISHED, REPOSITORY, Record, RecordError, write_atomically
 from surm.report.records import Record as StoredRecord
 from surm.report.records import label, read_records
@@ -45,6 +46,24 @@ def command() -> Iterator[None]:
         sys.exit(130)
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def experiment_parser(description: str | None, *, seeds: bool = True) -> argparse.ArgumentParser:
+    """The options that choose experiments and settings, for `chosen_experiments`."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--scale", default="laptop", help="a file of conf/scale")
+    if seeds:
+        parser.add_argument("--seeds", type=int, help="number of seeds in place of the experiment's own")
+    parser.add_argument("--only", metavar="EXPERIMENT", help="one experiment of conf/experiment")
+    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="settings for every run")
+    return parser
+
+
+def chosen_experiments(arguments: argparse.Namespace, *, seeds: int | None = None) -> list[Experiment]:
+    """The experiments that the options of `experiment_parser` choose."""
+    seeds = seeds or arguments.seeds
+    scale = load_scale(arguments.scale)
+    return load_scale_experiments(scale, seeds=seeds, only=arguments.only, overrides=arguments.set)
 
 
 # --- running --------------------------------------------------------------------------------------------------------
@@ -126,7 +145,7 @@ def _run(config: RunConfig, bars: Progress, overall: Any = None, number: int = 0
     say = bars.console.print
     question = identity.asked(config)
     say(f"{describe(question)}  [dim]{identity.signature(question)}[/dim]")
-    for line in (ignored_line(config), _rate_line(config, question)):
+    for line in (ignored_line(config), _rate_line(config)):
         if line:
             say(f"  {line}")
     task = bars.add_task("loading", total=None)
@@ -145,17 +164,11 @@ def _run(config: RunConfig, bars: Progress, overall: Any = None, number: int = 0
     return record
 
 
-def _rate_line(config: RunConfig, question: dict[str, Any]) -> str | None:
+def _rate_line(config: RunConfig) -> str | None:
     if config.optim.lr:
         return None
-    source = (
-        f"as tuned ({TUNED_RATES.relative_to(REPOSITORY)})"
-        if tuned_rate(config)
-        else "the paper's (B.1)"
-        if stated_rate(config)
-        else "the usual one, not tuned here"
-    )
-    return f"learning rate {question['optim']['lr']:g}: {source}"
+    rate, source = default_rate(config)
+    return f"learning rate {rate:g}: {source}"
 
 
 def describe(question: dict[str, Any]) -> str:
@@ -163,14 +176,15 @@ def describe(question: dict[str, Any]) -> str:
     if "study" in question:
         return f"[bold]{question['study']['name']}[/bold] {part_label(question)}"
     rate, seed = question["optim"]["lr"], question["seed"]
+    return f"[bold]{label(question)}[/bold] on {_place(question)}, rate {rate:g}, seed {seed}"
+
+
+def _place(question: dict[str, Any]) -> str:
+    """Model and data of a run."""
     data = question["dataset"]
-    where = (f", {100 * data['fraction']:g} %" if "fraction" in data else "") + (
-        "" if data["evaluate_on"] == "test" else " (selection)"
-    )
-    return (
-        f"[bold]{label(question)}[/bold] on {question['model']['name']} x {data['name']}{where}, "
-        f"rate {rate:g}, seed {seed}"
-    )
+    share = f", {100 * data['fraction']:g} %" if "fraction" in data else ""
+    split = "" if data["evaluate_on"] == "test" else " (selection)"
+    return f"{question['model']['name']} x {data['name']}{share}{split}"
 
 
 def part_label(question: dict[str, Any]) -> str:
@@ -276,10 +290,7 @@ def _plan_cells(question: dict[str, Any]) -> tuple[str, str, str, str]:
     """Method, data, rate and seed of a run; a part of a study has a name alone."""
     if "study" in question:
         return part_label(question), "", "", ""
-    data = question["dataset"]
-    share = f", {100 * data['fraction']:g} %" if "fraction" in data else ""
-    place = f"{question['model']['name']} x {data['name']}{share}"
-    return label(question), place, f"{question['optim']['lr']:g}", str(question["seed"])
+    return label(question), _place(question), f"{question['optim']['lr']:g}", str(question["seed"])
 
 
 def _cost_key(question: dict[str, Any]) -> str:
@@ -307,9 +318,9 @@ def report(experiments: Sequence[Experiment], note: str, name: str, output: Path
     console.print(f"Report: {page}; tables: {page.parent / 'tables'}; figures: {page.parent / 'figures'}")
 
 
-def status(scale: str, seeds: int | None, only: str | None, overrides: Sequence[str]) -> None:
+def status(experiments: Sequence[Experiment]) -> None:
     """Count finished, running, interrupted, failed and missing runs, and list those that are not finished."""
-    for experiment in load_scale_experiments(load_scale(scale), seeds=seeds, only=only, overrides=overrides):
+    for experiment in experiments:
         counts: dict[str, list[Planned]] = {}
         for planned in experiment.runs:
             counts.setdefault(planned.status(), []).append(planned)
@@ -319,7 +330,7 @@ def status(scale: str, seeds: int | None, only: str | None, overrides: Sequence[
                 console.print(f"  {state:12} {planned.signature}  {describe(planned.asked)}")
 
 
-def publish(scale: str, seeds: int | None, only: str | None, overrides: Sequence[str]) -> None:
+def publish() -> None:
     """Promote records to `results/runs` and rebuild the committed tables and figures from what is there."""
     published = load_scale_experiments(load_scale("published"))
     planned = {run.signature for experiment in published for run in experiment.runs}
@@ -357,7 +368,7 @@ def _is_evidence(run: StoredRecord) -> bool:
     return whole and not run.asked["model"]["name"].startswith("tiny_")
 
 
-def wandb_sync(scale: str, seeds: int | None, only: str | None, overrides: Sequence[str]) -> None:
+def wandb_sync() -> None:
     """Upload the finished runs that W&B has not seen."""
     records = read_records(Path("outputs/runs")).values()
     finished = [vars(record) for record in records if record.finished and not record.is_study]

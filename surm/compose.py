@@ -95,26 +95,26 @@ def compose_sweep(overrides: Sequence[str], *, files: bool = False) -> list[RunC
     """
     members = sweep_members(overrides)
     fixed = set(members[0]).intersection(*members)
-    nodes: dict[str, Any] = {}
 
-    def node(axis: str, own: list[str]) -> Any:
-        if axis == "seed":
-            return int(own[0].removeprefix("seed="))
-        key = " ".join([axis, *own])
-        if key not in nodes:
-            # The other axes need some value: the first member's.
-            others = [override for override in members[0] if override in fixed or _axis(override) != axis]
-            nodes[key] = getattr(_to_dataclasses(_compose([*others, *own], TRAIN), TRAIN), axis)
-        return nodes[key]
-
-    found: list[RunConfig] = []
-    first = _to_dataclasses(_compose(members[0], TRAIN), TRAIN)
-    for member in members:
-        own: dict[str, list[str]] = {}
+    def swept(member: list[str]) -> dict[str, list[str]]:
+        by_axis: dict[str, list[str]] = {}
         for override in member:
             if override not in fixed:
-                own.setdefault(_axis(override), []).append(override)
-        config = replace(first, **{axis: node(axis, values) for axis, values in own.items()})
+                by_axis.setdefault(_axis(override), []).append(override)
+        return by_axis
+
+    first = _to_dataclasses(_compose(members[0], TRAIN), TRAIN)
+    nodes = {tuple(values): getattr(first, axis) for axis, values in swept(members[0]).items()}
+    found: list[RunConfig] = []
+    for member in members:
+        chosen = {}
+        for axis, values in swept(member).items():
+            if tuple(values) not in nodes:
+                # The other axes need some value: the first member's.
+                others = [override for override in members[0] if override in fixed or _axis(override) != axis]
+                nodes[tuple(values)] = getattr(_to_dataclasses(_compose([*others, *values], TRAIN), TRAIN), axis)
+            chosen[axis] = nodes[tuple(values)]
+        config = replace(first, **chosen)
         with suppress(FormError):
             validate(config, files=files)
             found.append(config)

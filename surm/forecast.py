@@ -12,7 +12,7 @@ from surm.methods import apply_method, count_trainable, is_head
 from surm.models import model_download, skeleton
 from surm.plan import PlannedRun
 from surm.record import PUBLISHED
-from surm.report.records import read_records
+from surm.report.records import Record, read_records
 from surm.signature import canonical
 
 
@@ -33,7 +33,7 @@ def forecast(run: PlannedRun) -> Forecast | None:
         facts = data_facts(config.dataset.name)
     except ValueError:
         return None
-    model = (config.model.name, config.model.image_size, config.model.source, config.model.path)
+    model = (config.model.name, *config.model.origin().items(), ("image_size", config.model.image_size))
     trainer, examples = config.trainer, facts.train_examples * config.dataset.fraction
     batch = trainer.batch_size * trainer.gradient_accumulation
     seen = min(trainer.epochs * examples, (trainer.max_steps or 10**12) * batch)
@@ -61,8 +61,8 @@ def total(forecasts: Iterable[Forecast]) -> tuple[float, list[str]]:
 
 
 def _skeleton(model: tuple[Any, ...], num_labels: int) -> Any:
-    name, image_size, source, path = model
-    return skeleton(name, num_labels=num_labels, image_size=image_size, source=source, path=path)
+    name, *options = model
+    return skeleton(name, num_labels=num_labels, **dict(options))
 
 
 @cache
@@ -87,9 +87,9 @@ def _head(model: tuple[Any, ...], num_labels: int) -> int:
 
 @cache
 def _correction(method: str) -> float:
-    return correction(method, _published())
+    return correction(method, _published().values())
 
 
 @cache
-def _published() -> tuple[Any, ...]:
-    return tuple(read_records(PUBLISHED).values())
+def _published() -> dict[str, Record]:
+    return read_records(PUBLISHED)

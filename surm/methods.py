@@ -80,8 +80,6 @@ def _peft(backbone: Backbone, settings: Settings, placement: Settings, steps: in
     if kind is PEFT_TYPE_TO_CONFIG_MAPPING[PeftType.ADALORA]:
         # Its budget falls from init_r to target_r between these steps; the shares are ours where none are given.
         arguments = {"total_step": steps, "tinit": steps // 10, "tfinal": steps // 3, **arguments}
-    width = next(iter(_projections(backbone.module, ["q"]))).in_features
-    arguments = {name: width if value == "width" else value for name, value in arguments.items()}
     return _with_peft(backbone, kind, arguments, placement)
 
 
@@ -231,7 +229,7 @@ def method_settings(structure: "StructureConfig", form: str, width: int | None) 
     if name in IN_PLACE:
         return {"name": name}
     if is_peft_method(name):
-        arguments = dict(structure.arguments)
+        arguments = {key: width if value == "width" else value for key, value in structure.arguments.items()}
         _peft_method(name, arguments)
         return {"name": name, "arguments": arguments}
     if name in IN_WEIGHTS:

@@ -89,7 +89,7 @@ class Experiment:
     title: str
     claims: list[str]
     runs: Sequence[Planned]
-    published: str | None = None  # file of results/paper with rows that others published
+    published: str = ""  # file of results/paper with rows that others published
 
     def for_report(self, label: str = "") -> Plan:
         signatures, first = [run.signature for run in self.runs], self.runs[0]
@@ -98,9 +98,7 @@ class Experiment:
         asked = {run.signature: run.asked for run in self.runs}
         if len({_column(question) for question in asked.values()}) == 1:
             return ExperimentPlan(self.name, self.title, signatures, self.claims, label)
-        return GridPlan(
-            self.name, self.title, signatures, self.claims, label, asked=asked, published=self.published or ""
-        )
+        return GridPlan(self.name, self.title, signatures, self.claims, label, asked=asked, published=self.published)
 
 
 def load_experiment(name: str, seeds: int | None = None, overrides: Sequence[str] = ()) -> Experiment:
@@ -123,7 +121,7 @@ def load_experiment(name: str, seeds: int | None = None, overrides: Sequence[str
         extra = [f"seed={','.join(map(str, range(seeds)))}"] if seeds else []
         configs = compose_sweep([f"experiment={name}", *extra, *overrides])
         # A method that no placement matters to is one run, however many placements the sweep has.
-        runs += {run.signature: run for config in configs if (run := PlannedRun(name, config))}.values()
+        runs += {run.signature: run for run in (PlannedRun(name, config) for config in configs)}.values()
         table = configs[0].table
     return Experiment(name, table.title, table.claims, runs, table.published)
 

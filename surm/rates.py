@@ -24,9 +24,13 @@ USUAL_RATES = {
 STRUCTURE_RATE = 3e-3
 
 
-def learning_rate(config: "RunConfig") -> float:
-    """The tuned rate, else the one that the paper states, else the method's usual one."""
-    return tuned_rate(config) or stated_rate(config) or USUAL_RATES.get(config.structure.name, STRUCTURE_RATE)
+def default_rate(config: "RunConfig") -> tuple[float, str]:
+    """The tuned rate, else the one that the paper states, else the method's usual one; and which of them it is."""
+    if tuned := tuned_rate(config):
+        return tuned, f"as tuned (results/{TUNED_RATES.name})"
+    if stated := stated_rate(config):
+        return stated, "the paper's (B.1)"
+    return USUAL_RATES.get(config.structure.name, STRUCTURE_RATE), "the usual one, not tuned here"
 
 
 def stated_rate(config: "RunConfig") -> float | None:

@@ -12,7 +12,7 @@ from typing import Any
 from surm import data, experiments, models, structures
 from surm.config import PlacementConfig, RunConfig
 from surm.methods import method_settings, uses_placement
-from surm.rates import learning_rate
+from surm.rates import default_rate
 from surm.tuners.targets import PARTS
 
 TRAIN_SCIENCE_VERSION = 1
@@ -44,7 +44,7 @@ def asked(config: RunConfig) -> dict[str, Any]:
         },
         "structure": method,
         "placement": _placement(config.placement),
-        "optim": vars(config.optim) | {"lr": config.optim.lr or learning_rate(config)},
+        "optim": vars(config.optim) | {"lr": config.optim.lr or default_rate(config)[0]},
         "trainer": {name: getattr(config.trainer, name) for name in _TRAINER_SCIENCE},
         "seed": config.seed,
         "science_version": {

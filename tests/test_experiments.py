@@ -58,7 +58,7 @@ def run_to_table(name: str, folder: Path, settings: list[str], monkeypatch: pyte
     monkeypatch.chdir(folder)
     names = datasets(name)
     for dataset in names:
-        if "/" in dataset or dataset not in ("digits", "mnist5k", "textile", "valence"):
+        if dataset != "digits":
             write_tiny(dataset, folder / "data")
     where = [f"dataset.path={folder}/data/${{dataset.name}}"] if (folder / "data").exists() else []
     # The built-in data take no path, and have no place in it.

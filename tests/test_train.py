@@ -184,22 +184,35 @@ def test_a_saved_adapter_form_gives_the_recorded_predictions_in_plain_peft(tmp_p
 def test_gradient_checkpointing_moves_no_number(tmp_path: Path, model: str, structure: str) -> None:
     data = "dataset=digits" if model == "tiny_vit" else "dataset=valence"
     options = [f"model={model}", data, f"structure={structure}", *SHORT]
-    plain = run(configure(tmp_path / "plain", *options), say=quiet)
-    less = run(configure(tmp_path / "less", *options, "trainer.gradient_checkpointing=true"), say=quiet)
+    plain = run(configure(tmp_path / "plain", *options, "trainer.batch_size=64"), say=quiet)
+    less = run(
+        configure(tmp_path / "less", *options, "trainer.batch_size=64", "trainer.gradient_checkpointing=true"),
+        say=quiet,
+    )
     assert less["signature"] == plain["signature"]
     assert less["happened"]["history"] == plain["happened"]["history"]
+    assert less["happened"]["peak_memory_bytes"] < plain["happened"]["peak_memory_bytes"]
 
 
-def test_worker_processes_move_no_number(tmp_path: Path) -> None:
+def test_worker_processes_move_no_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plain = run(configure(tmp_path / "plain", *SHORT), say=quiet)
+    started: list[int] = []
+    iterate = train.DataLoader._get_iterator
+    monkeypatch.setattr(
+        train.DataLoader, "_get_iterator", lambda self: started.append(self.num_workers) or iterate(self)
+    )
     with_workers = run(configure(tmp_path / "workers", *SHORT, "trainer.workers=2"), say=quiet)
+    assert set(started) == {2}
     assert with_workers["happened"]["history"] == plain["happened"]["history"]
 
 
 @pytest.mark.slow
 def test_a_compiled_run_finds_the_same_up_to_rounding(tmp_path: Path) -> None:
     plain = run(configure(tmp_path / "plain", *SHORT, "trainer.log_every=1"), say=quiet)
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
     compiled = run(configure(tmp_path / "compiled", *SHORT, "trainer.log_every=1", "trainer.compile=true"), say=quiet)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
     losses = [[row["loss"] for row in record["happened"]["history"] if "loss" in row] for record in (plain, compiled)]
     np.testing.assert_allclose(losses[0], losses[1], rtol=1e-4)
     assert (tmp_path / "compiled" / "runs" / compiled["signature"] / "adapter").exists()

@@ -102,6 +102,8 @@ def _folder(name: str, path: str | None) -> Path:
     if path is None:
         raise FileNotFoundError(f"{name} is not downloaded by this project: {usual}.")
     folder = Path(path).expanduser()
+    if (folder / _task(name).folder / LISTS[0]).is_file():  # the archive's own folder was given
+        folder /= _task(name).folder
     missing = [file for file in LISTS if not (folder / file).is_file()]
     if missing:
         raise FileNotFoundError(f"dataset.path={path} has no {', '.join(missing)}, which {name} needs: {usual}.")

@@ -36,6 +36,13 @@ def test_vtab_trains_on_both_lists_and_selects_on_the_second(tmp_path):
         assert list(zip(split.inputs, split.labels.tolist(), strict=True)) == expected
 
 
+def test_vtab_is_found_in_the_archive_s_own_folder(tmp_path):
+    """One path for all tasks of a sweep: the archive calls the folders otherwise than the tasks."""
+    path = write_tiny("vtab/flowers", tmp_path)
+    inside = path.rename(tmp_path / "oxford_flowers102")
+    assert data_hash("vtab/flowers", path=str(tmp_path)) == data_hash("vtab/flowers", path=str(inside))
+
+
 def test_vtab_without_path_lists_or_images(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"dataset\.path=\.\.\./vtab-1k/patch_camelyon"):
         check_data("vtab/camelyon")
