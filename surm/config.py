@@ -95,7 +95,7 @@ class TrainerConfig:
     gradient_accumulation: int = 1
     precision: str = "no"  # no | bf16 | fp16
     max_steps: int | None = None
-    gradient_checkpointing: bool = False  # less memory, about a third more time
+    gradient_checkpointing: bool = False  # less memory, more time
     compile: bool = False  # torch.compile
     evaluate_every: int = 1  # epochs; always after the last
     eval_batch_size: int = 128
