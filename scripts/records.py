@@ -1,11 +1,21 @@
 """Look after the records of runs: `make status`, `make publish`, `make wandb-sync`."""
 
+from pathlib import Path
+
 from surm.cli import chosen_experiments, command, experiment_parser, publish, status, wandb_sync
 
 
 def main() -> None:
     parser = experiment_parser(__doc__)
     parser.add_argument("action", choices=["status", "publish", "wandb-sync"])
+    parser.add_argument(
+        "--records",
+        nargs="+",
+        type=Path,
+        default=[Path("outputs/runs")],
+        metavar="FOLDER",
+        help="what wandb-sync uploads, such as results/runs",
+    )
     arguments = parser.parse_args()
 
     with command():
@@ -15,7 +25,7 @@ def main() -> None:
             case "publish":
                 publish()
             case "wandb-sync":
-                wandb_sync()
+                wandb_sync(arguments)
 
 
 if __name__ == "__main__":

@@ -1,15 +1,36 @@
-"""Write tables, figures and verdicts from the records that are there: `make report`."""
+"""Write tables, figures and pages from the records that are there: `make report`.
+
+python scripts/report.py --scale published --picture results/figures/report_page.png   (the README's picture)
+"""
+
+from pathlib import Path
 
 from surm.cli import chosen_experiments, command, experiment_parser, report
 from surm.compose import load_scale
+from surm.report.html.picture import take_picture
 
 
 def main() -> None:
-    arguments = experiment_parser(__doc__).parse_args()
+    parser = experiment_parser(__doc__)
+    parser.add_argument(
+        "--records",
+        nargs="+",
+        type=Path,
+        default=[],
+        metavar="FOLDER",
+        help="read these folders in place of outputs/runs, and what lies outside the experiments, too",
+    )
+    parser.add_argument("--picture", type=Path, metavar="PNG", help="photograph the page's top, too (needs Chromium)")
+    arguments = parser.parse_args()
 
     with command():
         scale = load_scale(arguments.scale)
-        report(chosen_experiments(arguments), scale.label, scale.name)
+        options = [f"SEEDS={arguments.seeds}"] if arguments.seeds else []
+        options += [f"SET='{' '.join(arguments.set)}'"] if arguments.set else []
+        experiments = chosen_experiments(arguments)
+        page = report(experiments, scale.label, scale.name, records=arguments.records, options=" ".join(options))
+        if arguments.picture:
+            take_picture(page, arguments.picture)
 
 
 if __name__ == "__main__":

@@ -1,23 +1,29 @@
 """Run the experiments of a scale, then write tables, figures and verdicts: `make reproduce`."""
 
 from surm.cli import chosen_experiments, command, experiment_parser, print_plan, report, run_all
-from surm.compose import load_scale
+from surm.compose import check_launcher, load_scale
+from surm.launch import launch_experiments
 
 
 def main() -> None:
     parser = experiment_parser(__doc__)
     parser.add_argument("--dry", action="store_true", help="print the runs, which are done and what the rest costs")
+    parser.add_argument("--launcher", default="basic", help="basic, or a file of conf/hydra/launcher")
     arguments = parser.parse_args()
 
     with command():
+        check_launcher(arguments.launcher)
         scale = load_scale(arguments.scale)
         experiments = chosen_experiments(arguments)
         if arguments.dry:
             print_plan(experiments)
             return
-        failures = run_all([run for experiment in experiments for run in experiment.runs])
+        if arguments.launcher == "basic":
+            left = run_all([run for experiment in experiments for run in experiment.runs])
+        else:
+            left = launch_experiments(experiments, arguments.launcher, arguments.seeds, arguments.set)
         report(experiments, scale.label, scale.name)
-        if failures:
+        if left:
             raise SystemExit(1)
 
 

@@ -3,6 +3,7 @@
 python scripts/train.py model=builtin_vit dataset=digits structure=circulant seed=0
 python scripts/train.py -m experiment=laptop_digits
 python scripts/train.py -m structure=circulant,lora seed=0,1,2
+python scripts/train.py -m experiment=table5_glue hydra/launcher=submitit_slurm   (docs/launchers.md)
 """
 
 import sys
@@ -11,22 +12,19 @@ import hydra
 from omegaconf import DictConfig
 
 from surm.cli import command, run_with_bar
-from surm.compose import TRAIN, check_command, register_schema, typed
-from surm.config import FormError
+from surm.compose import TRAIN, check_command, is_sweep, register_schema, typed
+from surm.launch import sweep
 
 
 @hydra.main(config_path="../conf", config_name="config", version_base="1.3")
 def main(config: DictConfig) -> None:
-    try:
-        asked = typed(config, TRAIN)
-    except FormError as hole:  # a sweep over structure and placement has some; alone it was refused before
-        print(f"left out of the sweep: {hole}")
-        return
-    run_with_bar(asked)
+    run_with_bar(typed(config, TRAIN))
 
 
 if __name__ == "__main__":
     with command():
-        check_command(sys.argv[1:], TRAIN)
+        members = check_command(sys.argv[1:], TRAIN)
+        if is_sweep(sys.argv[1:]):
+            sys.exit(sweep(sys.argv[1:], members, TRAIN) > 0)
         register_schema()
         main()

@@ -1,19 +1,32 @@
 """Search each method's learning rate on a slice of the training split: `make tune`."""
 
+import re
+from pathlib import Path
+
+import yaml
+
 from surm.cli import chosen_experiments, command, experiment_parser, run_or_none
 from surm.plan import PlannedRun
-from surm.tune import first_rates, search
+from surm.tune import first_rates, search, wandb_sweeps
 
 
 def main() -> None:
     parser = experiment_parser(__doc__, seeds=False)
     parser.add_argument("--fraction", type=float, help="of the training split, for a shorter search")
     parser.add_argument("--dry", action="store_true", help="print what would be tuned")
+    parser.add_argument("--wandb-sweep", type=Path, metavar="FOLDER", help="write each search as a W&B sweep, run none")
     arguments = parser.parse_args()
 
     with command():
         experiments = chosen_experiments(arguments, seeds=1)
         runs = [run for experiment in experiments for run in experiment.runs if isinstance(run, PlannedRun)]
+        if arguments.wandb_sweep:
+            arguments.wandb_sweep.mkdir(parents=True, exist_ok=True)
+            for (place, method), sweep in wandb_sweeps(runs, arguments.set, arguments.fraction).items():
+                file = arguments.wandb_sweep / (re.sub(r"\W+", "_", f"{place} {method}").strip("_") + ".yaml")
+                file.write_text(yaml.safe_dump(sweep, sort_keys=False))
+                print(f"wandb sweep {file}")
+            return
         if not arguments.dry:
             search(runs, run_or_none, arguments.fraction)
             return

@@ -1,6 +1,8 @@
 """Checkpoints: everything a run needs to go on bit for bit, in one safetensors file (no pickle), renamed into place."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -44,20 +46,37 @@ def save_checkpoint(path: Path, module: nn.Module, optimizer: torch.optim.Optimi
     write_atomically(path, save(tensors, metadata={"progress": json.dumps(vars(progress))}))
 
 
+def check_checkpoint(path: Path) -> None:
+    """Look whether a checkpoint, if there is one, is whole: its header and its length.
+
+    Raises:
+        RecordError: it is not.
+    """
+    if path.exists():
+        with _open(path) as file:
+            json.loads(file.metadata()["progress"])
+
+
+@contextmanager
+def _open(path: Path) -> Iterator[Any]:
+    try:
+        with safe_open(path, "pt") as file:
+            yield file
+    except (SafetensorError, json.JSONDecodeError, KeyError, TypeError):
+        raise RecordError(
+            f"{path} is not a whole checkpoint: delete it to start this run from its beginning."
+        ) from None
+
+
 def load_checkpoint(path: Path, module: nn.Module, optimizer: torch.optim.Optimizer) -> Progress:
     """Put a checkpoint's state back in place and return its `progress`.
 
     Raises:
         RecordError: the file cannot be read or belongs to other parameters.
     """
-    try:
-        with safe_open(path, "pt") as file:
-            progress = Progress(**json.loads(file.metadata()["progress"]))
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no mapping)
-    except (SafetensorError, json.JSONDecodeError, KeyError, TypeError):
-        raise RecordError(
-            f"{path} is not a whole checkpoint: delete it to start this run from its beginning."
-        ) from None
+    with _open(path) as file:
+        progress = Progress(**json.loads(file.metadata()["progress"]))
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no mapping)
 
     parameters = dict(trainable_parameters(module))
     saved = {key.removeprefix("parameter/") for key in tensors if key.startswith("parameter/")}

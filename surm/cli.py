@@ -1,10 +1,11 @@
 """What the scripts share: errors as one sentence, progress bars, and the commands behind `make`."""
 
 import argparse
+import errno
 import statistics
 import sys
 import warnings
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -16,20 +17,28 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from surm import report as reporting
 from surm import signature as identity
 from surm import tracking
-from surm.compose import compose_study, composer, load_scale
+from surm.checkpoint import check_checkpoint
+from surm.claim import Claimed, in_words
+from surm.compose import TRAIN, Scale, compose_study, composer, entry_of, load_scale
+from surm.compose import groups as config_groups
 from surm.config import ApproximateConfig, ConfigError, RunConfig, ignored_line
 from surm.forecast import Forecast, forecast, total
 from surm.interrupt import Interrupted
 from surm.plan import Experiment, Planned, PlannedPart, PlannedRun, load_scale_experiments, plan_study
+from surm.processes import is_main, lone_launch
 from surm.rates import default_rate
-from surm.record import PUBLISHED, REPOSITORY, Record, RecordError, write_atomically
+from surm.record import PUBLISHED, REPOSITORY, Record, RecordError, StorageError, write_atomically
 from surm.report.records import Record as StoredRecord
 from surm.report.records import label, read_records
+from surm.run import run
 from surm.study import run_part
+from surm.sweep import Sweep
 from surm.tracking import TrackingError
-from surm.train import RunError, run
+from surm.train import RunError
 
-console = Console(soft_wrap=True, highlight=False)
+STORAGE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EFBIG, errno.EIO, errno.ENOTDIR)
+
+console = Console(soft_wrap=True, highlight=False, quiet=not is_main())
 # PEFT asks transformers for a property under its old name; nobody here can act on the warning.
 warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
 
@@ -39,10 +48,17 @@ def command() -> Iterator[None]:
     """Show an expected error as one sentence with a non-zero exit code; anything else is a bug and keeps its trace."""
     try:
         yield
-    except (ConfigError, RecordError, RunError, TrackingError, FileNotFoundError) as error:
-        sys.exit(f"Error: {error}")
+    except (ConfigError, RecordError, RunError, StorageError, TrackingError, FileNotFoundError) as error:
+        sys.exit(f"Error: {error}" if is_main() else 1)
+    except OSError as error:
+        if error.errno not in STORAGE_ERRORS:
+            raise
+        sys.exit(
+            f"Error: {error.filename or 'a file'} cannot be used ({error.strerror}): see that there is room and access."
+        )
     except Interrupted as stop:
-        print(f"Interrupted: {stop}", file=sys.stderr)
+        if is_main():
+            print(f"Interrupted: {stop}", file=sys.stderr)
         sys.exit(130)
     except KeyboardInterrupt:
         sys.exit(130)
@@ -72,6 +88,8 @@ def chosen_experiments(arguments: argparse.Namespace, *, seeds: int | None = Non
 def run_with_bar(config: RunConfig) -> Record:
     """One run with a bar of its own; prints the result."""
     with command(), _bars() as bars:
+        if lone_launch():
+            console.print("accelerate started one process: without GPUs, add --multi_gpu to have as many as asked for.")
         return _run(config, bars)
 
 
@@ -91,24 +109,42 @@ def run_study(config: ApproximateConfig) -> None:
         sys.exit(1)
 
 
+def run_member(config: RunConfig) -> None:
+    """One run as a job of a Hydra sweep: what is expected to go wrong is one sentence and stops no other job.
+
+    The record, or its absence, tells whoever started the sweep.
+
+    Raises:
+        Interrupted: the sweep was asked to stop.
+    """
+    with _bars() as bars:
+        _attempt(PlannedRun(config.table.name or "", config), bars)
+
+
 def run_all(runs: Sequence[Planned]) -> int:
     """Run what is missing, one bar over all; a failed run does not stop the others.
 
+    Other processes may share the work: what they have claimed is waited for.
+
     Returns:
-        The number of failed runs.
+        The number of runs that are not finished.
     """
-    failures = 0
+    sweep = Sweep(runs)
     with _bars() as bars:
-        overall = bars.add_task(f"{len(runs)} runs", total=len(runs))
-        for number, planned in enumerate(runs):
-            if planned.status() == "finished":
+        overall = bars.add_task(f"{len(sweep.runs)} runs", total=len(sweep.runs))
+        for planned in sweep.runs:
+            if sweep.status(planned) == "finished":
                 _print_done(planned, bars.console.print)
-            elif _attempt(planned, bars, overall, number) is None:
-                failures += 1
-            bars.update(overall, completed=number + 1)
-    if failures:
-        console.print(f"{failures} of {len(runs)} runs failed; the table names them.")
-    return failures
+
+        def launch() -> None:
+            for planned in sweep.open():
+                if sweep.is_open(planned):
+                    _attempt(planned, bars, overall, len(sweep.runs) - len(sweep.unfinished()))
+
+        left = sweep.finish(launch, bars.console.print)
+    if left:
+        console.print(f"{left} of {len(sweep.runs)} runs are not finished; the table names them.")
+    return left
 
 
 def run_or_none(planned: PlannedRun) -> Record | None:
@@ -124,9 +160,11 @@ def _attempt(planned: Planned, bars: Progress, overall: Any = None, number: int 
             return _run_part(planned, bars)
         assert isinstance(planned, PlannedRun)
         return _run(planned.config, bars, overall, number)
-    except RunError as failure:
+    except Claimed as elsewhere:
+        bars.console.print(f"  left alone: {elsewhere}")
+    except (RunError, RecordError, StorageError) as failure:
         bars.console.print(f"  failed: {failure}")
-        return None
+    return None
 
 
 def _run_part(planned: PlannedPart, bars: Progress) -> Record:
@@ -300,26 +338,53 @@ def _cost_key(question: dict[str, Any]) -> str:
     return str((question["model"], question["dataset"], label(question), question["trainer"]))
 
 
-def report(experiments: Sequence[Experiment], note: str, name: str, output: Path = Path("outputs")) -> None:
-    """Write the tables, figures and the page, and print the tables and where they are."""
+def report(
+    experiments: Sequence[Experiment],
+    note: str,
+    name: str,
+    output: Path = Path("outputs"),
+    *,
+    records: Sequence[Path] = (),
+    options: str = "",
+) -> Path:
+    """Write the tables, figures and pages, print the tables and where they are; return the path of the HTML page.
+
+    Args:
+        experiments: what was planned.
+        note: printed with the numbers; one that ends in "not evidence" forbids verdicts.
+        name: of the scale, or of the experiment.
+        output: receives everything.
+        records: folders to read in place of `output/runs`, and what lies outside the experiments, too.
+        options: variables of `make reproduce` beside SCALE, which the page prints where a run is missing.
+
+    Raises:
+        FileNotFoundError: one of `records` is no folder.
+    """
+    if lacking := [str(folder) for folder in records if not folder.is_dir()]:
+        raise FileNotFoundError(f"{', '.join(lacking)} is no folder of records: give folders like outputs/runs.")
+    scale = [f"SCALE={name}"] if name != "laptop" and (REPOSITORY / f"conf/scale/{name}.yaml").exists() else []
     plans = [experiment.for_report(note) for experiment in experiments]
     page = reporting.build(
         plans,
         PUBLISHED,
-        output / "runs",
+        records or output / "runs",
         output,
         label=note,
         name=name,
         paper=REPOSITORY / "results/paper",
+        options=" ".join([*scale, *filter(None, [options])]),
+        further=bool(records),
     )
     for plan in plans:
         console.print(f"\n[bold]{plan.title}[/bold]\n")
         print((page.parent / "tables" / f"{plan.name}.md").read_text())
-    console.print(f"Report: {page}; tables: {page.parent / 'tables'}; figures: {page.parent / 'figures'}")
+    html = page.with_suffix(".html")
+    console.print(f"Report: {html}, {page}; tables: {page.parent / 'tables'}; figures: {page.parent / 'figures'}")
+    return html
 
 
 def status(experiments: Sequence[Experiment]) -> None:
-    """Count finished, running, interrupted, failed and missing runs, and list those that are not finished."""
+    """Count runs by state; list those not finished with who works on them, why they failed, what is damaged."""
     for experiment in experiments:
         counts: dict[str, list[Planned]] = {}
         for planned in experiment.runs:
@@ -327,7 +392,21 @@ def status(experiments: Sequence[Experiment]) -> None:
         console.print(f"{experiment.name}: " + ", ".join(f"{len(runs)} {status}" for status, runs in counts.items()))
         for state, runs in counts.items():
             for planned in runs if state != "finished" else []:
-                console.print(f"  {state:12} {planned.signature}  {describe(planned.asked)}")
+                console.print(f"  {state:12} {planned.signature}  {describe(planned.asked)}{_remark(planned)}")
+
+
+def _remark(planned: Planned) -> str:
+    """Who works on a run, why it failed, or which of its files is damaged."""
+    holder = planned.holder()
+    if holder:
+        return f"  ({in_words(holder)}, last sign of life {holder['silent']:.0f} s ago)"
+    try:
+        record = planned.record()
+        check_checkpoint(planned.record_path.with_name("checkpoint.safetensors"))
+    except RecordError as damage:
+        return f"  ({damage})"
+    error = record["happened"].get("error") if record else None
+    return f"  ({error})" if error else ""
 
 
 def publish() -> None:
@@ -368,9 +447,37 @@ def _is_evidence(run: StoredRecord) -> bool:
     return whole and not run.asked["model"]["name"].startswith("tiny_")
 
 
-def wandb_sync() -> None:
-    """Upload the finished runs that W&B has not seen."""
-    records = read_records(Path("outputs/runs")).values()
-    finished = [vars(record) for record in records if record.finished and not record.is_study]
-    uploaded = tracking.sync(finished, project="surm", directory=Path("outputs/wandb"))
+def wandb_sync(arguments: argparse.Namespace) -> None:
+    """Upload the finished runs that W&B has not seen; `--only` those of one experiment."""
+    options, arguments.set = tracking.tracking_options(arguments.set)
+    chosen = chosen_experiments(arguments)
+    planned = {run.signature for experiment in chosen for run in experiment.runs}
+    finished = [
+        vars(record)
+        for record in read_records(*arguments.records).values()
+        if record.finished and not record.is_study and (not arguments.only or record.signature in planned)
+    ]
+    directory = Path("outputs/wandb")
+    left = tracking.pending(finished, options["mode"], directory)
+    uploaded = tracking.sync(left, options, groups=_experiments_of(left, chosen), directory=directory)
     console.print(f"{len(uploaded)} of {len(finished)} finished runs were uploaded now.")
+
+
+def _experiments_of(records: Iterable[Mapping[str, Any]], chosen: Iterable[Experiment]) -> dict[str, list[str]]:
+    """Signature -> experiments that plan the run: the chosen ones first, then others until each has one.
+
+    Nothing but a search plans the runs on the selection slice.
+    """
+    found: dict[str, list[str]] = {}
+    reported = {record["signature"] for record in records if record["asked"]["dataset"]["evaluate_on"] == "test"}
+
+    def note(experiment: Experiment) -> None:
+        for planned in experiment.runs:
+            found.setdefault(planned.signature, []).append(experiment.name)
+
+    for experiment in chosen:
+        note(experiment)
+    for name in dict.fromkeys([*load_scale("published").experiments, *config_groups()["experiment"]]):
+        if not reported <= found.keys() and entry_of(name) is TRAIN:
+            note(load_scale_experiments(Scale(name, [name]))[0])
+    return found

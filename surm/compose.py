@@ -9,6 +9,8 @@ from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, NoReturn, TypeVar
 
+import joblib
+import torch
 import yaml
 from hydra import compose, initialize_config_dir
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
@@ -16,6 +18,7 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
+from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -24,6 +27,8 @@ from surm.config import ApproximateConfig, ConfigError, FormError, RunConfig, hi
 from surm.experiments import STUDIES
 
 CONFIG_DIRECTORY = Path(__file__).resolve().parents[1] / "conf"
+
+MULTIRUN = ("-m", "--multirun")
 
 Config = TypeVar("Config")
 
@@ -42,11 +47,47 @@ TRAIN = Entry("config", "scripts/train.py", RunConfig, validate)
 APPROXIMATE = Entry("approximate", "scripts/approximate.py", ApproximateConfig, validate_study)
 
 
+@dataclass(frozen=True)
+class Member(Generic[Config]):
+    """One job of a command, of which a sweep has several: what it was told, and the checked configuration."""
+
+    overrides: list[str]
+    config: Config
+
+
 def register_schema() -> None:
-    """Tell Hydra the schemas that the primary files of `conf/` name first."""
+    """Tell Hydra the schemas that the primary files of `conf/` name first, and what launchers are configured by."""
     store = ConfigStore.instance()
     store.store(name="schema", node=RunConfig)
     store.store(name="schema_approximate", node=ApproximateConfig)
+    Plugins.instance()  # stores the schemas of the launchers that are installed
+    stored = store.repo["hydra"]["launcher"]
+    for name in launchers():
+        # Under a name of its own: Hydra takes a schema for that of a file of the same name, but says it soon will not.
+        if schema := stored.pop(f"{name}.yaml", None) if name != "basic" else None:
+            store.store(group="hydra/launcher", name=f"{name}_schema", node=schema.node)
+    for resolver in (gpus, workers, gpus_each, cores_each):
+        OmegaConf.register_new_resolver(f"surm.{resolver.__name__}", resolver, replace=True)
+
+
+# What this machine offers to a sweep, as `${surm.<name>:}` in conf/hydra/launcher.
+
+
+def gpus() -> int:
+    return torch.cuda.device_count()
+
+
+def workers() -> int:
+    """How many runs go on at once: one for each GPU, or one for each core where there is none."""
+    return gpus() or int(joblib.cpu_count())
+
+
+def gpus_each() -> int:
+    return min(1, gpus())
+
+
+def cores_each() -> int:
+    return max(1, int(joblib.cpu_count()) // workers())
 
 
 def typed(config: DictConfig, entry: Entry[Config]) -> Config:
@@ -90,10 +131,16 @@ def compose_sweep(overrides: Sequence[str], *, files: bool = False) -> list[RunC
 
     files: check that the data are there, too.
 
+    """
+    return [member.config for member in _compose_members(sweep_members(overrides), files=files)]
+
+
+def _compose_members(members: Sequence[list[str]], *, files: bool) -> list[Member[RunConfig]]:
+    """The members of a sweep with their checked configurations, without the holes.
+
     A node of the configuration is composed once for each of its own values, not once for each member: composing takes
     some 80 ms, and a table of the paper has hundreds of members. No node of `conf/` refers to another.
     """
-    members = sweep_members(overrides)
     fixed = set(members[0]).intersection(*members)
 
     def swept(member: list[str]) -> dict[str, list[str]]:
@@ -105,7 +152,7 @@ def compose_sweep(overrides: Sequence[str], *, files: bool = False) -> list[RunC
 
     first = _to_dataclasses(_compose(members[0], TRAIN), TRAIN)
     nodes = {tuple(values): getattr(first, axis) for axis, values in swept(members[0]).items()}
-    found: list[RunConfig] = []
+    found: list[Member[RunConfig]] = []
     for member in members:
         chosen = {}
         for axis, values in swept(member).items():
@@ -117,7 +164,7 @@ def compose_sweep(overrides: Sequence[str], *, files: bool = False) -> list[RunC
         config = replace(first, **chosen)
         with suppress(FormError):
             validate(config, files=files)
-            found.append(config)
+            found.append(Member(member, config))
     if not found:
         validate(first, files=files)
     return found
@@ -146,17 +193,29 @@ def sweep_members(overrides: Sequence[str], entry: Entry[Any] = TRAIN) -> list[l
     return [list(member) for member in batches[0]]
 
 
-def check_command(arguments: Sequence[str], entry: Entry[Any]) -> None:
+def is_sweep(arguments: Sequence[str]) -> bool:
+    """Whether a command line is a sweep that is to be run, rather than one configuration or a question to Hydra."""
+    return any(argument in MULTIRUN for argument in arguments) and all(
+        argument in MULTIRUN for argument in arguments if argument.startswith("-")
+    )
+
+
+def check_command(arguments: Sequence[str], entry: Entry[Config]) -> list[Member[Config]]:
     """Compose and check everything that a script's command line would run.
+
+    Returns:
+        The members of a sweep, without those whose method has no such form; or the one member there is.
 
     Raises:
         ConfigError: one sentence; nothing has been written and no model has been loaded.
     """
     overrides = [argument for argument in arguments if not argument.startswith("-")]
-    multirun = any(argument in ("-m", "--multirun") for argument in arguments)
-    root = entry.schema()
+    multirun = any(argument in MULTIRUN for argument in arguments)
+    root: Any = entry.schema()
     for override in _parse(overrides):
         _check_group(override, entry)
+        if override.get_key_element() == "hydra/launcher":
+            check_launcher(",".join(_values(override)), multirun=multirun)
         if override.is_sweep_override() and override.get_key_element() == "experiment":
             raise ConfigError(
                 f"{override.input_line}: a sweep over experiments would apply neither file's own sweep; "
@@ -167,16 +226,38 @@ def check_command(arguments: Sequence[str], entry: Entry[Any]) -> None:
     with composer():
         members = sweep_members(overrides, entry) if multirun else [list(overrides)]
         for member in members:
-            if entry is APPROXIMATE:
+            if entry.schema is ApproximateConfig:
                 chosen = [override for override in member if override.startswith(("study=", "experiment="))]
                 root.study = typed(_compose(chosen, APPROXIMATE), APPROXIMATE).study
             for override in _parse(member):
                 _check_setting(override, root, entry)
-        if entry is TRAIN and multirun:
-            compose_sweep(overrides, files=True)
-            return
-        for member in members:
-            typed(_compose(member, entry), entry)
+        if multirun and entry.schema is RunConfig:
+            return _compose_members(members, files=True)  # type: ignore[return-value]
+        return [Member(member, typed(_compose(member, entry), entry)) for member in members]
+
+
+def launchers() -> list[str]:
+    """The names of `hydra/launcher`."""
+    return ["basic", *sorted(file.stem for file in (CONFIG_DIRECTORY / "hydra" / "launcher").glob("*.yaml"))]
+
+
+def check_launcher(name: str, *, multirun: bool = True) -> None:
+    """Refuse a launcher that is not there, before anything is started.
+
+    Raises:
+        ConfigError: one sentence; where a package is missing, it names the extra that brings it.
+    """
+    if name not in launchers():
+        raise ConfigError(f"hydra/launcher={name}: allowed are {', '.join(launchers())}{hint(name, launchers())}")
+    if name != "basic" and not multirun:
+        raise ConfigError(f"hydra/launcher={name}: launchers start the jobs of a sweep; add -m to the command.")
+    register_schema()
+    if name != "basic" and f"{name}_schema.yaml" not in ConfigStore.instance().list("hydra/launcher"):
+        extra = name.partition("_")[0]
+        raise ConfigError(
+            f"hydra/launcher={name}: the package that brings it is not installed; "
+            f"`make launchers` installs all of them, pip install 'surm[{extra}]' this one."
+        )
 
 
 def _parse(overrides: Sequence[str]) -> list[Override]:
@@ -200,7 +281,7 @@ def _first_line(error: BaseException) -> str:
 
 def groups() -> dict[str, list[str]]:
     """Config groups and the names each offers."""
-    folders = (path for path in CONFIG_DIRECTORY.iterdir() if path.is_dir() and path.name != "scale")
+    folders = (path for path in CONFIG_DIRECTORY.iterdir() if path.is_dir() and path.name not in ("scale", "hydra"))
     return {
         folder.name: sorted(file.relative_to(folder).with_suffix("").as_posix() for file in folder.rglob("*.yaml"))
         for folder in sorted(folders)

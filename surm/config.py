@@ -110,8 +110,9 @@ class TrackingConfig:
     name: str = "none"  # none | wandb
     mode: str = "online"  # online | offline
     project: str = "surm"
-    entity: str | None = None
+    entity: str | None = None  # null: the account's own
     tags: list[str] = field(default_factory=list)
+    log_adapter: bool = False  # the trained adapter as an artifact, too
 
 
 @dataclass

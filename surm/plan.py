@@ -12,7 +12,7 @@ from surm.claim import living_holder
 from surm.compose import APPROXIMATE, Scale, compose_study, compose_sweep, composer, entry_of
 from surm.config import ApproximateConfig, RunConfig
 from surm.experiments import STUDIES
-from surm.record import Record, read_record, run_directory
+from surm.record import Record, RecordError, read_record, run_directory
 from surm.report import ExperimentPlan, GridPlan, Plan, StudyPlan
 
 
@@ -43,11 +43,18 @@ class Planned(ABC):
         return read_record(self.record_path)
 
     def status(self) -> str:
-        """finished | interrupted | failed | running | missing."""
-        if living_holder(self.record_path.parent) is not None:
+        """finished | interrupted | failed | damaged | running | missing."""
+        if self.holder() is not None:
             return "running"
-        record = self.record()
+        try:
+            record = self.record()
+        except RecordError:
+            return "damaged"
         return record["status"] if record is not None else "missing"
+
+    def holder(self) -> dict[str, Any] | None:
+        """The process that works on it now, as its claim says, or None."""
+        return living_holder(self.record_path.parent)
 
 
 @dataclass(frozen=True)

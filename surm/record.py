@@ -5,11 +5,14 @@ import json
 import os
 import platform
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 import surm
 
@@ -20,7 +23,28 @@ Record = dict[str, Any]
 
 
 class RecordError(RuntimeError):
-    """A record that contradicts what is asked now; the message is one sentence."""
+    """A record that contradicts what is asked now, or is damaged; the message is one sentence."""
+
+
+class StorageError(RuntimeError):
+    """A file that cannot be written; the message is one sentence that names it."""
+
+
+@contextmanager
+def storing(path: Path) -> Iterator[None]:
+    """Tell in one sentence which file could not be written, and why.
+
+    Raises:
+        StorageError: the disk is full, the folder read-only, or the like.
+    """
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        file, reason = getattr(error, "filename", None) or path, getattr(error, "strerror", None) or error
+        raise StorageError(
+            f"{file} cannot be written ({reason}): make room or choose another output_dir; what was there before is "
+            "untouched."
+        ) from None
 
 
 def run_directory(output_dir: str | Path, signature: str) -> Path:
@@ -28,14 +52,22 @@ def run_directory(output_dir: str | Path, signature: str) -> Path:
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write a temporary file, flush it to the disk, rename: a reader sees the old file or the new one, never half."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write a temporary file, flush it to the disk, rename: a reader sees the old file or the new one, never half.
+
+    Raises:
+        StorageError: it cannot be written; an older file is as before.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    with storing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with temporary.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -58,7 +90,17 @@ def read_record(path: Path) -> Record | None:
     return record
 
 
-def where(device: str, content_hashes: dict[str, str]) -> dict[str, Any]:
+def finished_record(folder: Path) -> Record | None:
+    """The record of a run's folder if the run is finished.
+
+    Raises:
+        RecordError: the file is not a record.
+    """
+    record = read_record(folder / "record.json")
+    return record if record is not None and record["status"] == "finished" else None
+
+
+def where(device: str, content_hashes: dict[str, str], *, processes: int = 1) -> dict[str, Any]:
     """The machine, the versions and the commit that a run ran with, and the hashes of the data and weights it read."""
     packages = ("torch", "peft", "timm", "transformers", "accelerate", "numpy", "scikit-learn")
     return {
@@ -74,6 +116,7 @@ def where(device: str, content_hashes: dict[str, str]) -> dict[str, Any]:
             "cores": os.cpu_count(),
             "threads": torch.get_num_threads(),
             "device": device,
+            "processes": processes,
             "system": f"{platform.system()} {platform.machine()}",
         },
         "content_hashes": content_hashes,

@@ -8,7 +8,7 @@ from typing import Any
 from surm import signature as identity
 from surm.claim import Claim
 from surm.experiments import STUDIES
-from surm.record import Record, read_record, run_directory, where, write_json
+from surm.record import Record, finished_record, run_directory, where, write_json
 
 
 def run_part(asked: dict[str, Any], output_dir: str | Path, say: Callable[[str], None] = print) -> Record:
@@ -20,16 +20,18 @@ def run_part(asked: dict[str, Any], output_dir: str | Path, say: Callable[[str],
         say: prints one line.
 
     Raises:
-        RecordError: another process works on it, or the record is damaged.
+        Claimed: another process works on it.
+        RecordError: the record is damaged.
     """
     name = identity.signature(asked)
     folder = run_directory(output_dir, name)
-    record = read_record(folder / "record.json")
-    if record is not None and record["status"] == "finished":
+    if (record := finished_record(folder)) is not None:
         return record
     question = dict(asked["study"])
     study = STUDIES[question.pop("name")]
-    with Claim(folder):
+    with Claim(folder) as claim:
+        if (record := finished_record(folder)) is not None:  # since the look above, by another process
+            return record
         happened: dict[str, Any] = {}
         status, error, begun = "failed", None, time.perf_counter()
         try:
@@ -50,5 +52,6 @@ def run_part(asked: dict[str, Any], output_dir: str | Path, say: Callable[[str],
                 "happened": happened | {"seconds": seconds, "error": error},
                 "where": where("cpu", {}),
             }
+            claim.confirm()
             write_json(folder / "record.json", record)
     return record

@@ -1,17 +1,22 @@
-"""Weights & Biases: live logging of a run, and the upload of runs that ran without it.
+"""Weights & Biases: live logging of a run, its trained adapter, and the upload of runs that ran without it.
 
 A run is never lost to its tracking: the record on disk is the result, W&B holds a copy under the same signature.
 """
 
 import logging
+import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from surm.config import DatasetConfig
 
 _LOG = logging.getLogger(__name__)
 
 EXIT_CODES = {"finished": 0, "failed": 1, "interrupted": 255}  # 255 is W&B's own code for Ctrl-C
 FINISH_TIMEOUT = 120.0  # seconds; without a limit, a lost connection would hold a finished run forever
+UPLOAD_TIMEOUT = 1800.0  # seconds, where the trained parameters go along: all of a model's, for full fine-tuning
 
 
 class TrackingError(RuntimeError):
@@ -24,6 +29,12 @@ class Tracker(Protocol):
     def log(self, row: Mapping[str, Any], step: int) -> None:
         """Add a row of the history; rows of one step are merged, nested names joined with `/`."""
 
+    def log_adapter(self, folder: Path, metrics: Mapping[str, float]) -> None:
+        """Store what a finished run saved in its folder, where `tracking.log_adapter` asks for it.
+
+        That is `adapter/` in PEFT's format, else `trained.safetensors`; `metrics` join the artifact's metadata.
+        """
+
     def finish(self, summary: Mapping[str, Any], status: str) -> None:
         """Close the run with the record's `happened` block; `status` is finished, interrupted or failed."""
 
@@ -32,6 +43,9 @@ class NoTracker:
     """The tracker of `tracking=none`."""
 
     def log(self, row: Mapping[str, Any], step: int) -> None:
+        pass
+
+    def log_adapter(self, folder: Path, metrics: Mapping[str, float]) -> None:
         pass
 
     def finish(self, summary: Mapping[str, Any], status: str) -> None:
@@ -44,19 +58,38 @@ class WandbTracker:
     Args:
         run: an open `wandb.Run`.
         marker: written once W&B has the whole finished run, so that `sync` leaves it alone.
+        adapter: name and metadata of the artifact that `log_adapter` makes; None: it makes none.
     """
 
-    def __init__(self, run: Any, marker: Path) -> None:
+    def __init__(self, run: Any, marker: Path, adapter: tuple[str, Mapping[str, Any]] | None = None) -> None:
         self._run = run
         self._marker = marker
+        self._adapter = adapter
         self._alive = True
 
     def log(self, row: Mapping[str, Any], step: int) -> None:
-        if self._alive:
+        if self._alive and step >= self._run.starting_step:  # W&B holds the steps before: a run resumed there
             try:
                 self._run.log(_flat(row), step=step)
             except Exception as error:  # a lost connection or service shows as many types
                 self._give_up(error)
+
+    def log_adapter(self, folder: Path, metrics: Mapping[str, float]) -> None:
+        if not self._alive or self._adapter is None:
+            return
+        import wandb
+
+        name, metadata = self._adapter
+        try:
+            artifact = wandb.Artifact(name, type="adapter", metadata={**metadata, "metrics": dict(metrics)})
+            saved = folder.resolve()  # W&B reads it there when it uploads: it is immutable, so it needs no copy
+            if (saved / "adapter").is_dir():
+                artifact.add_dir(str(saved / "adapter"), policy="immutable")
+            else:
+                artifact.add_file(str(saved / "trained.safetensors"), policy="immutable")
+            self._run.log_artifact(artifact)
+        except Exception as error:
+            _LOG.warning("W&B did not take the adapter (%s): the run is not affected.", error)
 
     def finish(self, summary: Mapping[str, Any], status: str) -> None:
         if self._alive:
@@ -72,7 +105,8 @@ class WandbTracker:
     def _give_up(self, error: Exception) -> None:
         self._alive = False
         _LOG.warning(
-            "W&B stopped (%s): the run is not affected, and `make wandb-sync` can upload its record later.", error
+            "W&B stopped (%s): the run is not affected, and `make wandb-sync` can upload its record later.",
+            str(error) or type(error).__name__,
         )
 
 
@@ -88,10 +122,10 @@ def start_tracker(
     """Start the tracker that `tracking` asks for; a run resumed here is resumed at W&B.
 
     Args:
-        tracking: the configuration's `tracking` node (name, mode, project, entity, tags).
+        tracking: the configuration's `tracking` node (name, mode, project, entity, tags, log_adapter).
         signature: identity of the run, and its id at W&B.
         group: experiment that the run was started for.
-        config: the record's `asked` block; names of model, dataset and method also become tags.
+        config: the record's `asked` block; names of model, dataset and method, and the group, also become tags.
         tags: beside those and the ones of `tracking`.
         directory: holds W&B's own files and the markers of `sync`; the same for all runs.
 
@@ -113,7 +147,7 @@ def start_tracker(
         save_code=False,
         x_disable_machine_info=True,  # neither git remote nor machine load
         host="",
-        finish_timeout=FINISH_TIMEOUT,
+        finish_timeout=UPLOAD_TIMEOUT if tracking["log_adapter"] else FINISH_TIMEOUT,
         finish_timeout_raises=True,
     )
     wandb.setup(settings)
@@ -129,7 +163,7 @@ def start_tracker(
             group=group,
             name="/".join([*labels, f"seed {config['seed']}"]),
             config=dict(config),
-            tags=list(dict.fromkeys([*labels, *tracking["tags"], *tags])),
+            tags=list(dict.fromkeys([*labels, *([group] if group else []), *tracking["tags"], *tags])),
             dir=directory,
             reinit="create_new",  # several runs of a sweep may share this process
             settings=settings,
@@ -140,24 +174,63 @@ def start_tracker(
         raise TrackingError(_refused(str(error))) from error
     except pydantic.ValidationError as error:
         raise TrackingError(_refused(error.errors()[0]["msg"])) from error
-    _LOG.info("W&B: %s", run.url or run.settings.sync_dir)
-    return WandbTracker(run, _marker(directory, signature, tracking["mode"]))
+    _LOG.info("W&B: %s", run.url if tracking["mode"] == "online" else run.settings.sync_dir)
+    adapter = (f"adapter-{signature}", config) if tracking["log_adapter"] else None
+    return WandbTracker(run, _marker(directory, signature, tracking["mode"]), adapter)
+
+
+def tracking_options(settings: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
+    """The options of `tracking=wandb` with those of the settings that change them, and the other settings.
+
+    Raises:
+        ConfigError: a setting of tracking that does not exist.
+    """
+    from surm.compose import compose_run, composer  # torch and Hydra, which a tracker does without
+
+    own = [setting for setting in settings if setting.startswith("tracking.")]
+    with composer():
+        options = vars(compose_run(["tracking=wandb", *own]).tracking)
+    return options, [setting for setting in settings if setting not in own]
+
+
+def primary_metric(dataset: "DatasetConfig") -> str:
+    """The metric of a run's tables; W&B holds it as `evaluation/<metric>`, and as `metrics/<metric>` from the end on.
+
+    Only the user's own files, `dataset=table`, are read for it.
+    """
+    from surm.data import load_task
+    from surm.data.base import Corpus
+    from surm.data.glue import TASKS
+
+    family, _, task = dataset.name.partition("/")
+    if family == "glue":
+        return TASKS[task].metrics[0]
+    return load_task("table", **dataset.origin()).primary_metric if family == "table" else Corpus.metrics[0]
+
+
+def pending(records: Iterable[Mapping[str, Any]], mode: str, directory: Path) -> list[Mapping[str, Any]]:
+    """The finished runs that W&B does not hold yet, each once; interrupted and failed ones may still change."""
+
+    def held(signature: str) -> bool:
+        return any(_marker(directory, signature, known).exists() for known in ("online", mode))
+
+    finished = {record["signature"]: record for record in records if record["status"] == "finished"}
+    return [record for signature, record in finished.items() if not held(signature)]
 
 
 def sync(
     records: Iterable[Mapping[str, Any]],
+    tracking: Mapping[str, Any],
     *,
-    project: str,
-    entity: str | None = None,
-    mode: str = "online",
-    group: str | None = None,
+    groups: Mapping[str, Sequence[str]],
     directory: Path,
 ) -> list[str]:
-    """Upload finished runs from their records, each signature once; interrupted and failed ones may still change.
+    """Upload finished runs from their records, each signature once; an upload that broke goes on where it broke.
 
     Args:
-        records: as read from the record files.
-        group: experiment that all of them belong to, if they do.
+        records: as read from the record files; `path` is the file's, for the adapter beside a run's own record.
+        tracking: as for `start_tracker`.
+        groups: signature -> experiments that the run belongs to; the first is its group, all are tags.
         directory: as for `start_tracker`; delete `<signature>.<mode>` there to upload a run again.
 
     Returns:
@@ -166,22 +239,37 @@ def sync(
     Raises:
         TrackingError: as `start_tracker` does.
     """
-    tracking: dict[str, Any] = {"name": "wandb", "mode": mode, "project": project, "entity": entity, "tags": []}
     uploaded = []
-    for record in records:
-        signature = record["signature"]
-        marker = _marker(directory, signature, mode)
-        if record["status"] != "finished" or marker.exists():
-            continue
+    for record in pending(records, tracking["mode"], directory):
+        signature, happened = record["signature"], record["happened"]
+        if tracking["mode"] == "offline":  # nothing goes on there: what broke is written anew
+            for broken in directory.glob(f"wandb/offline-run-*-{signature}"):
+                shutil.rmtree(broken)
+        names = groups.get(signature, ())
         tracker = start_tracker(
-            tracking, signature=signature, group=group, config=record["asked"], tags=(), directory=directory
+            tracking,
+            signature=signature,
+            group=names[0] if names else None,
+            config=record["asked"],
+            tags=names,
+            directory=directory,
         )
-        for row in record["happened"]["history"]:
-            tracker.log({name: value for name, value in row.items() if name != "step"}, step=row["step"])
-        tracker.finish(record["happened"], record["status"])
-        if marker.exists():
+        for step, row in _by_step(happened["history"]):
+            tracker.log(row, step)
+        if (folder := record["path"].parent).name == signature:  # published records have no folder of their own
+            tracker.log_adapter(folder, happened["metrics"])
+        tracker.finish(happened, record["status"])
+        if _marker(directory, signature, tracking["mode"]).exists():
             uploaded.append(signature)
     return uploaded
+
+
+def _by_step(history: Iterable[Mapping[str, Any]]) -> list[tuple[int, dict[str, Any]]]:
+    """One row a step, in order: an upload that breaks leaves whole rows, and goes on with the next one."""
+    rows: dict[int, dict[str, Any]] = {}
+    for row in history:
+        rows.setdefault(row["step"], {}).update({name: value for name, value in row.items() if name != "step"})
+    return sorted(rows.items())
 
 
 def _marker(directory: Path, signature: str, mode: str) -> Path:

@@ -1,4 +1,4 @@
-"""One run: fine-tune a backbone on a task with one method, and leave a record. Readable from top to bottom."""
+"""The training loop: fine-tune a backbone on a task with one method. Readable from top to bottom."""
 
 import math
 import statistics
@@ -6,26 +6,26 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator
+from accelerate.data_loader import prepare_data_loader
 from accelerate.utils import set_seed
 from peft import PeftModel
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from surm import signature as identity
 from surm.checkpoint import Progress, load_checkpoint, save_checkpoint
 from surm.claim import Claim
 from surm.config import ConfigError, RunConfig
-from surm.data import Task, data_hash, load_task
+from surm.data import Task, load_task
 from surm.data.encode import encode
 from surm.data.order import EpochBatches
-from surm.device import accelerator, checkpoint_activations, out_of_memory
+from surm.device import checkpoint_activations
 from surm.evaluate import Answers, evaluate, task_loss
-from surm.interrupt import Interrupted, Stop, stop_at_signal
+from surm.interrupt import Interrupted, Stop
 from surm.memory import measure_peak
 from surm.methods import (
     after_step,
@@ -35,11 +35,11 @@ from surm.methods import (
     has_hidden_state,
     trainable_parameters,
 )
-from surm.models import load_backbone, weights_hash
+from surm.models import load_backbone
 from surm.models.backbone import Backbone
 from surm.optim import parameter_groups, rate_factor
-from surm.record import Record, RecordError, read_record, run_directory, where, write_json
-from surm.tracking import start_tracker
+from surm.processes import is_main, main_decides
+from surm.record import storing, write_json
 
 Report = Callable[[int, int, dict[str, float]], None]  # (step, of steps, loss and metric)
 
@@ -48,109 +48,25 @@ class RunError(RuntimeError):
     """A run that cannot go on; the message is one sentence and stands in the record."""
 
 
-def run(config: RunConfig, *, report: Report | None = None, say: Callable[[str], None] = print) -> Record:
-    """Run, resume or find a run; the same question is answered once.
-
-    Args:
-        config: a checked configuration.
-        report: called after each step, for progress bars.
-        say: prints one line.
-
-    Returns:
-        The run's record, with status `finished`.
-
-    Raises:
-        RecordError: data or weights differ from those of the finished run, or a file is damaged.
-        RunError: the loss is no longer finite; the record says so.
-        Interrupted: a signal came; the checkpoint is written, or, in the last step, the finished record.
-    """
-    if config.trainer.threads:
-        torch.set_num_threads(config.trainer.threads)
-    question = identity.asked(config)
-    name = identity.signature(question)
-    folder = run_directory(config.output_dir, name)
-    hashes = {
-        "data": data_hash(config.dataset.name, **config.dataset.origin()),
-        "weights": weights_hash(config.model.name, **config.model.origin()),
-    }
-
-    record = read_record(folder / "record.json")
-    if record is not None and record["status"] == "finished":
-        _refuse_other_content(record, hashes)
-        say(f"run {name} is finished already: {folder / 'record.json'}")
-        return record
-
-    with Claim(folder):
-        tracker = start_tracker(
-            vars(config.tracking),
-            signature=name,
-            group=config.table.name,
-            config=question,
-            tags=config.tracking.tags,
-            directory=Path(config.output_dir) / "wandb",
-        )
-        loop = Loop(config, question, folder, tracker.log, report, say)
-        status, error = "failed", None
-        try:
-            with stop_at_signal(loop.stop):
-                loop.train()
-            status = "finished"
-        except Interrupted:
-            status = "interrupted"
-            raise
-        except (RunError, torch.OutOfMemoryError) as failure:
-            error = out_of_memory(config) if isinstance(failure, torch.OutOfMemoryError) else str(failure)
-            raise RunError(error) from None
-        except Exception as failure:
-            error = f"{type(failure).__name__}: {failure}"
-            raise
-        finally:
-            record = {
-                "signature": name,
-                "status": status,
-                "asked": question,
-                "happened": loop.happened() | {"error": error},
-                "where": where(str(loop.accelerator.device), hashes),
-            }
-            if status == "finished":
-                loop.save_results()
-            write_json(folder / "record.json", record)
-            if status in ("finished", "failed"):
-                loop.checkpoint.unlink(missing_ok=True)
-            tracker.finish(record["happened"], status)
-    if loop.stop.requested:  # in its last step: a sweep must not go on with the next run
-        raise Interrupted(f"run {name} is finished; nothing after it was started.")
-    return record
-
-
-def _refuse_other_content(record: Record, hashes: dict[str, str]) -> None:
-    for what, now in hashes.items():
-        then = record["where"]["content_hashes"][what]
-        if then != now:
-            raise RecordError(
-                f"run {record['signature']} is finished with other {what}: its hash was {then[:16]}, that of what is "
-                f"given now is {now[:16]}; restore the {what} or move the run's folder away."
-            )
-
-
 class Loop:
-    """The training loop of one run."""
+    """The training loop of one run, in each of its processes."""
 
     def __init__(
         self,
         config: RunConfig,
+        place: Accelerator,
         question: dict[str, Any],
-        folder: Path,
+        claim: Claim,
         log: Callable[[dict[str, float], int], None],
         report: Report | None,
         say: Callable[[str], None],
     ) -> None:
-        self.config, self.question, self.folder = config, question, folder
+        self.config, self.question, self.claim, self.folder = config, question, claim, claim.folder
         self.log, self.report, self.say = log, report, say
-        self.checkpoint = folder / "checkpoint.safetensors"
+        self.checkpoint = self.folder / "checkpoint.safetensors"
         self.stop = Stop()
         trainer, data = config.trainer, config.dataset
-        self.accelerator = accelerator(config)
+        self.accelerator = place
         self.task: Task = load_task(
             data.name, evaluate_on=data.evaluate_on, fraction=data.fraction, seed=config.seed, **data.origin()
         )
@@ -175,7 +91,7 @@ class Loop:
             checkpoint_activations(self.backbone.module)
 
         train = encode(self.task.train, self.backbone)
-        self.order = EpochBatches(len(train), trainer.batch_size, config.seed)
+        self.order = EpochBatches(len(train), trainer.batch_size, config.seed, place.process_index, place.num_processes)
         # A generator of its own: an iterator draws a number when it starts, and a resumed run starts one more.
         loader = partial(DataLoader, collate_fn=train.collate, num_workers=trainer.workers, generator=torch.Generator())
         training = loader(train, batch_sampler=self.order)
@@ -188,9 +104,11 @@ class Loop:
             betas=(config.optim.beta1, config.optim.beta2),
             lr=question["optim"]["lr"],
         )
-        self.module, self.optimizer, self.training, *loaders = self.accelerator.prepare(
-            module, optimizer, training, *evaluating
-        )
+        self.module, self.optimizer, *loaders = place.prepare(module, optimizer, *evaluating)
+        # `order` has divided the batches among the processes already.
+        self.training = prepare_data_loader(training, place.device, 1, 0, put_on_device=True)
+        if place.num_processes > 1:  # dropout must differ among them
+            torch.manual_seed(_process_seed(config.seed, place.process_index, step=0))
         self.evaluating = dict(zip(splits, loaders, strict=True))
         if trainer.compile:
             self.module.compile()
@@ -201,7 +119,7 @@ class Loop:
 
     def train(self) -> None:
         """All steps that are left, an evaluation after each epoch, a checkpoint every few steps."""
-        if self.checkpoint.exists():
+        if main_decides(self.checkpoint.exists):
             self._resume()
         started = time.perf_counter() - self.progress.seconds
         step = self.progress.step
@@ -217,7 +135,7 @@ class Loop:
                     self._note({"evaluation": self.evaluate()})
                 if step == self.steps:
                     break
-                if self.stop.requested:
+                if self._asked_to_stop():
                     self._save()
                     raise Interrupted(
                         f"stopped after step {step} of {self.steps}; the same command goes on from there."
@@ -231,7 +149,7 @@ class Loop:
         self.module.train()
         begun = time.perf_counter()
         losses: list[Tensor] = []
-        batches = iter(self.training)
+        batches = enumerate(self.training, self.order.start)
         while True:
             # The second step of a process is measured: by then the optimiser's state exists.
             measured = len(self.step_seconds) == 1 and self.peak_memory_bytes is None
@@ -239,9 +157,11 @@ class Loop:
             for group in self.optimizer.param_groups:
                 group["lr"] = self.question["optim"]["lr"] * rate_factor(step, self.steps, self.config.optim)
             with meter as peak:
-                for batch in batches:
+                for number, batch in batches:
                     with self.accelerator.accumulate(self.module):
                         loss = self._loss(batch)
+                        if self.order.processes > 1:
+                            loss = loss * self.order.weight(number)
                         self.accelerator.backward(loss)
                         if self.accelerator.sync_gradients and self.config.optim.max_grad_norm:
                             self.accelerator.clip_grad_norm_(self.module.parameters(), self.config.optim.max_grad_norm)
@@ -256,7 +176,7 @@ class Loop:
                     return
             if peak is not None:
                 self.peak_memory_bytes = peak.bytes
-            value = torch.stack(losses).mean().item()
+            value = self.accelerator.reduce(torch.stack(losses).mean(), "mean").item()
             losses.clear()
             step += 1
             if not math.isfinite(value):
@@ -316,9 +236,17 @@ class Loop:
         module: nn.Module = self.accelerator.unwrap_model(self.module)
         return module
 
+    def _asked_to_stop(self) -> bool:
+        """Whether a signal reached any of the processes: they stop after the same step."""
+        if self.order.processes == 1:
+            return self.stop.requested
+        requested = torch.tensor(float(self.stop.requested), device=self.accelerator.device)
+        return bool(self.accelerator.reduce(requested, "sum").item())
+
     def _save(self) -> None:
-        if has_hidden_state(self._unwrapped()):
-            return  # such a run starts again: a checkpoint would resume it with another schedule of ranks
+        if not is_main() or has_hidden_state(self._unwrapped()):
+            return  # with hidden state a run starts again: a checkpoint would resume it with another schedule of ranks
+        self.claim.confirm()
         scaler = self.accelerator.scaler
         self.progress.scaler = scaler.state_dict() if scaler is not None else None
         save_checkpoint(self.checkpoint, self._unwrapped(), self.optimizer.optimizer, self.progress)
@@ -327,6 +255,8 @@ class Loop:
         self.progress = load_checkpoint(self.checkpoint, self._unwrapped(), self.optimizer.optimizer)
         if self.progress.scaler is not None and self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(self.progress.scaler)
+        if not is_main():  # the checkpoint holds the main process's random numbers
+            torch.manual_seed(_process_seed(self.config.seed, self.order.process, self.progress.step))
         self.progress.resumed_from_steps.append(self.progress.step)
         self.say(f"  resumed from step {self.progress.step} of {self.steps}")
 
@@ -355,10 +285,16 @@ class Loop:
     def save_results(self) -> None:
         """The trained adapter in PEFT's format (else the trained parameters), and each example's prediction."""
         module = self._unwrapped()
-        if isinstance(module, PeftModel):
-            module.save_pretrained(str(self.folder / "adapter"))
-        else:
-            trained = {name: parameter.detach().contiguous() for name, parameter in trainable_parameters(module)}
-            save_file(trained, self.folder / "trained.safetensors")
+        with storing(self.folder):
+            if isinstance(module, PeftModel):
+                module.save_pretrained(str(self.folder / "adapter"))
+            else:
+                trained = {name: parameter.detach().contiguous() for name, parameter in trainable_parameters(module)}
+                save_file(trained, self.folder / "trained.safetensors")
         answers = {"labels": self.answers.labels, "predictions": self.answers.predictions}
         write_json(self.folder / "predictions.json", answers)
+
+
+def _process_seed(seed: int, process: int, step: int) -> int:
+    """A seed for the random numbers of one of several processes from a step on."""
+    return (seed * 1_000_003 + step) * 1_009 + process

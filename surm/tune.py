@@ -6,16 +6,22 @@ split.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
+from surm.compose import TRAIN, compose_sweep, composer, sweep_members
+from surm.config import FormError
 from surm.plan import PlannedRun, on_selection
 from surm.rates import STRUCTURE_RATE, TUNED_RATES, USUAL_RATES, rate_key, tuned_rates
 from surm.record import Record, write_json
+from surm.tracking import primary_metric, tracking_options
 
 FACTOR = 3.0
 FIRST_VALUES = 4
+ARGUMENTS = "${args_no_hyphens}"  # where the agent of a W&B sweep puts `optim.lr=<value>`
 
+Place = tuple[str, str]  # model/dataset, and the family of methods that a rate is for
 Score = tuple[float, float]  # primary metric, minus the loss: the loss decides between equal metrics
 
 
@@ -44,6 +50,15 @@ def score(record: Record) -> Score:
     return evaluation[record["happened"]["primary_metric"]], -evaluation["loss"]
 
 
+def searches(members: Iterable[PlannedRun]) -> dict[Place, PlannedRun]:
+    """The searches that tune for some runs, each with the run it stands for: the first seed's, with the most data."""
+    found: dict[Place, PlannedRun] = {}
+    for member in sorted(members, key=lambda member: -member.config.dataset.fraction):
+        key = (f"{member.config.model.name}/{member.config.dataset.name}", rate_key(member.config))
+        found.setdefault(key, member)
+    return found
+
+
 def search(
     members: list[PlannedRun], execute: Callable[[PlannedRun], Record | None], fraction: float | None = None
 ) -> None:
@@ -54,13 +69,10 @@ def search(
         execute: runs (or finds) a run and returns its record; None marks a failed run, which scores lowest.
         fraction: of the training split that every run of the search sees; None for what the member itself sees.
     """
-    tried: dict[tuple[str, str], dict[float, Score]] = {}
-    runs: dict[tuple[str, str], PlannedRun] = {}
-    for member in sorted(members, key=lambda member: -member.config.dataset.fraction):
-        key = (f"{member.config.model.name}/{member.config.dataset.name}", rate_key(member.config))
-        runs.setdefault(key, member)
+    tried: dict[Place, dict[float, Score]] = {}
+    runs = searches(members)
 
-    def attempt(key: tuple[str, str], rate: float) -> None:
+    def attempt(key: Place, rate: float) -> None:
         record = execute(on_selection(runs[key], rate, fraction))
         tried.setdefault(key, {})[rate] = score(record) if record else (-math.inf, -math.inf)
 
@@ -79,3 +91,40 @@ def _write(place: str, method: str, scores: Mapping[float, Score]) -> None:
     rates: dict[str, dict[str, dict[str, Any]]] = tuned_rates()
     rates.setdefault(place, {})[method] = {"lr": best, "tried": listed}
     write_json(TUNED_RATES, {place: dict(sorted(methods.items())) for place, methods in sorted(rates.items())})
+
+
+def wandb_sweeps(
+    members: Sequence[PlannedRun], settings: Sequence[str] = (), fraction: float | None = None
+) -> dict[Place, dict[str, Any]]:
+    """The first values of each search as the file that `wandb sweep` takes: a grid over the learning rate.
+
+    Its runs are those that `search` starts: afterwards that finds their records, and goes on beyond the edges.
+
+    Args:
+        members: as for `search`.
+        settings: with which the members were composed, beside their experiment; those of tracking are for the sweep.
+        fraction: as for `search`.
+    """
+    options, others = tracking_options(settings)
+    found, commands = searches(members), {}
+    with composer():
+        for experiment in dict.fromkeys(member.experiment for member in found.values()):
+            for overrides in sweep_members([f"experiment={experiment}", "seed=0", *others]):
+                with suppress(FormError):
+                    (config,) = compose_sweep(overrides)
+                    commands[PlannedRun(experiment, config).signature] = overrides
+    ours = ["dataset.evaluate_on=selection", *([f"dataset.fraction={fraction}"] if fraction else []), "tracking=wandb"]
+    ours += [setting for setting in settings if setting not in others]
+    return {
+        (place, method): {
+            "name": f"{place}, {method}: learning rate",
+            "project": options["project"],
+            **({"entity": options["entity"]} if options["entity"] else {}),
+            "program": TRAIN.script,
+            "method": "grid",
+            "metric": {"name": f"evaluation/{primary_metric(member.config.dataset)}", "goal": "maximize"},
+            "parameters": {"optim.lr": {"values": first_rates(member.config.structure.name)}},
+            "command": ["${env}", "${interpreter}", "${program}", *commands[member.signature], *ours, ARGUMENTS],
+        }
+        for (place, method), member in found.items()
+    }

@@ -23,8 +23,8 @@ from surm.data.encode import encode
 from surm.models import load_backbone
 from surm.record import PUBLISHED, RecordError, write_json
 from surm.report.records import read_records
+from surm.run import run
 from surm.signature import asked, signature
-from surm.train import run
 from tests.skips import needs
 
 REPOSITORY = Path(__file__).resolve().parents[1]

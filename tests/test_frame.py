@@ -25,7 +25,7 @@ ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = PROJECT["optional-dependencies"]
 MAKEFILE = (ROOT / "Makefile").read_text()
-DOCUMENTS = [ROOT / name for name in ("ARCHITECTURE.md", "CONTRIBUTING.md", "DIFFERENCES.md")]
+DOCUMENTS = [ROOT / name for name in ("ARCHITECTURE.md", "CONTRIBUTING.md", "DIFFERENCES.md", "docs/launchers.md")]
 
 
 def read_requirements(name: str) -> dict[str, Requirement]:
@@ -37,6 +37,8 @@ def read_requirements(name: str) -> dict[str, Requirement]:
 
 LOCK = read_requirements("lock.txt")
 ASSETS = read_requirements("assets.txt")
+LAUNCHERS = read_requirements("launchers.txt")
+LAUNCHER_EXTRAS = [*EXTRAS["joblib"], *EXTRAS["submitit"], *EXTRAS["ray"]]
 
 
 def pinned_version(requirement: Requirement) -> str:
@@ -48,25 +50,38 @@ def pinned_version(requirement: Requirement) -> str:
 # --- lists of packages ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("line", [*PROJECT["dependencies"], *EXTRAS["reproduce"], *EXTRAS["test"]])
-def test_lock_satisfies_pyproject(line):
+@pytest.mark.parametrize("line", [*PROJECT["dependencies"], *EXTRAS["reproduce"], *EXTRAS["test"], *LAUNCHER_EXTRAS])
+def test_lists_satisfy_pyproject(line):
     wanted = Requirement(line)
-    pin = LOCK[canonicalize_name(wanted.name)]
+    pin = (LAUNCHERS if line in LAUNCHER_EXTRAS else LOCK)[canonicalize_name(wanted.name)]
     assert pinned_version(pin) in wanted.specifier
 
 
-def test_lock_is_complete():
+@pytest.mark.parametrize("listed", [LOCK, LOCK | LAUNCHERS], ids=["lock", "launchers"])
+def test_lists_are_complete(listed):
     """Every dependency of a pinned package, as that package declares it, is pinned at a version it accepts."""
-    environment = {"extra": ""}
-    pins = {name: pin for name, pin in LOCK.items() if pin.marker is None or pin.marker.evaluate(environment)}
+    installed = {canonicalize_name(found.name): found.version for found in importlib.metadata.distributions()}
+    pins = {name: pin for name, pin in listed.items() if pin.marker is None or pin.marker.evaluate({"extra": ""})}
     for name, pin in pins.items():
-        if importlib.metadata.version(name).split("+")[0] != pinned_version(pin):
-            pytest.skip(f"the environment has another {name} than requirements/lock.txt")
-        for line in importlib.metadata.requires(name) or []:
-            wanted = Requirement(line)
-            if wanted.marker is None or wanted.marker.evaluate(environment):
-                wanted_pin = pins[canonicalize_name(wanted.name)]
-                assert wanted.specifier.contains(pinned_version(wanted_pin), prereleases=True), f"{name} wants {line}"
+        if installed.get(name, "no").split("+")[0] != pinned_version(pin):
+            pytest.skip(f"the environment has another {name} than the lists, {installed.get(name, 'none')}")
+    declared = {name: [Requirement(line) for line in importlib.metadata.requires(name) or []] for name in pins}
+
+    def applies(wanted, extras):
+        return wanted.marker is None or any(wanted.marker.evaluate({"extra": extra}) for extra in extras)
+
+    asked = {name: {""} for name in pins}  # the extras of each package
+    for wanted in (wanted for requirements in declared.values() for wanted in requirements if applies(wanted, {""})):
+        asked[canonicalize_name(wanted.name)] |= wanted.extras
+    for name, requirements in declared.items():
+        for wanted in requirements:
+            if applies(wanted, asked[name]):
+                pin = pins[canonicalize_name(wanted.name)]
+                assert wanted.specifier.contains(pinned_version(pin), prereleases=True), f"{name} wants {wanted}"
+
+
+def test_launchers_stand_apart_from_the_lock():
+    assert not set(LAUNCHERS) & set(LOCK)
 
 
 def test_library_needs_torch_and_peft_alone():
@@ -174,9 +189,10 @@ def test_missing_tool_is_one_sentence(failing_check, sentence, tmp_path):
 
 @needs_make
 def test_variables_reach_the_script():
-    plan = make("-n", "reproduce", "SCALE=full", "SEEDS=4", "ONLY=laptop", "DRY=1").stdout
+    plan = make("-n", "reproduce", "SCALE=full", "SEEDS=4", "ONLY=laptop", "DRY=1", "LAUNCHER=ray").stdout
     command = plan[plan.index("scripts/reproduce.py") :].split()
-    assert sorted(command[1:]) == sorted(["--scale", "full", "--seeds", "4", "--only", "laptop", "--dry"])
+    given = ["--scale", "full", "--seeds", "4", "--only", "laptop", "--launcher", "ray", "--dry"]
+    assert sorted(command[1:]) == sorted(given)
 
 
 def test_continuous_integration_and_pre_commit_run_the_same_checks():

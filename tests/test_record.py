@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from surm.claim import Claim, living_holder
-from surm.record import RecordError, read_record, write_atomically, write_json
+from surm.record import RecordError, StorageError, read_record, write_atomically, write_json
 
 
 def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -20,9 +20,10 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: pyt
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", no_space)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(StorageError, match=r"record\.json cannot be written \(No space left on device\)"):
         write_atomically(target, b"new, and longer")
     assert target.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [target]
 
 
 def test_not_a_number_never_gets_into_a_record(tmp_path: Path) -> None:

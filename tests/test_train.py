@@ -18,16 +18,19 @@ from scipy.stats import spearmanr
 from sklearn.metrics import accuracy_score
 
 from surm import train
+from surm.claim import Claim
 from surm.compose import compose_run, composer
 from surm.config import ConfigError, RunConfig
 from surm.data import load_task
 from surm.data.encode import encode
 from surm.data.order import EpochBatches
+from surm.device import accelerator
 from surm.interrupt import Interrupted
 from surm.models import load_backbone
 from surm.record import RecordError, read_record
+from surm.run import run
 from surm.signature import asked, signature
-from surm.train import RunError, run
+from surm.train import RunError
 from tests.data.hub_layout import write_tiny
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -46,7 +49,7 @@ def configure(folder: Path, *overrides: str) -> RunConfig:
     return replace(config, output_dir=str(folder))
 
 
-def quiet(line: str) -> None:
+def quiet(*_: object) -> None:
     """Where a test does not care what is said."""
 
 
@@ -304,7 +307,7 @@ def test_other_data_than_the_finished_run_saw_is_refused_with_both_hashes(
 ) -> None:
     config = configure(tmp_path)
     record = run(config, say=quiet)
-    monkeypatch.setattr(train, "data_hash", lambda name, **origin: "0123456789abcdef" * 4)
+    monkeypatch.setattr("surm.run.data_hash", lambda name, **origin: "0123456789abcdef" * 4)
     with pytest.raises(RecordError) as caught:
         run(config, say=quiet)
     assert "0123456789abcdef" in str(caught.value)
@@ -322,14 +325,26 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_a_reason(tmp_path: Path) -
     assert record["happened"]["steps"] < 24
 
 
+def test_precision_may_change_between_the_runs_of_a_process(tmp_path: Path) -> None:
+    def loss(precision: str) -> float:
+        config = configure(tmp_path / precision, f"trainer.precision={precision}", "trainer.max_steps=2")
+        return run(config, say=quiet)["happened"]["history"][-1]["evaluation"]["loss"]
+
+    single, half = loss("no"), loss("bf16")
+    assert half == pytest.approx(single, rel=0.01)
+    assert half != single
+
+
 def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
     config = configure(tmp_path)
     with pytest.raises(Interrupted):
         run(config, report=stop_after(3), say=quiet)
     checkpoint = tmp_path / "runs" / signature(asked(config)) / "checkpoint.safetensors"
-    checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
+    half = checkpoint.read_bytes()[:1000]
+    checkpoint.write_bytes(half)
     with pytest.raises(RecordError, match=r"checkpoint\.safetensors is not a whole checkpoint"):
         run(config, say=quiet)
+    assert checkpoint.read_bytes() == half
 
 
 def rates(tmp_path: Path, *overrides: str) -> list[float]:
@@ -350,7 +365,7 @@ def test_the_schedule_warms_up_linearly_and_falls_to_zero(tmp_path: Path) -> Non
 def test_weight_decay_leaves_structure_parameters_alone_by_default(tmp_path: Path) -> None:
     def decayed(*overrides: str) -> int:
         config = configure(tmp_path, *overrides)
-        loop = train.Loop(config, asked(config), tmp_path, lambda row, step: None, None, quiet)
+        loop = train.Loop(config, accelerator(config), asked(config), Claim(tmp_path), quiet, None, quiet)
         groups = loop.optimizer.param_groups
         return sum(p.numel() for group in groups if group["weight_decay"] > 0 for p in group["params"])
 

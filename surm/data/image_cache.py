@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import shutil
+import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
@@ -68,13 +69,26 @@ def cached_images(split: Split, size: int, settings: dict[str, Any], resize: Res
     try:
         root.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{file}.lock"):
-            if not file.exists():
+            if not _is_whole(file, len(split), size):
                 if needed > shutil.disk_usage(root).free / 2:
                     return None
                 _build(file, split.inputs, size, resize)
             return CachedImages(file)
     except (OSError, NotImplementedError):  # read-only, full, or a file system without locks
         return None
+
+
+def _is_whole(file: Path, length: int, size: int) -> bool:
+    """Whether the file is there, and holds as many images as it should; a damaged one is named and built again."""
+    try:
+        if CachedImages(file).pixels.shape == (length, 3, size, size):
+            return True
+    except FileNotFoundError:
+        return False
+    except (ValueError, EOFError):  # cut off, or no array
+        pass
+    warnings.warn(f"{file} is a damaged cache of images: it is built again.", stacklevel=2)
+    return False
 
 
 def _pays(split: Split, size: int) -> bool:

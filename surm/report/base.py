@@ -1,14 +1,26 @@
 """What every section of the page gives: a table with its pictures, and what it says about the paper's claims."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 
 from surm.report import figures, tables
 from surm.report.experiments import Plan
+from surm.report.plots import Plot
+from surm.report.records import Record
 from surm.report.verdicts import Claim, Verdict, describe
+
+
+@dataclass(frozen=True)
+class Group:
+    """Records behind one row or cell of a table: the seeds of a method on a task, the parts of a study."""
+
+    task: str
+    method: str
+    records: Sequence[Record]
 
 
 class Section(ABC):
@@ -18,6 +30,25 @@ class Section(ABC):
     label: str
 
     @abstractmethod
+    def groups(self) -> list[Group]:
+        """The records found, finished or not, by what they are called in the table."""
+
+    @property
+    def records(self) -> list[Record]:
+        return [record for group in self.groups() for record in group.records]
+
+    @property
+    def finished(self) -> bool:
+        """There is a finished record."""
+        return any(record.finished for record in self.records)
+
+    @property
+    def unfinished(self) -> int:
+        """How many planned records are missing or not finished."""
+        done = {record.signature for record in self.records if record.finished}
+        return len(set(self.plan.signatures) - done)
+
+    @abstractmethod
     def judge(self, claim: Claim) -> Verdict:
         """What the records say about a claim."""
 
@@ -25,9 +56,27 @@ class Section(ABC):
         """Results that the page's opening table lists beside the claims: row name -> cell."""
         return {}
 
-    @abstractmethod
     def text(self) -> str:
         """The table in Markdown with what belongs below it."""
+        label = [f"**{self.label}**\n"] if self.label.endswith("not evidence") else []
+        absent = ["Not in the numbers above:\n", "\n".join(self.absent()) + "\n"] if self.absent() else []
+        return "\n".join([*self.table(), *label, *self.notes(), *absent, *self.elsewhere()])
+
+    @abstractmethod
+    def table(self) -> list[str]:
+        """The table in Markdown, with its footnotes."""
+
+    @abstractmethod
+    def notes(self) -> list[str]:
+        """Paragraphs in Markdown on how to read the table."""
+
+    @abstractmethod
+    def absent(self) -> list[str]:
+        """What is planned and not in the numbers, one line of a Markdown list each."""
+
+    def elsewhere(self) -> list[str]:
+        """Tables in Markdown of numbers that other publications print, and notes on them."""
+        return []
 
     @abstractmethod
     def frame(self) -> pd.DataFrame:
@@ -36,6 +85,10 @@ class Section(ABC):
     @abstractmethod
     def pictures(self) -> Mapping[str, Callable[[Path], None]]:
         """Kind of figure -> function that draws it."""
+
+    @abstractmethod
+    def plots(self) -> list[Plot]:
+        """Interactive figures."""
 
     def write_table(self, output: Path, claims: Mapping[str, Claim]) -> None:
         """Write `tables/<name>.md`, which ends with the verdicts, and `tables/<name>.csv` below `output`."""

@@ -48,7 +48,7 @@ _STYLES: dict[str, Style] = {
     "circulant+skew_circulant": Style("#56B4E9", "X", filled=True),
 }
 _OTHER = Style("#7F7F7F", "v", filled=False)
-_LINES = ("-", "--", ":", "-.")
+LINES = ("-", "--", ":", "-.")
 _PARAMETERS = "trainable parameters, without head"
 
 
@@ -73,34 +73,37 @@ def learning_curves(experiment: Experiment, path: Path) -> None:
     """Draw training loss (log axis) and the reported score over epochs: mean of the seeds, band of their range."""
     figure = Figure(figsize=(10.8, 4.6), dpi=160, layout="constrained")
     loss_axes, score_axes = figure.subplots(1, 2)
-    for place, (method, line) in enumerate(_with_lines(experiment)):
-        history = pd.concat([pd.DataFrame(run.happened["history"]) for run in method.finished], ignore_index=True)
-        style = style_of(method.family)
+    for place, (method, line) in enumerate(with_lines(experiment)):
+        style, found = style_of(method.family), curves(method)
         look: dict[str, Any] = {
             "color": style.color,
             "linestyle": line,
             "linewidth": 1.4,
             "label": method.name,
             "zorder": 2 + style.filled,
-        }
-        marker = marks(style)
-        if "loss" in history:
-            _draw_band(
-                loss_axes, history.dropna(subset="loss"), "loss", **look, **marker, markevery=(0.02 * place, 0.16)
-            )
-        if "evaluation" in history:
-            evaluated = history.dropna(subset="evaluation")
-            scores = evaluated.assign(
-                score=[100 * entry[method.finished[0].metric] for entry in evaluated["evaluation"]]
-            )
-            _draw_band(score_axes, scores, "score", **look, **marker)
+        } | marks(style)
+        if "loss" in found:
+            _draw_band(loss_axes, found["loss"], **look, markevery=(0.02 * place, 0.16))
+        if "score" in found:
+            _draw_band(score_axes, found["score"], **look)
     loss_axes.set(yscale="log", xlabel="epoch", ylabel="training loss")
-    score_axes.set(xlabel="epoch", ylabel=f"{_metric(experiment)} (%)")
+    score_axes.set(xlabel="epoch", ylabel=f"{metric_of(experiment)} (%)")
     for axes in (loss_axes, score_axes):
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         tidy(axes)
     figure.suptitle(experiment.plan.title, fontsize=11)
     _finish(figure, [experiment], path)
+
+
+def curves(method: Method) -> dict[str, pd.DataFrame]:
+    """Training loss and reported score (percent) of a method by epoch: mean, least and greatest of the seeds."""
+    history = pd.concat([pd.DataFrame(run.happened["history"]) for run in method.finished], ignore_index=True)
+    found = {"loss": history.dropna(subset="loss")} if "loss" in history else {}
+    if "evaluation" in history:
+        evaluated = history.dropna(subset="evaluation")
+        metric = method.finished[0].metric
+        found["score"] = evaluated.assign(score=[100 * entry[metric] for entry in evaluated["evaluation"]])
+    return {name: rows.groupby("epoch")[name].agg(["mean", "min", "max"]) for name, rows in found.items()}
 
 
 # --- parts of the first picture ---------------------------------------------------------------------------------------
@@ -120,47 +123,69 @@ def _draw_scores(axes: Axes, experiment: Experiment) -> None:
         _draw_family(axes, members, places)
     _limit(axes, methods)
     _draw_baselines(axes, experiment)
-    axes.set(xlabel=_PARAMETERS, ylabel=f"{_metric(experiment)} (%)")
+    axes.set(xlabel=_PARAMETERS, ylabel=f"{metric_of(experiment)} (%)")
     tidy(axes)
 
 
-def _draw_strips(axes: Axes, methods: Sequence[Method]) -> dict[str, float]:
-    """Set up the log axis and shade the strips; return each method's place on it."""
+class Strips(NamedTuple):
+    """Where the methods of one experiment stand on a log axis of trainable parameters."""
+
+    places: dict[str, float]  # method -> x
+    shared: dict[int, tuple[float, float, float]]  # count of several methods -> centre and edges of its strip
+    limits: tuple[float, float]
+    head_only: float | None  # x of the methods that train the head alone
+
+    def powers(self) -> list[int]:
+        """Exponents of the ticks, powers of ten."""
+        low, high = self.limits
+        smallest = low * 2 if self.head_only is None else self.head_only * 12
+        return [power for power in range(12) if smallest / 3 < 10**power < high]
+
+
+def strips(methods: Sequence[Method]) -> Strips:
+    """Methods of one count stand side by side; those that train the head alone stand left of a break in the axis."""
     counts: dict[int, list[Method]] = defaultdict(list)
     for method in sorted(methods, key=lambda method: method.trainable_parameters):
         counts[method.trainable_parameters].append(method)
     smallest = min((count for count in counts if count > 0), default=1)
     head_only = smallest / 12
     low, high = (head_only if 0 in counts else smallest) / 2, max(*counts, 10) * 2
-    axes.set(xscale="log", xlim=(low, high))
-
     step = _step(counts, widest=(high / low) ** 0.022)
     places: dict[str, float] = {}
+    shared: dict[int, tuple[float, float, float]] = {}
     for count, group in counts.items():
         center = count or head_only
         offsets = np.arange(len(group)) - (len(group) - 1) / 2
         places |= {method.name: center * step**offset for method, offset in zip(group, offsets, strict=True)}
         if len(group) > 1:
             edge = step ** (len(group) / 2)
-            axes.axvspan(center / edge, center * edge, color="0.94", zorder=0, linewidth=0)
-            axes.annotate(
-                f"{count:,} each",
-                (center, 0),
-                (0, 4),
-                xycoords=axes.get_xaxis_transform(),
-                textcoords="offset points",
-                fontsize=8,
-                color="0.35",
-                ha="center",
-                va="bottom",
-                rotation=90,
-            )
+            shared[count] = center, center / edge, center * edge
+    return Strips(places, shared, (low, high), head_only if 0 in counts else None)
 
-    ticks = {10.0**power: f"$10^{{{power}}}$" for power in range(12) if smallest / 3 < 10**power < high}
-    if 0 in counts:
-        ticks[head_only] = "0\n(head only)"
+
+def _draw_strips(axes: Axes, methods: Sequence[Method]) -> dict[str, float]:
+    """Set up the log axis and shade the strips; return each method's place on it."""
+    found = strips(methods)
+    axes.set(xscale="log", xlim=found.limits)
+    for count, (center, left, right) in found.shared.items():
+        axes.axvspan(left, right, color="0.94", zorder=0, linewidth=0)
+        axes.annotate(
+            f"{count:,} each",
+            (center, 0),
+            (0, 4),
+            xycoords=axes.get_xaxis_transform(),
+            textcoords="offset points",
+            fontsize=8,
+            color="0.35",
+            ha="center",
+            va="bottom",
+            rotation=90,
+        )
+    ticks = {10.0**power: f"$10^{{{power}}}$" for power in found.powers()}
+    if found.head_only is not None:
+        ticks[found.head_only] = "0\n(head only)"
         axes.text(
-            head_only * 12**0.45,
+            found.head_only * 12**0.45,
             0,
             "//",
             fontsize=8,
@@ -172,13 +197,13 @@ def _draw_strips(axes: Axes, methods: Sequence[Method]) -> dict[str, float]:
     axes.xaxis.set_major_locator(FixedLocator(list(ticks)))
     axes.set_xticklabels(list(ticks.values()))
     axes.xaxis.set_minor_locator(NullLocator())
-    return places
+    return found.places
 
 
 def _step(counts: dict[int, list[Method]], *, widest: float) -> float:
     """Factor between neighbours of one count, small enough that the strips stay apart."""
-    strips = [(count, len(group)) for count, group in counts.items() if count > 0 and len(group) > 1]
-    room: list[float] = [(b / a) ** (1.6 / (size_a + size_b)) for (a, size_a), (b, size_b) in pairwise(strips)]
+    sizes = [(count, len(group)) for count, group in counts.items() if count > 0 and len(group) > 1]
+    room: list[float] = [(b / a) ** (1.6 / (size_a + size_b)) for (a, size_a), (b, size_b) in pairwise(sizes)]
     return min([widest, *room])
 
 
@@ -247,22 +272,22 @@ def marks(style: Style) -> dict[str, Any]:
     }
 
 
-def _with_lines(experiment: Experiment) -> Iterable[tuple[Method, str]]:
+def with_lines(experiment: Experiment) -> Iterable[tuple[Method, str]]:
     """Each method with finished runs, and a line style that tells the members of a family apart."""
     drawn: dict[str, int] = defaultdict(int)
     for method in experiment.methods:
         if method.finished:
-            yield method, _LINES[drawn[method.family] % len(_LINES)]
+            yield method, LINES[drawn[method.family] % len(LINES)]
             drawn[method.family] += 1
 
 
-def _draw_band(axes: Axes, history: pd.DataFrame, column: str, **look: Any) -> None:
-    by_epoch = history.groupby("epoch")[column].agg(["mean", "min", "max"])
+def _draw_band(axes: Axes, by_epoch: pd.DataFrame, **look: Any) -> None:
     axes.fill_between(by_epoch.index, by_epoch["min"], by_epoch["max"], color=look["color"], alpha=0.08, linewidth=0)
     axes.plot(by_epoch.index, by_epoch["mean"], **look)
 
 
-def _metric(experiment: Experiment) -> str:
+def metric_of(experiment: Experiment) -> str:
+    """Name of the reported metric."""
     return experiment.finished[0].metric if experiment.finished else "score"
 
 

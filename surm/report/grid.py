@@ -10,10 +10,11 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from surm.report import grid_figures, tables
-from surm.report.base import Section
+from surm.report import grid_figures, grid_plots, tables
+from surm.report.base import Group, Section
 from surm.report.experiments import REFERENCE, Column, GridPlan, Method, gather_columns
 from surm.report.grid_verdicts import judge_columns
+from surm.report.plots import Plot
 from surm.report.records import Record
 from surm.report.verdicts import Claim, Verdict
 
@@ -31,7 +32,6 @@ class Grid(Section):
         self.plan, self.label, self.paper = plan, plan.label or label, paper
         self.columns: list[Column] = gather_columns(plan, records, known=known, label=label)
         self.rows = list(dict.fromkeys(row for column in self.columns for row in column.rows))
-        self.finished = any(column.experiment.finished for column in self.columns)
         self._verdicts: dict[str, Verdict] = {}
 
     def judge(self, claim: Claim) -> Verdict:
@@ -46,7 +46,7 @@ class Grid(Section):
             cells = [column.experiment.method(row) for column in self.columns]
             done = [method for method in cells if method]
             if len(done) == len(self.columns):
-                found[row] = f"{_average(done):.2f} %, average of {len(done)} tasks"
+                found[row] = f"{average(done):.2f} %, average of {len(done)} tasks"
             elif done:
                 found[row] = f"finished on {len(done)} of {len(self.columns)} tasks"
         return found
@@ -62,30 +62,40 @@ class Grid(Section):
         draw = partial(grid_figures.draw, self.columns, self.rows, self.plan.title, self.label)
         return {"scores": draw}
 
-    def text(self) -> str:
-        lines = [f"**{self.label}**\n"] if self.label.endswith("not evidence") else []
+    def plots(self) -> list[Plot]:
+        return grid_plots.plots(self.columns, self.rows) if self.finished else []
+
+    def groups(self) -> list[Group]:
+        return [
+            Group(column.label, method.name, method.records)
+            for column in self.columns
+            for method in column.experiment.methods
+        ]
+
+    def notes(self) -> list[str]:
         if self.finished:
-            lines = [*self._table(), *lines, *self._how_to_read()]
-        else:
-            lines += [
-                f"No record yet: {len(set(self.plan.signatures)):,} runs are planned, {len(self.rows)} methods on "
-                f"{len(self.columns)} tasks. To run them: `make reproduce ONLY={self.plan.name}`.\n"
-            ]
-        absent = [*self._failures(), *(self._missing() if self.finished else [])]
-        lines += ["Not in the numbers above:\n", "\n".join(absent) + "\n"] if absent else []
-        return "\n".join([*lines, *self._published()])
+            return self._how_to_read()
+        return [
+            f"No record yet: {len(set(self.plan.signatures)):,} runs are planned, {len(self.rows)} methods on "
+            f"{len(self.columns)} tasks. To run them: `make reproduce ONLY={self.plan.name}`.\n"
+        ]
+
+    def absent(self) -> list[str]:
+        return [*self._failures(), *(self._missing() if self.finished else [])]
 
     # --- the wide table -----------------------------------------------------------------------------------------------
 
-    def _table(self) -> list[str]:
+    def table(self) -> list[str]:
+        if not self.finished:
+            return []
         notes: dict[str, int] = {}  # reason of an empty cell -> number of its footnote
         averaged = len(self.columns) > 1
         body = []
         for row in self.rows:
             done = [method for column in self.columns if (method := column.experiment.method(row))]
             cells = [_cell(column, row, notes) for column in self.columns]
-            average = [f"{_average(done):.2f}" if len(done) == len(self.columns) else ""] if averaged else []
-            body.append([row, _counts(done), *cells, *average])
+            overall = [f"{average(done):.2f}" if len(done) == len(self.columns) else ""] if averaged else []
+            body.append([row, counts(done), *cells, *overall])
         header = ["method", "trainable parameters, without head", *(column.label for column in self.columns)]
         header += ["average"] if averaged else []
         table = tables.markdown(header, body, right=[False] + [True] * (len(header) - 1))
@@ -144,8 +154,7 @@ class Grid(Section):
 
     # --- rows of other publications -----------------------------------------------------------------------------------
 
-    def _published(self) -> list[str]:
-        """The rows that other publications print, for the data sets of this grid."""
+    def elsewhere(self) -> list[str]:
         if not self.plan.published:
             return []
         stored = yaml.safe_load((self.paper / f"{self.plan.published}.yaml").read_text())
@@ -176,7 +185,8 @@ class Grid(Section):
         return task | found | {"note": "; ".join(filter(None, [found["note"], *notes]))}
 
 
-def _average(methods: Iterable[Method]) -> float:
+def average(methods: Iterable[Method]) -> float:
+    """Mean of the tasks' mean scores, in percent."""
     return fmean(fmean(run.score for run in method.finished) for method in methods)
 
 
@@ -184,14 +194,14 @@ def _cell(column: Column, row: str, notes: dict[str, int]) -> str:
     """Mean, standard deviation and number of seeds; else the number of the footnote that says why there are none."""
     method = column.experiment.method(row)
     if method is None:
-        reason = _reason(column, row)
-        return f"[{notes.setdefault(reason, len(notes) + 1)}]"
+        return f"[{notes.setdefault(reason(column, row), len(notes) + 1)}]"
     scores = [run.score for run in method.finished]
     spread = f" ± {stdev(scores):.2f}" if len(scores) > 1 else ""
     return f"{fmean(scores):.2f}{spread} ({len(scores)})"
 
 
-def _reason(column: Column, row: str) -> str:
+def reason(column: Column, row: str) -> str:
+    """Why a method has no score on a task."""
     if row not in column.rows:
         return "not planned"
     attempted = next((method for method in column.experiment.methods if method.name == row), None)
@@ -206,9 +216,10 @@ def _planned(column: Column, row: str) -> tuple[int, int]:
     return missing[row], Counter(names.values())[row]
 
 
-def _counts(methods: Sequence[Method]) -> str:
-    counts = sorted({method.trainable_parameters for method in methods})
-    return f"{counts[0]:,} to {counts[-1]:,}" if len(counts) > 1 else "".join(f"{count:,}" for count in counts)
+def counts(methods: Sequence[Method]) -> str:
+    """Trainable parameters, or their range where the tasks differ."""
+    found = sorted({method.trainable_parameters for method in methods})
+    return f"{found[0]:,} to {found[-1]:,}" if len(found) > 1 else "".join(f"{count:,}" for count in found)
 
 
 def _score(value: float | None) -> str:

@@ -12,12 +12,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator
 
 from surm.report.experiments import Column, Method
-from surm.report.figures import legend_below, marks, save, style_of, tidy
+from surm.report.figures import LINES, legend_below, marks, save, style_of, tidy
 
 FULL = "full fine-tuning"
 _WIDEST = 4  # panels in one line
-_STEP = 1.02  # factor between the methods at one fraction, so that their intervals stand side by side
-_LINES = ("-", "--", ":", "-.")
+STEP = 1.02  # factor between the methods at one fraction, so that their intervals stand side by side
 
 
 def draw(columns: Sequence[Column], rows: Sequence[str], title: str, label: str, path: Path) -> None:
@@ -82,7 +81,7 @@ def _draw_curves(axes: Axes, group: Sequence[Column], rows: Sequence[str]) -> No
         if not found:
             continue
         family = found[0][1].family
-        _draw_curve(axes, row, found, _LINES[drawn[family] % len(_LINES)], _STEP ** (place - (len(rows) - 1) / 2))
+        _draw_curve(axes, row, found, LINES[drawn[family] % len(LINES)], STEP ** (place - (len(rows) - 1) / 2))
         drawn[family] += 1
     whole = next((column.experiment.method(FULL) for column in group if column.fraction == 1), None)
     if whole:

@@ -4,9 +4,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from surm.report import figures, tables
+from surm.report import figures, html, tables
 from surm.report.base import Section
 from surm.report.experiments import Plan
+from surm.report.further import further_plans
+from surm.report.html import Source
 from surm.report.records import Record, read_records
 from surm.report.sections import Comparison, make_section
 from surm.report.studies import StudyPlan
@@ -18,33 +20,43 @@ HEADER = ["", "paper", "published here", "verdict", "this run", "verdict"]
 def build(
     plans: Sequence[Plan],
     published: Path = Path("results/runs"),
-    runs: Path = Path("outputs/runs"),
+    runs: Path | Sequence[Path] = Path("outputs/runs"),
     output: Path = Path("outputs"),
     *,
     label: str,
     name: str = "all",
     paper: Path = Path("results/paper"),
+    options: str = "",
+    further: bool = False,
 ) -> Path:
-    """Write tables, figures and `report.md` of this machine's runs below `output`; return the page's path.
+    """Write tables, figures, `report.md` and `report.html` of this machine's runs below `output`; return the former.
 
-    The page opens with the paper's sentences, the numbers published here and this run's, side by side, with a verdict
+    A page opens with the paper's sentences, the numbers published here and this run's, side by side, with a verdict
     on each of the latter two. Seeds beyond the planned ones count wherever every other setting is equal.
 
     Args:
         plans: what was planned.
-        published, runs: folders of committed records and of this machine's.
-        output: receives `tables/`, `figures/` and `report.md`.
+        published: folder of committed records.
+        runs: folder of this machine's records, or several.
+        output: receives `tables/`, `figures/`, `report.md` and `report.html`.
         label: printed with the numbers; one that ends in "not evidence" forbids verdicts.
         name: of the figure that has a panel for each experiment, `figures/<name>_accuracy_over_parameters.png`.
         paper: folder of the paper's claims.
+        options: of `make reproduce`, which the page prints where a run is missing.
+        further: add a section for the runs and studies that no plan asks for.
     """
-    ours, theirs = read_records(runs), read_records(published)
+    folders = [runs] if isinstance(runs, Path) else runs
+    ours, theirs = read_records(*folders), read_records(published)
+    plans = [*plans, *further_plans(plans, ours)] if further else plans
     here = [make_section(plan, ours, known=theirs, label=label, paper=paper) for plan in plans]
     there = [make_section(_as_published(plan, theirs), theirs, known=ours, label=label, paper=paper) for plan in plans]
     claims = read_claims(paper)
     _write_tables_and_figures(here, output, name, claims)
+    damaged = [*theirs.complaints, *ours.complaints]
+    sources = [Source("published", "published here", [published], there), Source("run", "this run", folders, here)]
+    html.write(output / "report.html", sources, claims, label=label, damaged=damaged, options=options)
     rows = [row for pair in zip(there, here, strict=True) for row in _comparison(*pair, claims)]
-    return _write_page(output, label, HEADER, rows, here)
+    return _write_page(output, label, HEADER, rows, here, damaged)
 
 
 def _as_published(plan: Plan, published: Mapping[str, Record]) -> Plan:
@@ -72,13 +84,19 @@ def publish(
     claims = read_claims(paper)
     _write_tables_and_figures(there, output, name, claims, draw=draw)
     rows = [row[:4] for section in there for row in _comparison(section, section, claims)]
-    return _write_page(output, label, HEADER[:4], rows, there)
+    return _write_page(output, label, HEADER[:4], rows, there, stored.complaints)
 
 
 def _write_page(
-    output: Path, label: str, header: list[str], rows: list[list[str]], sections: Sequence[Section]
+    output: Path,
+    label: str,
+    header: list[str],
+    rows: list[list[str]],
+    sections: Sequence[Section],
+    damaged: Sequence[str],
 ) -> Path:
     opening = ["# Report\n", f"**{label}**\n"] if label else ["# Report\n"]
+    opening += ["\n".join(f"* {line}" for line in damaged) + "\n"] if damaged else []
     texts = [section.markdown() for section in sections]
     page = output / "report.md"
     page.write_text("\n".join([*opening, tables.markdown(header, rows), *texts]), encoding="utf-8")

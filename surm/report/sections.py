@@ -1,16 +1,17 @@
 """The sections of the page, one for each plan: methods on one task, methods on several tasks, a study."""
 
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property, partial
 from pathlib import Path
 
 import pandas as pd
 
-from surm.report import figures, tables
-from surm.report.base import Section
+from surm.report import figures, plots, tables
+from surm.report.base import Group, Section
 from surm.report.experiments import Experiment, GridPlan, Plan, as_column, gather
 from surm.report.grid import Grid
 from surm.report.grid_verdicts import judge_columns
+from surm.report.plots import Plot
 from surm.report.records import Record
 from surm.report.studies import STUDY_REPORTS, StudyPlan
 from surm.report.verdicts import RULES, Claim, Verdict, judge, judge_effect
@@ -33,8 +34,17 @@ class Comparison(Section):
     def scores(self) -> dict[str, str]:
         return {method.name: _score(self.experiment, method.name) for method in self.experiment.methods}
 
-    def text(self) -> str:
-        return tables.to_markdown(self.experiment)
+    def groups(self) -> list[Group]:
+        return [Group("", method.name, method.records) for method in self.experiment.methods]
+
+    def table(self) -> list[str]:
+        return [tables.frame_to_markdown(self.frame(), tables.COLUMNS)]
+
+    def notes(self) -> list[str]:
+        return tables.notes(self.experiment)
+
+    def absent(self) -> list[str]:
+        return tables.absent(self.experiment)
 
     def frame(self) -> pd.DataFrame:
         return tables.table(self.experiment)
@@ -45,6 +55,12 @@ class Comparison(Section):
             "learning_curves": partial(figures.learning_curves, self.experiment),
         }
 
+    def plots(self) -> list[Plot]:
+        if not self.finished:
+            return []
+        panels = [("", self.experiment)]
+        return [plots.accuracy_over_parameters(panels), plots.learning_curves(panels), plots.cost(panels)]
+
 
 class Study(Section):
     """A study without a backbone."""
@@ -53,25 +69,40 @@ class Study(Section):
         self.plan, self.label = plan, plan.label or label
         self.report = STUDY_REPORTS[plan.study]
         found = [records[signature] for signature in plan.signatures if signature in records]
-        self.records = [record for record in found if record.finished]
-        self.absent = [f"* `{record.signature}`: {record.status}" for record in found if not record.finished]
-        self.absent += [f"* `{name}`: planned, no record" for name in plan.signatures if name not in records]
+        self.parts = [record for record in found if record.finished]
+        self.others = [record for record in found if not record.finished]
+
+    def groups(self) -> list[Group]:
+        found = [*self.parts, *self.others]
+        return [Group("", self.plan.title, found)] if found else []
+
+    @cached_property
+    def effects(self) -> Mapping[str, Sequence[float]]:
+        """What claims are about, one value for each draw."""
+        return self.report.effects(self.parts) if self.parts else {}
 
     def judge(self, claim: Claim) -> Verdict:
-        return judge_effect(claim, self.report.effects(self.records) if self.records else {}, self.label)
+        return judge_effect(claim, self.effects, self.label)
 
-    def text(self) -> str:
-        lines = [tables.frame_to_markdown(self.frame(), self.report.COLUMNS)]
-        lines += [f"**{self.label}**\n"] if self.label else []
-        lines += [f"{note}\n" for note in self.report.notes(self.records)] if self.records else []
-        lines += ["Not in the numbers above:\n", "\n".join(self.absent) + "\n"] if self.absent else []
-        return "\n".join(lines)
+    def table(self) -> list[str]:
+        return [tables.frame_to_markdown(self.frame(), self.report.COLUMNS)]
+
+    def notes(self) -> list[str]:
+        return [f"{note}\n" for note in self.report.notes(self.parts)] if self.parts else []
+
+    def absent(self) -> list[str]:
+        known = {record.signature for record in self.records}
+        lines = [f"* `{record.signature}`: {tables.why(record)}" for record in self.others]
+        return lines + [f"* `{name}`: planned, no record" for name in self.plan.signatures if name not in known]
 
     def frame(self) -> pd.DataFrame:
-        return self.report.table(self.records) if self.records else pd.DataFrame(columns=list(self.report.COLUMNS))
+        return self.report.table(self.parts) if self.parts else pd.DataFrame(columns=list(self.report.COLUMNS))
 
     def pictures(self) -> Mapping[str, Callable[[Path], None]]:
-        return {kind: partial(draw, self.records) for kind, draw in self.report.FIGURES.items() if self.records}
+        return {kind: partial(draw, self.parts) for kind, draw in self.report.FIGURES.items() if self.parts}
+
+    def plots(self) -> list[Plot]:
+        return self.report.plots(self.parts) if self.parts else []
 
 
 def make_section(

@@ -77,11 +77,6 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence[str]], *, right: Seq
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
-def to_markdown(experiment: Experiment) -> str:
-    """The table, then what belongs below it: how to read it, baselines without training, runs that are not in it."""
-    return "\n".join([frame_to_markdown(table(experiment), COLUMNS), *_lines_below(experiment)])
-
-
 def frame_to_markdown(frame: pd.DataFrame, columns: Mapping[str, tuple[str, str]]) -> str:
     """A Markdown table of a frame; `columns` gives each heading and number format, a missing value is an empty cell."""
     rows = [
@@ -93,23 +88,26 @@ def frame_to_markdown(frame: pd.DataFrame, columns: Mapping[str, tuple[str, str]
     )
 
 
-def _lines_below(experiment: Experiment) -> list[str]:
-    lines = [f"**{experiment.label}**\n"] if not experiment.is_evidence else []
-    if experiment.finished:
-        happened = experiment.finished[0].happened
-        lines.append(
-            f"{happened['primary_metric']} on {happened['evaluation_examples']:,} evaluation examples after the last "
-            f"epoch. Differences are paired by seed; from and to bound the 95 % interval over seeds and examples.\n"
-        )
-        baselines = [f"{name} {100 * value:.2f} %" for name, value in happened.get("baselines", {}).items()]
-        lines += [f"Without training: {', '.join(baselines)}.\n"] if baselines else []
-    absent = [
+def notes(experiment: Experiment) -> list[str]:
+    """How to read the table, and what is reached without training."""
+    if not experiment.finished:
+        return []
+    happened = experiment.finished[0].happened
+    baselines = [f"{name} {100 * value:.2f} %" for name, value in happened.get("baselines", {}).items()]
+    return [
+        f"{happened['primary_metric']} on {happened['evaluation_examples']:,} evaluation examples after the last "
+        f"epoch. Differences are paired by seed; from and to bound the 95 % interval over seeds and examples.\n",
+        *([f"Without training: {', '.join(baselines)}.\n"] if baselines else []),
+    ]
+
+
+def absent(experiment: Experiment) -> list[str]:
+    """One line for each run that is not in the table, with the reason."""
+    return [
         f"* `{run.signature}` {method.name}, seed {run.seed}: {why(run)}"
         for method in experiment.methods
         for run in method.unfinished
     ] + [f"* `{signature}`: planned, no record" for signature in experiment.missing]
-    lines += ["Not in the numbers above:\n", "\n".join(absent) + "\n"] if absent else []
-    return lines
 
 
 def why(run: Record) -> str:

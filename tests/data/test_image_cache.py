@@ -114,6 +114,17 @@ def test_no_cache_where_nothing_can_be_written(split, tmp_path, monkeypatch):
     assert cache(split) is None
 
 
+@pytest.mark.parametrize("damage", [lambda content: content[:-10], lambda content: b"", lambda content: b"no array"])
+def test_a_damaged_file_is_named_and_built_again(split, folder, damage):
+    cache(split)
+    (file,) = folder.glob("*.npy")
+    whole = file.read_bytes()
+    file.write_bytes(damage(whole))
+    with pytest.warns(UserWarning, match=f"{file.name} is a damaged cache"):
+        cache(split)
+    assert file.read_bytes() == whole
+
+
 def test_an_image_that_cannot_be_read_leaves_nothing(split, folder):
     def fail(raw):
         raise ValueError("no image")

@@ -8,6 +8,7 @@ import pytest
 from surm.report import ExperimentPlan, build, publish, tables
 from surm.report.experiments import gather
 from surm.report.records import read_records
+from surm.report.sections import make_section
 from tests.report import made_up
 
 PAPER = Path(__file__).parents[2] / "results" / "paper"
@@ -50,7 +51,7 @@ def test_unfinished_and_missing_runs_are_listed(tmp_path):
     assert rows["circulant"]["note"] == "seed 2 failed; seed 3 interrupted"
     assert (rows["BitFit"]["n"], rows["BitFit"]["note"]) == (0, "seed 0 failed")
     assert np.isnan(rows["BitFit"]["mean"])
-    text = tables.to_markdown(experiment)
+    text = make_section(plan, read_records(tmp_path), known={}, label="").text()
     assert f"* `{planned[-3]}` circulant, seed 2: failed, loss is NaN at step 7\n" in text
     assert f"* `{planned[-1]}` BitFit, seed 0: failed, out of memory\n" in text
     assert "* `deadbeef0000`: planned, no record" in text
@@ -65,8 +66,9 @@ def test_a_missing_number_says_why(make_experiment):
     assert alone["circulant"]["note"] == "no finished run of LoRA r=1 to compare with"
 
 
-def test_baselines_and_label_stand_below_the_table(make_experiment):
-    text = tables.to_markdown(make_experiment(ACCURACIES, label="smoke: not evidence"))
+def test_baselines_and_label_stand_below_the_table(tmp_path):
+    plan = ExperimentPlan("e", "E", made_up.write_experiment(tmp_path, ACCURACIES))
+    text = make_section(plan, read_records(tmp_path), known={}, label="smoke: not evidence").text()
     assert "Without training: majority 10.00 %." in text
     assert "**smoke: not evidence**" in text
 

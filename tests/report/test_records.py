@@ -136,3 +136,67 @@ def test_a_plan_over_two_data_sets_is_refused(tmp_path):
         ValueError, match=r"mixes builtin_vit on digits, builtin_vit on mnist5k: give one plan for each"
     ):
         gather(ExperimentPlan("e", "E", planned), read_records(tmp_path), known={}, label="")
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b'{"signature": "', "no JSON from line 1"),
+        (b"", "no JSON from line 1"),
+        (b"\xff\xfe\x00", "no text"),
+        (b"[1, 2]", "no JSON object"),
+        (b'{"signature": "x", "status": "finished", "asked": {}, "happened": {}}', "'where' is missing"),
+        (
+            b'{"signature": "x", "status": "finished", "asked": 1, "happened": {}, "where": {}}',
+            "a block is no JSON object",
+        ),
+    ],
+)
+def test_a_damaged_file_is_left_out_and_named(tmp_path, content, reason):
+    good = made_up.write_run(tmp_path, made_up.asked({"name": "full"}), np.arange(9), np.ones(9, bool))
+    damaged = tmp_path / "damaged" / "record.json"
+    damaged.parent.mkdir()
+    damaged.write_bytes(content)
+    records = read_records(tmp_path)
+    assert list(records) == [good]
+    assert records.damaged == {damaged: reason}
+    (sentence,) = records.complaints
+    assert sentence.startswith(f"{damaged} is left out")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"metrics": {}},
+        {"metrics": {"accuracy": None}},
+        {"metrics": {"accuracy": float("nan")}},
+        {"trainable_parameters": "many"},
+        {"best_epoch_metrics": None},
+    ],
+)
+def test_a_finished_run_without_its_numbers_is_damaged(tmp_path, change):
+    request = made_up.asked({"name": "full"})
+    signature = made_up.write_run(tmp_path, request, np.arange(9), np.ones(9, bool), **change)
+    records = read_records(tmp_path)
+    assert records == {}
+    assert list(records.damaged) == [tmp_path / signature / "record.json"]
+
+
+@pytest.mark.parametrize(
+    "content", ["[1,", '{"labels": [1, 2], "predictions": [1]}', '{"labels": [1]}', '{"labels": 3}']
+)
+def test_damaged_predictions_leave_the_score_and_are_named(tmp_path, content):
+    request = made_up.asked({"name": "full"})
+    signature = made_up.write_run(tmp_path, request, np.arange(10), np.arange(10) < 9)
+    (tmp_path / signature / "predictions.json").write_text(content)
+    record = read_records(tmp_path)[signature]
+    assert (record.score, record.evaluation) == (90.0, None)
+    assert record.damage.startswith(f"{tmp_path / signature / 'predictions.json'} is damaged")
+
+
+def test_of_two_folders_the_later_one_counts(tmp_path):
+    request = made_up.asked({"name": "full"})
+    for folder, right in (("first", 5), ("second", 9)):
+        made_up.write_run(tmp_path / folder, request, np.arange(10), np.arange(10) < right)
+    (record,) = read_records(tmp_path / "first", tmp_path / "second").values()
+    assert record.score == 90.0

@@ -8,6 +8,7 @@ from typing import Protocol
 import pandas as pd
 
 from surm.report.experiments import Plan
+from surm.report.plots import Plot
 from surm.report.records import Record
 from surm.report.studies import ldr_fit, pinwheel, pinwheel_search, psd_fit
 
@@ -30,6 +31,9 @@ class StudyReport(Protocol):
 
     def effects(self, records: Sequence[Record]) -> dict[str, list[float]]:
         """The quantities that claims are about, one value for each draw."""
+
+    def plots(self, records: Sequence[Record]) -> list[Plot]:
+        """Interactive figures."""
 
     def notes(self, records: Sequence[Record]) -> list[str]:
         """Lines below the table: budgets, how to read it, what it proves and what not."""

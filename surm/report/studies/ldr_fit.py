@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator
 
 from surm.report.figures import Style, legend_below, marks, save, style_of, tidy
+from surm.report.plots import LOG, Panel, Plot, Trace, band, look
 from surm.report.records import Record
 from surm.report.studies.rows import study_rows
 
@@ -159,6 +160,33 @@ FIGURES: dict[str, Callable[[Sequence[Record], Path], None]] = {
 }
 
 
+def plots(records: Sequence[Record]) -> list[Plot]:
+    """Relative error over the number of terms, mean of the draws with the band of their range, a panel a target."""
+    errors = _errors(records)
+    panels, words = [], []
+    for target in _targets(errors):
+        traces: list[Trace] = []
+        for fit, name in OVER_TERMS.items():
+            error, (style, line) = errors[target, fit], _STYLES[fit]
+            ranges = [error.mean().tolist(), error.min().tolist(), error.max().tolist()]
+            traces += band(style, name, [int(terms) for terms in error.columns], *ranges, line=line)
+            words.append(f"{TARGETS[target]}, {name}: {ranges[0][0]:.3f} at r=1, {ranges[0][-1]:.3f} at the largest r.")
+        ends = [float(errors[target, "warm"].columns.min()), float(errors[target, "warm"].columns.max())]
+        for fit, name in SINGLE.items():
+            mean, (style, line) = float(errors[target, fit][0].mean()), _STYLES[fit]
+            appearance = {"mode": "lines", "line": look(style, line)["line"]}
+            hover = {"hovertemplate": f"{name}: %{{y:.4~g}}<extra></extra>"}
+            traces.append({"name": name, "x": ends, "y": [mean, mean], **appearance, **hover})
+            words.append(f"{TARGETS[target]}, {name}: {mean:.3f}.")
+        y = {"title": {"text": "relative error"}} | (LOG if _all_but_disappears(errors, target) else {})
+        panels.append(Panel(TARGETS[target], {"title": {"text": "terms r"}}, y, traces))
+    caption = (
+        "Relative Frobenius error over the number of terms: mean of the draws, band of their range; structures without "
+        "terms are horizontal lines."
+    )
+    return [Plot("over_terms", "Error over the number of terms", caption, " ".join(words), panels, height=400)]
+
+
 # --- errors -----------------------------------------------------------------------------------------------------------
 
 
@@ -203,17 +231,25 @@ def _by_target(errors: Errors, other: str) -> str:
 # --- pictures ---------------------------------------------------------------------------------------------------------
 
 
+_STYLES = {
+    "warm": (style_of("ldr"), "-"),
+    "cold": (style_of("ldr")._replace(filled=False), "--"),
+    "descent": (Style("#7F7F7F", "^", filled=True), "-."),
+    "early": (Style("#7F7F7F", "v", filled=False), ":"),
+    "svd": (style_of("low_rank"), "-"),
+    "circulant": (style_of("circulant"), "--"),
+    "toeplitz": (style_of("toeplitz"), "-"),
+    "toeplitz_symmetric": (style_of("toeplitz")._replace(filled=False), ":"),
+}
+
+
+def _all_but_disappears(errors: Errors, target: str) -> bool:
+    """An error near 0, which only a logarithmic axis shows."""
+    return min(float(errors[target, fit].to_numpy().min()) for fit in (*OVER_TERMS, *SINGLE)) < 0.1
+
+
 def _look(fit: str) -> dict[str, Any]:
-    style, line = {
-        "warm": (style_of("ldr"), "-"),
-        "cold": (style_of("ldr")._replace(filled=False), "--"),
-        "descent": (Style("#7F7F7F", "^", filled=True), "-."),
-        "early": (Style("#7F7F7F", "v", filled=False), ":"),
-        "svd": (style_of("low_rank"), "-"),
-        "circulant": (style_of("circulant"), "--"),
-        "toeplitz": (style_of("toeplitz"), "-"),
-        "toeplitz_symmetric": (style_of("toeplitz")._replace(filled=False), ":"),
-    }[fit]
+    style, line = _STYLES[fit]
     look = {"color": style.color, "linestyle": line, "linewidth": 1.4, **marks(style)}
     # An open marker is a ring around what lies below it.
     return look | ({"markersize": 4.5} if style.filled else {"markersize": 7.5, "markerfacecolor": "none"})

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from surm.report.figures import legend_below, marks, save, style_of, tidy
+from surm.report.plots import LOG, Panel, Plot, Trace, band
 from surm.report.records import Record
 from surm.report.statistics import mean_interval
 
@@ -187,6 +188,26 @@ FIGURES: dict[str, Callable[[Sequence[Record], Path], None]] = {
     "loss_curves": loss_curves,
     "decision_regions": decision_regions,
 }
+
+
+def plots(records: Sequence[Record]) -> list[Plot]:
+    """The training loss of every method over epochs, mean and range of the seeds, a panel for each setting."""
+    panels, words = [], []
+    for reading, embedding in product(READINGS, EMBEDDINGS):
+        curves = [record.happened["curves"] for record in _ordered(records, reading, embedding)]
+        if not curves:
+            continue
+        traces: list[Trace] = []
+        epochs = curves[0]["epochs"][1:]
+        for method, (family, line) in FAMILIES.items():
+            losses = np.concatenate([np.array(curve["losses"][method])[:, 1:] for curve in curves])
+            ranges = [found.tolist() for found in (losses.mean(axis=0), losses.min(axis=0), losses.max(axis=0))]
+            traces += band(style_of(family), method, epochs, *ranges, line=line)
+            words.append(f"{_setting(reading, embedding)}, {method}: {ranges[0][-1]:.3f} after the last epoch.")
+        x, y = ({"title": {"text": text}, **LOG} for text in ("epoch", "training loss"))
+        panels.append(Panel(_setting(reading, embedding), x, y, traces))
+    caption = "Training loss over epochs (both logarithmic): mean of the seeds, band of their range."
+    return [Plot("loss_curves", "Training loss", caption, " ".join(words), panels)]
 
 
 # --- what the records hold --------------------------------------------------------------------------------------------

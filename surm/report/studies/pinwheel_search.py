@@ -6,6 +6,7 @@ from typing import Any
 
 import pandas as pd
 
+from surm.report.plots import Plot
 from surm.report.records import Record
 from surm.report.studies.pinwheel import READINGS
 
@@ -34,6 +35,11 @@ def table(records: Sequence[Record]) -> pd.DataFrame:
 def effects(records: Sequence[Record]) -> dict[str, list[float]]:
     """Nothing: no claim is about the search."""
     return {}
+
+
+def plots(records: Sequence[Record]) -> list[Plot]:
+    """None: the table says it all."""
+    return []
 
 
 def notes(records: Sequence[Record]) -> list[str]:

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from surm.report.figures import marks, save, style_of, tidy
+from surm.report.plots import Panel, Plot, mark, names_axis
 from surm.report.records import Record
 from surm.report.studies.rows import study_rows
 
@@ -112,6 +113,27 @@ def dots(records: Sequence[Record], path: Path) -> None:
 
 
 FIGURES: dict[str, Callable[[Sequence[Record], Path], None]] = {"errors": dots}
+
+
+def plots(records: Sequence[Record]) -> list[Plot]:
+    """The error of every fit, mean with the range of the draws, a panel for each target and reading."""
+    errors = _errors(records)
+    parameters = study_rows(records).groupby("fit")["parameters"].first()
+    names = {fit: f"{name} ({parameters[fit]})" for fit, name in FITS.items()}
+    panels, words = [], []
+    for reading, target in product(READINGS, TARGETS):
+        title = f"{TARGETS[target]}, rows normalised {reading}"
+        traces = []
+        for fit, name in names.items():
+            values = errors[target, reading, fit]
+            text = f"{name}: {values.mean():.3f}, draws from {values.min():.3f} to {values.max():.3f}"
+            style = style_of(_STYLES.get(fit, fit))
+            spread = float(values.min()), float(values.max())
+            traces.append(mark(style, name, float(values.mean()), name, text, spread))
+            words.append(f"{title}, {text}.")
+        panels.append(Panel(title, {"title": {"text": "Frobenius error"}}, names_axis(list(names.values())), traces))
+    caption = "Frobenius error of every fit, with its number of parameters: mean of the draws and their range."
+    return [Plot("errors", "Errors by family", caption, " ".join(words), panels, 3, 300, list(names.values()))]
 
 
 def _errors(records: Sequence[Record]) -> dict[tuple[str, str, str], Array]:

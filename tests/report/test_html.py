@@ -1,0 +1,258 @@
+"""The HTML page: what it holds, where its links lead, and what it survives."""
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from plotly import graph_objects
+
+from surm.report import ExperimentPlan, GridPlan, StudyPlan, build
+from surm.report.records import read_records
+from tests.report import made_up
+from tests.report.grids import write_cell
+
+ROOT = Path(__file__).parents[2]
+PAPER = ROOT / "results" / "paper"
+ACCURACIES = {"linear probe": 0.84, "LoRA r=1": 0.95, "circulant": 0.98}
+EVIL = "</script><img src=x onerror=alert(1)> ![x](http://example.org/x.png) [y](javascript:alert(1))"
+
+
+class Page(HTMLParser):
+    """Ids, links, headings, tables as rows of (text, link), and the JSON of the figures."""
+
+    def __init__(self, path):
+        super().__init__()
+        self.ids, self.links, self.tags, self.rows, self.headings = [], [], [], [], []
+        self.text, self.figures, self._into = "", "", None
+        self.source = path.read_text(encoding="utf-8")
+        self.feed(self.source)
+        self.figures = json.loads(self.figures)
+        self.rows = [[(text.strip(), link) for text, link in row] for row in self.rows]
+
+    def handle_starttag(self, tag, attributes):
+        attributes = dict(attributes)
+        self.tags.append((tag, attributes))
+        self.ids += [attributes["id"]] if "id" in attributes else []
+        self.links += [attributes["href"]] if tag == "a" else []
+        self._into = "figures" if attributes.get("id") == "figures" else tag
+        if tag == "tr":
+            self.rows.append([])
+        if tag in ("td", "th"):
+            self.rows[-1].append(["", None])
+        if tag == "a" and self.rows and self.rows[-1]:
+            self.rows[-1][-1][1] = attributes["href"]
+        if re.fullmatch("h[1-6]", tag):
+            self.headings.append(int(tag[1]))
+
+    def handle_data(self, data):
+        if self._into == "figures":
+            self.figures += data
+        elif self._into not in ("script", "style"):
+            self.text += data
+            if self.rows and self.rows[-1]:
+                self.rows[-1][-1][0] += data
+
+    def cells(self, first):
+        """The cells of the row that begins with a text."""
+        return next([text for text, _ in row] for row in self.rows if row[0][0] == first)
+
+
+def build_page(tmp_path, plans, **options):
+    build(plans, tmp_path / "published", tmp_path / "runs", tmp_path / "out", **{"label": "", "paper": PAPER} | options)
+    return Page(tmp_path / "out" / "report.html")
+
+
+@pytest.fixture
+def two_sets(tmp_path):
+    """Three published seeds, two of this machine: circulant is worse there than here."""
+    made_up.write_experiment(tmp_path / "published", ACCURACIES | {"circulant": 0.90}, seeds=3, published=True)
+    signatures = made_up.write_experiment(tmp_path / "runs", ACCURACIES, seeds=2)
+    return ExperimentPlan("laptop", "ViT-S/14 on digits", signatures, ["image_gain_over_lora"])
+
+
+def test_a_claim_stands_beside_both_numbers_and_verdicts(tmp_path, two_sets):
+    page = build_page(tmp_path, [two_sets])
+    (row,) = (row for row in page.rows if "(abstract, section 6)" in row[0][0])
+    _, published, verdict, ours, _ = row
+    assert published[0].endswith("3 seeds")
+    assert verdict[0].startswith("✗ disagrees")
+    assert ours[0].endswith("2 seeds")
+    assert (published[1], ours[1]) == ("#records-published-laptop", "#records-run-laptop")
+    assert page.text.index("Claims and verdicts") < page.text.index("Score over trainable parameters")
+
+
+def test_numbers_are_those_of_the_records_and_lead_to_them(tmp_path, two_sets):
+    page = build_page(tmp_path, [two_sets])
+    records = read_records(tmp_path / "runs").values()
+    scores = [record.score for record in records if record.asked["structure"]["name"] == "circulant"]
+    header = next(row for row in page.rows if row[0][0].startswith("method") and len(row) > 5)
+    column = [text for text, _ in header].index("mean (%)")
+    text, link = next(row for row in page.rows if row[0][0] == "circulant" and len(row) > 5)[column]
+    assert text == f"{np.mean(scores):.2f}"
+    start = page.source.index(f'id="{link[1:]}"')
+    block = page.source[start : page.source.index("</section>", start)]
+    assert "<h4>circulant</h4>" in block
+    assert re.findall(r"accuracy ([0-9.]+) %", block) == [f"{score:.2f}" for score in scores]
+
+
+def test_every_link_leads_to_one_place(tmp_path, two_sets):
+    page = build_page(tmp_path, [two_sets])
+    assert len(set(page.ids)) == len(page.ids)
+    assert page.links
+    assert {link for link in page.links if link.removeprefix("#") not in page.ids or not link.startswith("#")} == set()
+
+
+def test_the_page_is_whole_and_well_formed(tmp_path, two_sets):
+    page = build_page(tmp_path, [two_sets])
+    loading = [(tag, a) for tag, a in page.tags if tag in ("script", "img", "iframe") and "src" in a]
+    loading += [(tag, a) for tag, a in page.tags if tag == "link" and not a["href"].startswith("data:")]
+    assert loading == []
+    assert ("html", {"lang": "en"}) in page.tags
+    assert page.headings[0] == 1
+    assert all(below - above <= 1 for above, below in zip(page.headings, page.headings[1:], strict=False))
+    described = [a["aria-describedby"] for tag, a in page.tags if a.get("role") == "img"]
+    assert described
+    assert set(described) <= set(page.ids)
+
+
+def test_the_same_records_give_the_same_bytes(tmp_path, two_sets):
+    assert build_page(tmp_path, [two_sets]).source == build_page(tmp_path, [two_sets]).source
+
+
+def test_a_section_without_runs_here_shows_what_is_published(tmp_path):
+    signatures = made_up.write_experiment(tmp_path / "published", ACCURACIES, published=True)
+    page = build_page(tmp_path, [ExperimentPlan("laptop", "ViT-S/14 on digits", signatures)])
+    assert "Shown: published here" in page.text
+    assert "What is missing" not in page.text
+    assert page.cells("circulant")[1] == "27,648"
+
+
+def test_nothing_run_says_so_with_the_command(tmp_path):
+    asked = {"deadbeef0000": made_up.asked(made_up.STRUCTURES["circulant"])}
+    asked["deadbeef0001"] = made_up.asked(made_up.STRUCTURES["circulant"], dataset="mnist5k")
+    plan = GridPlan("table1_images", "Images", list(asked), ["image_gain_over_lora"], asked=asked)
+    page = build_page(tmp_path, [plan], options="SCALE=paper")
+    assert "make reproduce SCALE=paper ONLY=table1_images" in page.text
+    assert "2 of 2 planned records are missing" in page.text
+    assert "Methods: circulant. Tasks: digits; mnist5k." in page.text
+    (row,) = (row for row in page.rows if "(abstract, section 6)" in row[0][0])
+    assert row[2][0].startswith("○ no record")
+    assert page.figures == {}
+
+
+def test_failures_and_damage_are_named_and_kill_nothing(tmp_path, two_sets):
+    runs = tmp_path / "runs"
+    request = made_up.asked(made_up.STRUCTURES["BitFit"])
+    failed = made_up.write_run(runs, request, np.arange(9), np.ones(9, bool), status="failed", error="out of memory")
+    broken, unreadable = two_sets.signatures[0], two_sets.signatures[2]
+    (runs / broken / "record.json").write_text('{"signature": "')
+    (runs / unreadable / "predictions.json").write_text("[1,")
+    plan = ExperimentPlan("laptop", "ViT-S/14 on digits", [*two_sets.signatures, failed])
+    page = build_page(tmp_path, [plan])
+    assert re.search(rf"{broken}.record\.json is left out, it is not a whole record \(no JSON from line 1\)", page.text)
+    assert re.search(rf"{unreadable}.predictions\.json is damaged", page.text)
+    assert "BitFit, seed 0: failed, out of memory" in page.text
+    markdown = (tmp_path / "out" / "report.md").read_text()
+    assert f"{broken}/record.json is left out" in markdown
+
+
+def test_text_of_records_is_never_markup(tmp_path):
+    signatures = made_up.write_experiment(tmp_path / "runs", ACCURACIES, seeds=1)
+    request = made_up.asked({"name": f"peft_{EVIL}"})
+    signatures.append(made_up.write_run(tmp_path / "runs", request, np.arange(9), np.ones(9, bool)))
+    request = made_up.asked({"name": "bitfit"})
+    failed = made_up.write_run(tmp_path / "runs", request, np.arange(9), np.ones(9, bool), status="failed", error=EVIL)
+    page = build_page(tmp_path, [ExperimentPlan("e", "E", [*signatures, failed])])
+    assert not [tag for tag, _ in page.tags if tag == "img"]
+    assert all(link.startswith("#") for link in page.links)
+    assert sum(tag == "script" for tag, _ in page.tags) == 3
+    assert "peft_</script>" in json.dumps(page.figures) or "</SCRIPT>" in json.dumps(page.figures)
+
+
+def valid(figures):
+    """Build each figure with Plotly's own validation; the page sets titles, grids and axes as this does."""
+    for figure in figures.values():
+        layout, traces = {}, []
+        for place, panel in enumerate(figure["panels"]):
+            number = place + 1 if place else ""
+            traces += [trace | {"xaxis": f"x{number}", "yaxis": f"y{number}"} for trace in panel["traces"]]
+            layout |= {f"xaxis{number}": panel["x"], f"yaxis{number}": panel["y"]}
+            layout.setdefault("shapes", []).extend(panel["shapes"])
+        yield graph_objects.Figure([graph_objects.Scatter(trace) for trace in traces], layout)
+
+
+def test_figures_of_a_comparison_hold_the_means_and_intervals(tmp_path, two_sets):
+    page = build_page(tmp_path, [two_sets])
+    kinds = [name.removeprefix("plot-laptop-") for name in page.figures]
+    assert kinds == ["accuracy_over_parameters", "learning_curves", "cost"]
+    scores = next(valid(page.figures))
+    records = read_records(tmp_path / "runs").values()
+    expected = np.mean([r.score for r in records if r.asked["structure"]["name"] == "circulant"])
+    (circulant,) = (trace for trace in scores.data if trace.name == "circulant")
+    assert circulant.y[0] == pytest.approx(expected)
+    assert circulant.error_y.array[0] > 0
+    assert circulant.error_y.arrayminus[0] > 0
+    assert scores.layout.xaxis.type == "log"
+    assert len(list(valid(page.figures))) == 3
+
+
+def test_low_data_curves_stand_over_the_fractions(tmp_path):
+    planned = {}
+    for fraction in (0.1, None):
+        for name, accuracy in {"full fine-tuning": 0.9, "circulant": 0.8}.items():
+            seeds = [accuracy, accuracy + 0.01]
+            planned |= write_cell(tmp_path / "runs", name, seeds, fraction=fraction)
+    page = build_page(tmp_path, [GridPlan("fig6", "Low data", list(planned), asked=planned)])
+    curves = next(valid({name: figure for name, figure in page.figures.items() if name == "plot-fig6-low_data"}))
+    (circulant,) = (trace for trace in curves.data if trace.name == "circulant")
+    assert circulant.x == pytest.approx([10, 100], rel=0.05)
+    assert circulant.y == pytest.approx([80.5, 80.5])
+    assert "full fine-tuning on all data" in {trace.name for trace in curves.data}
+
+
+def test_a_cell_of_a_grid_leads_to_its_own_records(tmp_path):
+    planned = {}
+    for dataset, accuracy in {"digits": 0.9, "mnist5k": 0.8}.items():
+        planned |= write_cell(tmp_path / "runs", "circulant", [accuracy, accuracy + 0.01], dataset)
+    page = build_page(tmp_path, [GridPlan("t", "T", list(planned), asked=planned)])
+    row = next(row for row in page.rows if row[0][0] == "circulant")
+    assert row[2][0].startswith("90.50")
+    assert row[3][0].startswith("80.50")
+    for (_, link), dataset in zip(row[2:4], ("digits", "mnist5k"), strict=True):
+        assert f'id="{link[1:]}" class="group">\n<h4>circulant on {dataset}</h4>' in page.source
+
+
+@pytest.mark.parametrize("study", ["ldr_fit", "psd_fit", "pinwheel"])
+def test_studies_have_figures_that_plotly_accepts(tmp_path, study):
+    records = read_records(ROOT / "results" / "runs").values()
+    parts = [r.signature for r in records if r.is_study and r.asked["study"]["name"] == study][:9]
+    plan = StudyPlan("s", "A study", parts, study=study)
+    build([plan], ROOT / "results" / "runs", tmp_path / "runs", tmp_path / "out", label="", paper=PAPER)
+    page = Page(tmp_path / "out" / "report.html")
+    assert len(list(valid(page.figures))) == 1
+    assert "95 % interval" in page.text
+
+
+def test_any_folder_of_records_can_be_read(tmp_path):
+    """Runs that no plan asks for get a section of their own; those that chose a rate do not."""
+    made_up.write_experiment(tmp_path / "runs", {"circulant": 0.98}, seeds=2, dataset="mnist5k")
+    chosen = made_up.asked(made_up.STRUCTURES["circulant"], lr=0.5)
+    chosen["dataset"]["evaluate_on"] = "selection"
+    made_up.write_run(tmp_path / "runs", chosen, np.arange(9), np.ones(9, bool))
+    page = build_page(tmp_path, [ExperimentPlan("laptop", "Laptop", ["deadbeef0000"])], further=True)
+    assert "Further runs: builtin_vit on mnist5k, 3 epochs" in page.text
+    assert page.text.count("Shown: this run") == 1
+    assert page.cells("circulant")[1] == "27,648"
+
+
+def test_several_folders_are_read_as_one(tmp_path):
+    first = made_up.write_experiment(tmp_path / "a", {"circulant": 0.98}, seeds=1)
+    second = made_up.write_experiment(tmp_path / "b", {"LoRA r=1": 0.95}, seeds=1)
+    plan = ExperimentPlan("e", "E", [*first, *second])
+    build([plan], tmp_path / "none", [tmp_path / "a", tmp_path / "b"], tmp_path / "out", label="", paper=PAPER)
+    page = Page(tmp_path / "out" / "report.html")
+    assert "2 finished records" in page.text
+    assert "What is missing" not in page.text

@@ -1,0 +1,410 @@
+"""Sweeps by Hydra's launchers: the same runs as one after the other, wherever they go on."""
+
+import json
+import multiprocessing
+import os
+import shutil
+import subprocess
+import sys
+import time
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra import compose
+from omegaconf import OmegaConf
+
+from surm import compose as composing
+from surm.compose import (
+    APPROXIMATE,
+    TRAIN,
+    check_command,
+    check_launcher,
+    compose_study,
+    composer,
+    is_sweep,
+    launchers,
+)
+from surm.config import ConfigError
+from surm.device import own_gpu
+from surm.launch import _command, sweep
+from surm.plan import load_experiment
+from tests.slurm import cluster
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+TINY = ["model=tiny_vit", "dataset=digits", "trainer.max_steps=3", "trainer.log_every=1", "trainer.threads=1"]
+ON_SLURM = ["hydra.launcher.gpus_per_node=0", "hydra.launcher.mem_gb=null", "hydra.launcher.cpus_per_task=1"]
+
+
+def with_plugin(*names: str) -> list[Any]:
+    """Launchers as parameters, each skipped where its package is not installed."""
+
+    def missing(name: str) -> bool:
+        try:
+            check_launcher(name)
+        except ConfigError:
+            return True
+        return False
+
+    return [
+        pytest.param(name, marks=pytest.mark.skipif(missing(name), reason=f"the launcher {name} is not installed"))
+        for name in names
+    ]
+
+
+def script(name: str, *arguments: str, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, str(REPOSITORY / "scripts" / name), *arguments],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY), **environment},
+        capture_output=True,
+        text=True,
+    )
+
+
+def outcome(folder: Path) -> dict[str, Any]:
+    """What each run of a folder found, without what depends on the clock and the machine."""
+    found = {}
+    for path in folder.glob("outputs/runs/*/record.json"):
+        record = json.loads(path.read_text())
+        predictions = path.with_name("predictions.json")
+        found[record["signature"]] = (
+            record["status"],
+            record["happened"].get("metrics"),
+            record["happened"].get("history"),
+            predictions.read_text() if predictions.exists() else None,
+        )
+    return found
+
+
+# --- configuration ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "setting", "value"),
+    [
+        ("basic", "_target_", "hydra._internal.core_plugins.basic_launcher.BasicLauncher"),
+        *[
+            pytest.param(name, *rest, marks=parameter.marks)
+            for parameter, rest in zip(
+                with_plugin("joblib", "submitit_local", "submitit_slurm", "submitit_slurm", "ray", "ray"),
+                [
+                    ("n_jobs", 3),
+                    ("gpus_per_node", 3),
+                    ("gpus_per_node", 1),
+                    ("max_num_timeout", 100),
+                    ("ray.remote.num_gpus", 1),
+                    ("ray.init.address", None),
+                ],
+                strict=True,
+            )
+            for name in parameter.values
+        ],
+    ],
+)
+def test_a_launcher_is_configured_for_the_gpus_there_are(
+    name: str, setting: str, value: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(composing, "gpus", lambda: 3)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 3)
+    with composer():
+        config = compose("config", overrides=[f"hydra/launcher={name}"], return_hydra_config=True)
+    assert OmegaConf.select(config.hydra.launcher, setting) == value
+
+
+@pytest.mark.parametrize("name", with_plugin("joblib"))
+def test_without_a_gpu_each_core_has_a_worker(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    monkeypatch.setattr("joblib.cpu_count", lambda: 7)
+    with composer():
+        config = compose("config", overrides=[f"hydra/launcher={name}"], return_hydra_config=True)
+    assert config.hydra.launcher.n_jobs == 7
+
+
+def test_every_launcher_has_a_file_and_an_extra() -> None:
+    files = {path.stem for path in (REPOSITORY / "conf/hydra/launcher").glob("*.yaml")}
+    assert set(launchers()) == {"basic", *files} == {"basic", "joblib", "submitit_local", "submitit_slurm", "ray"}
+    assert {name.partition("_")[0] for name in files} == {"joblib", "submitit", "ray"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["-m", "hydra/launcher=jobli"], ["hydra/launcher=jobli", "basic, joblib", "did you mean joblib?"]),
+        (["hydra/launcher=joblib"], ["hydra/launcher=joblib", "add -m"]),
+        (["-m", "hydra/launcher=basic,joblib"], ["hydra/launcher=basic,joblib", "allowed are"]),
+        pytest.param(
+            ["-m", "hydra/launcher=joblib", "hydra.launcher.n_job=2"], ["n_job"], marks=with_plugin("joblib")[0].marks
+        ),
+    ],
+)
+@pytest.mark.parametrize("entry", [TRAIN, APPROXIMATE], ids=["train", "approximate"])
+def test_a_wrong_launcher_is_one_sentence(arguments: list[str], words: list[str], entry: Any) -> None:
+    with pytest.raises(ConfigError) as caught:
+        check_command(arguments, entry)
+    assert "\n" not in str(caught.value)
+    for word in words:
+        assert word in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "extra"),
+    [("joblib", "joblib"), ("submitit_slurm", "submitit"), ("submitit_local", "submitit"), ("ray", "ray")],
+)
+def test_a_launcher_that_is_not_installed_names_its_extra(
+    name: str, extra: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Store:
+        def list(self, path: str) -> list[str]:
+            return ["basic.yaml"]
+
+    monkeypatch.setattr(composing, "register_schema", lambda: None)
+    monkeypatch.setattr(composing.ConfigStore, "instance", Store)
+    with pytest.raises(ConfigError, match=f"make launchers.*pip install 'surm\\[{extra}\\]'"):
+        check_launcher(name)
+    check_launcher("basic")
+
+
+def test_reproduce_refuses_a_wrong_launcher_and_starts_nothing(tmp_path: Path) -> None:
+    done = script("reproduce.py", "--scale", "smoke", "--launcher", "rey", folder=tmp_path)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "did you mean ray?" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_sweep_that_only_asks_hydra_is_left_to_hydra() -> None:
+    assert is_sweep(["-m", "seed=0,1"])
+    assert is_sweep(["seed=0,1", "--multirun"])
+    assert not is_sweep(["seed=0"])
+    assert not is_sweep(["-m", "seed=0,1", "--cfg", "job"])
+
+
+def test_a_checked_command_holds_the_members_without_holes() -> None:
+    arguments = ["structure=lora,circulant", "placement=weight_qkv,adapter_houlsby", "hydra.sweep.dir=elsewhere"]
+    members = check_command(["-m", *arguments], TRAIN)
+    found = [(member.config.structure.name, member.config.placement.form) for member in members]
+    assert found == [("lora", "weight"), ("circulant", "weight"), ("circulant", "adapter")]  # no LoRA as an adapter
+    assert "structure=lora" in members[0].overrides
+
+
+@pytest.mark.parametrize(
+    ("name", "seeds", "extra"),
+    [
+        ("smoke_digits", 2, ["seed=0,1"]),
+        ("smoke_psd_fit", 2, ["study.draws=2"]),
+        ("laptop_pinwheel", 2, ["study.seeds=[0,1]"]),
+        ("smoke_digits", None, []),
+    ],
+)
+def test_the_command_of_an_experiment_asks_for_the_same_runs(name: str, seeds: int | None, extra: list[str]) -> None:
+    settings = ["output_dir=elsewhere"]
+    with composer():
+        planned = load_experiment(name, seeds, settings)
+    path, *arguments = _command(planned, "basic", seeds, settings)
+    assert arguments == ["-m", f"experiment={name}", *extra, *settings, "hydra/launcher=basic"]
+    asked = check_command(arguments, TRAIN if path == "scripts/train.py" else APPROXIMATE)
+    with composer():
+        if path == "scripts/train.py":
+            assert len(asked) == len(planned.runs)
+        else:
+            assert asked[0].config == compose_study([f"experiment={name}", *extra, *settings])
+            assert asked[0].config.study == planned.runs[0].config.study
+
+
+# --- GPUs -------------------------------------------------------------------------------------------------------------
+
+
+def take(folder: Path, visible: str, answer: Connection) -> None:
+    """A worker: takes its GPU, says which, and lives until it is killed."""
+    os.environ["CUDA_VISIBLE_DEVICES"] = visible
+    own_gpu(folder)
+    own_gpu(folder)  # for its next run: it keeps the one that it has
+    answer.send(os.environ["CUDA_VISIBLE_DEVICES"])
+    time.sleep(600)
+
+
+def start(folder: Path, visible: str) -> tuple[BaseProcess, str]:
+    fork = multiprocessing.get_context("fork")  # of a process that has not taken one
+    here, there = fork.Pipe()
+    process = fork.Process(target=take, args=(folder, visible, there), daemon=True)
+    process.start()
+    return process, here.recv()
+
+
+def test_each_process_takes_a_gpu_of_its_own_and_gives_it_back(tmp_path: Path) -> None:
+    workers = [start(tmp_path, "0,1,5") for _ in range(6)]
+    assert sorted(name for _, name in workers) == ["0", "0", "1", "1", "5", "5"]  # six share three evenly
+    process, name = workers[2]
+    process.kill()  # gives it back without a word
+    process.join()
+    workers += [start(tmp_path, "0,1,5"), start(tmp_path, "1")]
+    assert [name for _, name in workers[6:]] == [name, "1"]  # the free one; and the only one
+    for process, _ in workers:
+        process.kill()
+        process.join()
+
+
+def test_a_job_takes_its_gpu_before_anything_asks_cuda() -> None:
+    """CUDA reads CUDA_VISIBLE_DEVICES when it is first asked, which an import must not do."""
+    program = """
+import torch
+def asked(*_): raise SystemExit("CUDA was asked")
+torch._C._cuda_getDeviceCount = asked
+import surm.launch
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+# --- sweeps -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_sweep_starts_what_is_missing_alone_and_a_finished_one_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    def swept(*settings: str) -> str:
+        arguments = ["-m", *TINY, "structure=linear_probe", "placement=weight_qkv,weight_qv", *settings]
+        assert sweep(arguments, check_command(arguments, TRAIN), TRAIN) == 0
+        return capsys.readouterr().out
+
+    assert swept("seed=0").count("trainable") == 1  # no placement matters to a linear probe: two members are one run
+    (record,) = tmp_path.glob("outputs/runs/*/record.json")
+    before = record.read_bytes()
+    more = swept("seed=0,1")
+    assert "1 of 2 runs are finished already" in more
+    assert more.count("trainable") == 1
+    assert record.read_bytes() == before
+    folders = list(tmp_path.glob("outputs/.hydra/*/*"))
+    assert "2 of 2 runs are finished already" in swept("seed=0,1")
+    assert list(tmp_path.glob("outputs/.hydra/*/*")) == folders
+
+
+FAILING = ["structure=linear_probe,full,circulant", "optim.lr=1e30", "optim.warmup_ratio=0"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["basic", *with_plugin("joblib", "submitit_local", "ray")])
+def test_a_failing_member_stops_no_other(launcher: str, tmp_path: Path) -> None:
+    done = script("train.py", "-m", *TINY, *FAILING, f"hydra/launcher={launcher}", folder=tmp_path)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    statuses = sorted(status for status, *_ in outcome(tmp_path).values())
+    assert len(statuses) == 3
+    failed = statuses.count("failed")
+    assert failed >= 1
+    assert f"{failed} of 3 runs are not finished" in done.stdout
+    # The next call tries the failed ones alone.
+    again = script("train.py", "-m", *TINY, *FAILING, folder=tmp_path)
+    assert again.returncode == 1
+    assert again.stdout.count("failed: the loss is") == failed
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", with_plugin("joblib", "submitit_local", "ray"))
+def test_a_launcher_gives_the_same_numbers_as_one_run_after_the_other(launcher: str, tmp_path: Path) -> None:
+    for name in ("basic", launcher):
+        (tmp_path / name).mkdir()
+        done = script(
+            "reproduce.py", "--only", "smoke_digits", "--launcher", name, "--set", *TINY, folder=tmp_path / name
+        )
+        assert done.returncode == 0, done.stderr
+    one_by_one, together = outcome(tmp_path / "basic"), outcome(tmp_path / launcher)
+    assert len(one_by_one) == 3
+    assert {status for status, *_ in one_by_one.values()} == {"finished"}
+    assert together == one_by_one
+    assert (tmp_path / launcher / "outputs/tables/smoke_digits.md").exists()
+    assert "python scripts/train.py -m experiment=smoke_digits" in done.stdout
+    again = script(
+        "reproduce.py", "--only", "smoke_digits", "--launcher", launcher, "--set", *TINY, folder=tmp_path / launcher
+    )
+    assert "all 3 runs are finished already" in again.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", with_plugin("joblib"))
+def test_studies_go_on_side_by_side(launcher: str, tmp_path: Path) -> None:
+    done = script("approximate.py", "-m", "experiment=smoke_psd_fit", f"hydra/launcher={launcher}", folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert sorted(status for status, *_ in outcome(tmp_path).values()) == ["finished", "finished"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", with_plugin("joblib"))
+def test_workers_divide_the_cores(launcher: str, tmp_path: Path) -> None:
+    free = [setting for setting in TINY if "threads" not in setting]
+    os_cores = os.cpu_count() or 1
+    done = script(
+        "train.py",
+        "-m",
+        *free,
+        "seed=0,1",
+        f"hydra/launcher={launcher}",
+        f"hydra.launcher.n_jobs={os_cores}",
+        folder=tmp_path,
+        OMP_NUM_THREADS="",
+    )
+    assert done.returncode == 0, done.stderr
+    records = [json.loads(path.read_text()) for path in tmp_path.glob("outputs/runs/*/record.json")]
+    assert [record["where"]["machine"]["threads"] for record in records] == [1, 1]
+
+
+# --- Slurm ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", with_plugin("submitit_slurm"))
+def test_a_slurm_job_near_its_time_limit_goes_on_from_its_checkpoint(launcher: str, tmp_path: Path) -> None:
+    sweep = [*TINY, "trainer.max_steps=120", "trainer.epochs=9", "trainer.checkpoint_every=10", "seed=0,1"]
+    sweep.remove("trainer.max_steps=3")
+    with cluster(tmp_path / "slurm") as environment:
+        command = [sys.executable, str(REPOSITORY / "scripts/train.py"), "-m", *sweep, f"hydra/launcher={launcher}"]
+        environment["PYTHONPATH"] = str(REPOSITORY)
+        with (tmp_path / "output.txt").open("w") as output:
+            process = subprocess.Popen(
+                [*command, *ON_SLURM], env=environment, cwd=tmp_path, stdout=output, stderr=subprocess.STDOUT
+            )
+        while not list(tmp_path.glob("outputs/runs/*/checkpoint.safetensors")):
+            assert process.poll() is None, (tmp_path / "output.txt").read_text()
+            time.sleep(0.05)
+        for job in slurm(environment, "squeue", "-h", "-t", "running", "-o", "%i"):
+            slurm(environment, "scancel", "--signal=USR2", job)  # what Slurm sends before the time limit
+        requeued = set()
+        while process.poll() is None:
+            for job in slurm(environment, "squeue", "-h", "-t", "pending", "-o", "%i"):
+                requeued.add(job)
+                slurm(environment, "scontrol", "update", f"JobId={job}", "StartTime=now")  # else in two minutes
+            time.sleep(0.5)
+        assert process.returncode == 0, (tmp_path / "output.txt").read_text()
+    assert requeued
+    found = [json.loads(path.read_text()) for path in tmp_path.glob("outputs/runs/*/record.json")]
+    assert [record["status"] for record in found] == ["finished", "finished"]
+    assert any(record["happened"]["resumed_from_steps"] for record in found)
+
+
+def slurm(environment: dict[str, str], *command: str) -> list[str]:
+    return subprocess.run(command, env=environment, capture_output=True, text=True).stdout.split()
+
+
+@pytest.mark.parametrize("launcher", with_plugin("submitit_slurm"))
+def test_what_slurm_is_told(launcher: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The script that `sbatch` is given, from a stand-in for it."""
+    submitit = pytest.importorskip("submitit")
+    monkeypatch.setattr(shutil, "which", lambda name, **_: f"/usr/bin/{name}")
+    with composer():
+        settings = ["hydra.launcher.partition=gpu", "+hydra.launcher.additional_parameters.mail-type=END"]
+        config = compose("config", overrides=[f"hydra/launcher={launcher}", *settings], return_hydra_config=True)
+        given = OmegaConf.to_container(config.hydra.launcher)
+    assert isinstance(given, dict)
+    common = {"timeout_min", "cpus_per_task", "gpus_per_node", "tasks_per_node", "mem_gb", "nodes", "stderr_to_stdout"}
+    own = {"partition", "signal_delay_s", "array_parallelism", "additional_parameters"}
+    executor = submitit.AutoExecutor(tmp_path, cluster="slurm", slurm_max_num_timeout=given["max_num_timeout"])
+    executor.update_parameters(
+        **{name: given[name] for name in common}, **{f"slurm_{name}": given[name] for name in own}
+    )
+    written = executor._executor._make_submission_file_text("command", "id")
+    for line in ("partition=gpu", "time=240", "gpus-per-node=1", "signal=USR2@120", "mem=32GB", "mail-type=END"):
+        assert f"#SBATCH --{line}\n" in written
