@@ -16,6 +16,8 @@ SET ?=
 FRACTION ?=
 ## LAUNCHER=basic   what starts the runs of `reproduce`: basic, joblib, submitit_local, submitit_slurm, ray
 LAUNCHER ?= basic
+## RECORDS=         folders of records to read in place of outputs/runs, by `report` and `wandb-sync`
+RECORDS ?=
 ## DRY=1            print the runs and the estimated time, run nothing
 DRY ?=
 
@@ -33,13 +35,14 @@ seeds = $(if $(SEEDS),--seeds $(SEEDS))
 set = $(if $(value SET),--set $(foreach setting,$(value SET),'$(setting)'))
 # What the launchers and what is below them need of packages that lock.txt pins.
 launcher_caps = 'cloudpickle<3' 'python-dateutil<3'
+records = $(if $(RECORDS),--records $(RECORDS))
 fraction = $(if $(FRACTION),--fraction $(FRACTION))
 chosen = --scale $(SCALE) $(seeds) $(only) $(set)
 pytest = OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 WANDB_MODE=offline $(PY) -m pytest -n 2
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup assets launchers reproduce smoke tune status report publish wandb-sync test test-all lint format lock clean
+.PHONY: help setup assets launchers reproduce smoke tune status report publish wandb-sync dashboard test test-all lint format lock clean
 
 help: ## list the targets and the variables
 	@echo "Usage: make TARGET [VARIABLE=value ...]"
@@ -67,14 +70,17 @@ tune: $(ASSETS) ## repeat the choice of the learning rates
 status: $(ASSETS) ## list the runs that are done, running, failed and missing
 	@$(PY) scripts/records.py status $(chosen)
 
-report: $(ASSETS) ## write tables, figures and outputs/report.md from the records that exist
-	@$(PY) scripts/report.py $(chosen)
+report: $(ASSETS) ## write tables, figures and the page outputs/report.html from the records that exist
+	@$(PY) scripts/report.py $(chosen) $(records)
 
 publish: $(ASSETS) ## copy the finished records of a clean tree to results/runs/
 	@$(PY) scripts/records.py publish $(chosen)
 
 wandb-sync: $(ASSETS) ## upload runs made without Weights & Biases, each once
-	@$(PY) scripts/records.py wandb-sync
+	@$(PY) scripts/records.py wandb-sync $(chosen) $(records)
+
+dashboard: $(ASSETS) ## save the views of the Weights & Biases project
+	@$(PY) scripts/dashboard.py $(chosen)
 
 test: lint ## lint, types and the quick tests
 	@$(pytest) -m "not slow"

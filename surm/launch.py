@@ -72,15 +72,27 @@ def sweep(arguments: Sequence[str], members: Sequence[Member[Any]], entry: Entry
     shared = Sweep([run for several in runs for run in several])
     launcher = Launcher(arguments, entry)
 
-    def launch() -> None:
-        given: set[str] = set()
-        jobs = []
+    def jobs() -> list[list[str]]:
+        """What members with something to do are told."""
+        given: set[str] = set()  # several members are one run where no placement matters to a method
+        found = []
         for member, several in zip(members, runs, strict=True):
-            # A method that no placement matters to is one run, however many members ask for it.
             if new := {run.signature for run in several if shared.is_open(run)} - given:
                 given |= new
-                jobs.append(member.overrides)
-        launcher.launch(jobs)
+                found.append(member.overrides)
+        return found
+
+    def launch() -> None:
+        before: object = None
+        while (told := jobs()) and (now := (told, [*map(_checkpoint_time, shared.runs)])) != before:
+            before = now
+            try:
+                return launcher.launch(told)
+            except LaunchError as failure:
+                if launcher.name == "submitit_slurm":  # its other jobs are in the queue: not to be put there twice
+                    raise
+                print(f"Error: {failure}", file=sys.stderr)  # again, as long as each time brings the runs further
+        return None
 
     before = len(shared.runs) - len(shared.unfinished())
     if before:
@@ -101,6 +113,13 @@ def _runs(config: RunConfig | ApproximateConfig) -> Sequence[Planned]:
     if isinstance(config, ApproximateConfig):
         return plan_study(config, config.table.name or config.study.name)
     return [PlannedRun(config.table.name or "", config)]
+
+
+def _checkpoint_time(run: Planned) -> int | None:
+    try:
+        return run.record_path.with_name("checkpoint.safetensors").stat().st_mtime_ns
+    except FileNotFoundError:
+        return None
 
 
 class Launcher:
@@ -128,13 +147,19 @@ class Launcher:
         OmegaConf.save(config, folder / "multirun.yaml")
         return config
 
+    @property
+    def name(self) -> str:
+        return str(self.config.hydra.runtime.choices["hydra/launcher"])
+
     def launch(self, jobs: Sequence[list[str]]) -> None:
         """Start jobs, given by their overrides, and wait for them.
 
         What a job raises is shown; the others go on.
+
+        Raises:
+            LaunchError: a worker was killed, or the cluster takes no such job.
         """
-        config = self.config
-        name = config.hydra.runtime.choices["hydra/launcher"]
+        config, name = self.config, self.name
         at_once = config.hydra.sweeper.max_batch_size or len(jobs)
         if name == "submitit_local":
             at_once = config.hydra.sweeper.max_batch_size or workers()
@@ -152,18 +177,14 @@ class Launcher:
             batch = told[first : first + at_once]
             try:
                 ended = plugin.launch(batch, initial_job_idx=self.started)
-            except Exception as error:  # a worker was killed, the cluster takes no such job: each has types of its own
+            except Exception as error:  # each launcher has types of its own
                 if name == "basic":
                     raise
-                reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
-                failure = LaunchError(
-                    f"hydra/launcher={name} stopped: {reason}; give its settings as hydra.launcher.<name>=..., see "
-                    "docs/launchers.md."
-                )
-                if name == "submitit_slurm":  # its other jobs are still in the queue: they must not be put there again
-                    raise failure from None
-                print(f"Error: {failure}", file=sys.stderr)
-                return
+                reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".:")
+                raise LaunchError(
+                    f"hydra/launcher={name} stopped: {reason}; its settings are given as hydra.launcher.<name>=..., "
+                    "see docs/launchers.md."
+                ) from None
             self.started += len(batch)
             for job in ended:
                 if job.status is JobStatus.FAILED:

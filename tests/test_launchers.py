@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -322,6 +323,24 @@ def test_a_launcher_gives_the_same_numbers_as_one_run_after_the_other(launcher: 
         "reproduce.py", "--only", "smoke_digits", "--launcher", launcher, "--set", *TINY, folder=tmp_path / launcher
     )
     assert "all 3 runs are finished already" in again.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", with_plugin("joblib"))
+def test_a_killed_worker_ends_no_sweep(launcher: str, tmp_path: Path) -> None:
+    sweep = [*TINY[:2], "trainer.max_steps=120", "trainer.epochs=9", "trainer.checkpoint_every=10", "seed=0,1"]
+    command = [sys.executable, str(REPOSITORY / "scripts/train.py"), "-m", *sweep, f"hydra/launcher={launcher}"]
+    with (tmp_path / "output.txt").open("w") as output:
+        environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+        process = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=output, stderr=subprocess.STDOUT)
+    while not (claims := [path.with_name("claim.json") for path in tmp_path.glob("outputs/runs/*/checkpoint.*s")]):
+        assert process.poll() is None, (tmp_path / "output.txt").read_text()
+        time.sleep(0.05)
+    os.kill(json.loads(claims[0].read_text())["pid"], signal.SIGKILL)
+    assert process.wait(timeout=300) == 0, (tmp_path / "output.txt").read_text()
+    found = [json.loads(path.read_text()) for path in tmp_path.glob("outputs/runs/*/record.json")]
+    assert [record["status"] for record in found] == ["finished", "finished"]
+    assert any(record["happened"]["resumed_from_steps"] for record in found)
 
 
 @pytest.mark.slow
