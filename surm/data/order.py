@@ -10,8 +10,8 @@ from torch.utils.data import Sampler
 class EpochBatches(Sampler[list[int]]):
     """Batches of one epoch; their order depends on seed and epoch alone, and `start` skips what is done.
 
-    Several processes share each batch, so that their number does not change what a step learns from: process i of P takes
-    the examples i, i + P, i + 2 P, ... of it.
+    Several processes share each batch, so that their number does not change what a step learns from: process i of P
+    takes the examples i, i + P, i + 2 P, ... of it.
     """
 
     def __init__(self, length: int, batch_size: int, seed: int, process: int = 0, processes: int = 1) -> None:
