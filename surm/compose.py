@@ -25,6 +25,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from surm.config import ApproximateConfig, ConfigError, FormError, RunConfig, hint, validate, validate_study
 from surm.experiments import STUDIES
+from surm.processes import several
 
 CONFIG_DIRECTORY = Path(__file__).resolve().parents[1] / "conf"
 
@@ -132,11 +133,11 @@ def compose_sweep(overrides: Sequence[str], *, files: bool = False) -> list[RunC
     files: check that the data are there, too.
 
     """
-    return [member.config for member in _compose_members(sweep_members(overrides), files=files)]
+    return [member.config for member in compose_members(sweep_members(overrides), files=files)]
 
 
-def _compose_members(members: Sequence[list[str]], *, files: bool) -> list[Member[RunConfig]]:
-    """The members of a sweep with their checked configurations, without the holes.
+def compose_members(members: Sequence[list[str]], *, files: bool) -> list[Member[RunConfig]]:
+    """The members of a sweep with their checked configurations, without the holes; call inside `composer()`.
 
     A node of the configuration is composed once for each of its own values, not once for each member: composing takes
     some 80 ms, and a table of the paper has hundreds of members. No node of `conf/` refers to another.
@@ -211,6 +212,8 @@ def check_command(arguments: Sequence[str], entry: Entry[Config]) -> list[Member
     """
     overrides = [argument for argument in arguments if not argument.startswith("-")]
     multirun = any(argument in MULTIRUN for argument in arguments)
+    if multirun and several():
+        raise ConfigError("-m: several processes share one run, not a sweep; a sweep takes hydra/launcher=joblib.")
     root: Any = entry.schema()
     for override in _parse(overrides):
         _check_group(override, entry)
@@ -232,7 +235,7 @@ def check_command(arguments: Sequence[str], entry: Entry[Config]) -> list[Member
             for override in _parse(member):
                 _check_setting(override, root, entry)
         if multirun and entry.schema is RunConfig:
-            return _compose_members(members, files=True)  # type: ignore[return-value]
+            return compose_members(members, files=True)  # type: ignore[return-value]
         return [Member(member, typed(_compose(member, entry), entry)) for member in members]
 
 

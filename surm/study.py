@@ -37,7 +37,7 @@ def run_part(asked: dict[str, Any], output_dir: str | Path, say: Callable[[str],
         try:
             happened = study.compute(question, say)
             status = "finished"
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, SystemExit):  # a launcher may end its process
             status = "interrupted"
             raise
         except Exception as failure:

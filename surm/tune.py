@@ -7,11 +7,9 @@ split.
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
 from typing import Any
 
-from surm.compose import TRAIN, compose_sweep, composer, sweep_members
-from surm.config import FormError
+from surm.compose import TRAIN, compose_members, composer, sweep_members
 from surm.plan import PlannedRun, on_selection
 from surm.rates import STRUCTURE_RATE, TUNED_RATES, USUAL_RATES, rate_key, tuned_rates
 from surm.record import Record, write_json
@@ -109,10 +107,8 @@ def wandb_sweeps(
     found, commands = searches(members), {}
     with composer():
         for experiment in dict.fromkeys(member.experiment for member in found.values()):
-            for overrides in sweep_members([f"experiment={experiment}", "seed=0", *others]):
-                with suppress(FormError):
-                    (config,) = compose_sweep(overrides)
-                    commands[PlannedRun(experiment, config).signature] = overrides
+            for member in compose_members(sweep_members([f"experiment={experiment}", "seed=0", *others]), files=False):
+                commands[PlannedRun(experiment, member.config).signature] = member.overrides
     ours = ["dataset.evaluate_on=selection", *([f"dataset.fraction={fraction}"] if fraction else []), "tracking=wandb"]
     ours += [setting for setting in settings if setting not in others]
     return {
