@@ -1,6 +1,7 @@
 """Sweeps by Hydra's launchers: the same runs as one after the other, wherever they go on."""
 
 import json
+import logging
 import multiprocessing
 import os
 import shutil
@@ -8,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -262,6 +264,17 @@ import surm.launch
 # --- sweeps -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.fixture
+def hydras_logging() -> Iterator[None]:
+    """Hydra sets the root logger up for its jobs, with the standard output of this test."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
+
+
+@pytest.mark.usefixtures("hydras_logging")
 def test_a_sweep_starts_what_is_missing_alone_and_a_finished_one_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
