@@ -170,6 +170,7 @@ def test_a_launcher_that_is_not_installed_names_its_extra(
     check_launcher("basic")
 
 
+@pytest.mark.slow
 def test_reproduce_refuses_a_wrong_launcher_and_starts_nothing(tmp_path: Path) -> None:
     done = script("reproduce.py", "--scale", "smoke", "--launcher", "rey", folder=tmp_path)
     assert (done.returncode, done.stdout) == (1, "")

@@ -81,7 +81,7 @@ def test_results_that_cannot_be_written_leave_the_run_unfinished(
     assert run(planned.config, say=quiet)["happened"]["resumed_from_steps"] == [6]
 
 
-@pytest.mark.parametrize("action", ["train", "reproduce"])
+@pytest.mark.parametrize("action", [pytest.param("train", marks=pytest.mark.slow), "reproduce"])
 def test_a_folder_that_takes_no_files_is_one_sentence(tmp_path: Path, action: str) -> None:
     (tmp_path / "outputs").write_text("a file where the folder should be")
     settings = ["model=tiny_vit", "trainer.max_steps=2"]

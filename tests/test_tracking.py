@@ -314,6 +314,7 @@ def test_an_online_upload_that_broke_goes_on_without_a_row_twice(tmp_path, serve
     assert [(row["_step"], row["loss"], row.get("evaluation/accuracy")) for row in server.history] == complete
 
 
+@pytest.mark.slow
 def test_make_wandb_sync_takes_its_options_from_conf_and_groups_from_the_plans(tmp_path, monkeypatch, capsys):
     with composer():
         (planned,) = load_experiment("laptop_digits", seeds=1, overrides=["structure=lora"]).runs
