@@ -29,6 +29,7 @@ LAUNCHERS := $(VENV)/.surm-launchers
 
 only = $(if $(ONLY),--only $(ONLY))
 dry = $(if $(filter-out 0,$(DRY)),--dry)
+needed = $(if $(filter-out basic,$(LAUNCHER)),$(LAUNCHERS),$(ASSETS))
 launcher = $(if $(filter-out basic,$(LAUNCHER)),--launcher $(LAUNCHER))
 seeds = $(if $(SEEDS),--seeds $(SEEDS))
 # `value`: Hydra's ${...} is not for make to expand.
@@ -58,10 +59,10 @@ assets: $(ASSETS) ## install the built-in models and data (part of setup)
 
 launchers: $(LAUNCHERS) ## install Hydra's launchers, for sweeps on several GPUs or machines
 
-reproduce: $(ASSETS) ## run the experiments of SCALE, then tables, figures and verdicts; continues where it stopped
+reproduce: $(needed) ## run the experiments of SCALE, then tables, figures and verdicts; continues where it stopped
 	@$(PY) scripts/reproduce.py $(chosen) $(launcher) $(dry)
 
-smoke: $(ASSETS) ## the same in 3 minutes, to see that everything works; its numbers are no evidence
+smoke: $(needed) ## the same in 3 minutes, to see that everything works; its numbers are no evidence
 	@$(PY) scripts/reproduce.py --scale smoke $(seeds) $(only) $(set) $(launcher) $(dry)
 
 tune: $(ASSETS) ## repeat the choice of the learning rates
