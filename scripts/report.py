@@ -5,7 +5,7 @@ python scripts/report.py --scale published --picture results/figures/report_page
 
 from pathlib import Path
 
-from surm.cli import chosen_experiments, command, experiment_parser, report
+from surm.cli import chosen_experiments, command, experiment_parser, make_options, report
 from surm.compose import load_scale
 from surm.report.html.picture import take_picture
 
@@ -25,10 +25,8 @@ def main() -> None:
 
     with command():
         scale = load_scale(arguments.scale)
-        options = [f"SEEDS={arguments.seeds}"] if arguments.seeds else []
-        options += [f"SET='{' '.join(arguments.set)}'"] if arguments.set else []
-        experiments = chosen_experiments(arguments)
-        page = report(experiments, scale.label, scale.name, records=arguments.records, options=" ".join(options))
+        experiments, options = chosen_experiments(arguments), make_options(arguments)
+        page = report(experiments, scale.label, scale.name, records=arguments.records, options=options)
         if arguments.picture:
             take_picture(page, arguments.picture)
 

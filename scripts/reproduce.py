@@ -1,6 +1,6 @@
 """Run the experiments of a scale, then write tables, figures and verdicts: `make reproduce`."""
 
-from surm.cli import chosen_experiments, command, experiment_parser, print_plan, report, run_all
+from surm.cli import chosen_experiments, command, experiment_parser, make_options, print_plan, report, run_all
 from surm.compose import check_launcher, load_scale
 from surm.launch import launch_experiments
 
@@ -22,7 +22,7 @@ def main() -> None:
             left = run_all([run for experiment in experiments for run in experiment.runs])
         else:
             left = launch_experiments(experiments, arguments.launcher, arguments.seeds, arguments.set)
-        report(experiments, scale.label, scale.name)
+        report(experiments, scale.label, scale.name, options=make_options(arguments))
         if left:
             raise SystemExit(1)
 

@@ -82,6 +82,12 @@ def chosen_experiments(arguments: argparse.Namespace, *, seeds: int | None = Non
     return load_scale_experiments(scale, seeds=seeds, only=arguments.only, overrides=arguments.set)
 
 
+def make_options(arguments: argparse.Namespace) -> str:
+    """The same choice as variables of `make`, beside SCALE and ONLY."""
+    options = [f"SEEDS={arguments.seeds}"] if arguments.seeds else []
+    return " ".join([*options, *([f"SET='{' '.join(arguments.set)}'"] if arguments.set else [])])
+
+
 # --- running --------------------------------------------------------------------------------------------------------
 
 
