@@ -43,7 +43,7 @@ pytest = OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 WANDB_MODE=offline $(PY) -m pytest -
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup assets launchers reproduce smoke tune status report publish wandb-sync dashboard test test-all lint format lock clean
+.PHONY: help setup assets launchers reproduce smoke tune status report publish wandb-sync dashboard test test-all test-oldest lint format lock clean
 
 help: ## list the targets and the variables
 	@echo "Usage: make TARGET [VARIABLE=value ...]"
@@ -88,6 +88,14 @@ test: lint ## lint, types and the quick tests
 
 test-all: lint $(LAUNCHERS) ## the same and the slow tests: full training, several processes, inductor
 	@$(pytest)
+
+test-oldest: $(ASSETS) ## the quick tests with the oldest peft that pyproject.toml allows
+	@rm -rf build/oldest && $(PY) -m venv --without-pip build/oldest
+	@echo "import site; site.addsitedir('$$($(PY) -c 'import sysconfig; print(sysconfig.get_path("purelib"))')')" \
+	  > "$$(build/oldest/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/pinned.pth"
+	@$(PIP) --python build/oldest/bin/python install --no-deps --ignore-installed -r requirements/oldest.txt
+	@OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 WANDB_MODE=offline build/oldest/bin/python -m pytest -n 2 -m "not slow" \
+	  --ignore=tests/peft tests
 
 lint: $(ASSETS) ## ruff and mypy, as pre-commit runs them
 	@$(PY) -m ruff check

@@ -261,7 +261,7 @@ def imports_of_unit(name: str) -> set[str]:
     ("package", "allowed"),
     [
         ("surm.structures", {"torch", "surm.structures"}),
-        ("surm.tuners", {"torch", "peft", "surm.structures", "surm.tuners"}),
+        ("surm.tuners", {"torch", "peft", "transformers", "huggingface_hub", "surm.structures", "surm.tuners"}),
         ("surm.advisor", {"torch", "surm.structures", "surm.tuners", "surm.threads"}),
     ],
 )

@@ -26,8 +26,8 @@ def _register() -> None:
             raise ImportError(
                 f"peft {peft.__version__} has a method called SURM of its own: use that one, or install an older peft."
             )
-        mapping.PEFT_TYPE_TO_CONFIG_MAPPING.pop(PeftType("SURM"))
-        mapping.PEFT_TYPE_TO_TUNER_MAPPING.pop(PeftType("SURM"))
+        for table in ("CONFIG", "TUNER", "PREFIX"):
+            getattr(mapping, f"PEFT_TYPE_TO_{table}_MAPPING").pop(PeftType("SURM"))
     else:
         member = str.__new__(PeftType, "SURM")
         member._name_ = member._value_ = "SURM"

@@ -1,15 +1,16 @@
 """The adapter form: a matrix and an activation behind a module."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
+from peft.tuners.tuners_utils import check_adapters_to_merge
 from torch import Tensor, nn
 
 from surm.structures import build
 from surm.structures.family import UPDATE_STD, Family
 from surm.tuners.config import BOTTLENECK, BOTTLENECK_SIZE, SurmConfig
-from surm.tuners.layer import SurmLayer
+from surm.tuners.layer import SurmLayer, rows_of
 
 ACTIVATIONS = {"gelu": nn.GELU, "silu": nn.SiLU, "tanh": nn.Tanh, "identity": nn.Identity}
 
@@ -84,7 +85,7 @@ class Bottleneck(Body):
 class SurmAdapter(nn.Module, SurmLayer):
     """X + sum over active adapters of what their bodies make of X, the output of the wrapped module.
 
-    Of a tuple, the first element is X.
+    Of a tuple or a ModelOutput of transformers, the first element is X.
     """
 
     form = "adapter"
@@ -95,7 +96,10 @@ class SurmAdapter(nn.Module, SurmLayer):
         super().__init__()
         SurmLayer.__init__(self, base_layer, ["adapter"])
         self.surm_adapter: nn.ModuleDict
-        self.features = features
+        self.in_features = self.out_features = features
+        # Empty, and moved and cast with the model: a dropout has no parameter that tells where its adapters belong.
+        self.near: Tensor | None
+        self.register_buffer("near", None, persistent=False)
         self._active_adapter = adapter_name
         self.update_layer(adapter_name, config, like)
 
@@ -105,24 +109,63 @@ class SurmAdapter(nn.Module, SurmLayer):
         Raises:
             ValueError: one sentence, where the structure's options do not fit the layer's size.
         """
-        body = (Bottleneck if config.structure == BOTTLENECK else Structured)(self.features, config)
-        if like is not None and not any(parameter.is_meta for parameter in body.parameters()):
-            body = body.to(like.device, like.dtype)
-        self.surm_adapter[adapter_name] = body
+        self.surm_adapter[adapter_name] = (Bottleneck if config.structure == BOTTLENECK else Structured)(
+            self.in_features, config
+        )
+        self.near = None if like is None else like.detach().new_empty(0)
+        self._move_adapter_to_device_of_base_layer(adapter_name)
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
+    def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: torch.device | None = None) -> None:
+        # PEFT calls this too, after it filled an adapter that was made without storage; its own reads a weight.
+        if adapter_name not in self.surm_adapter or self.near is None:
+            return
+        body = self.surm_adapter[adapter_name]
+        if not any(parameter.is_meta for parameter in body.parameters()):
+            body.to(device or self.near.device, self.near.dtype)
+
+    def forward(self, *args: Any, adapter_names: list[str] | None = None, **kwargs: Any) -> Any:
+        """The module's output with the active adapters, or with that of `adapter_names` for each row of X.
+
+        Raises:
+            ValueError: one sentence, where X has another width than the adapters, or not one row for each name.
+        """
         result = self.base_layer(*args, **kwargs)
         if self.disable_adapters:
             return result
-        x, *others = result if isinstance(result, tuple) else (result,)
-        output = x
-        for adapter in self.active_adapters:
-            if adapter in self.surm_adapter:
-                body = self.surm_adapter[adapter]
-                output = output + body(self._cast_input_dtype(x, next(body.parameters()).dtype))
-        output = output.to(x.dtype)
-        return (output, *others) if isinstance(result, tuple) else output
+        if isinstance(result, Tensor):
+            return self._adapted(result, adapter_names)
+        if isinstance(result, Mapping):  # such as a ModelOutput, which is made anew, as its fields mirror its items
+            key = next(iter(result))
+            return type(result)(**{**result, key: self._adapted(result[key], adapter_names)})
+        elements = (self._adapted(result[0], adapter_names), *result[1:])
+        return type(result)(*elements) if hasattr(result, "_fields") else type(result)(elements)
+
+    def _adapted(self, x: Tensor, adapter_names: list[str] | None) -> Tensor:
+        if x.shape[-1] != self.in_features:
+            raise ValueError(
+                f"{type(self.get_base_layer()).__name__} has an output of shape {tuple(x.shape)} and adapters of width "
+                f"{self.in_features}: give adapter_width={x.shape[-1]}."
+            )
+        result = x
+        if adapter_names is None:
+            for name in self.active_adapters:
+                if name in self.surm_adapter:
+                    result = result + self._added(name, x)
+            return result.to(x.dtype)
+        self.check_rows(x, adapter_names)
+        for name, rows in rows_of(adapter_names):
+            if name in self.surm_adapter:
+                index = rows.to(x.device)
+                own = x[index]
+                # Not in place: the output of a dropout may be its input, which others still read.
+                result = result.index_copy(0, index, (own + self._added(name, own)).to(x.dtype))
+        return result
+
+    def _added(self, adapter_name: str, x: Tensor) -> Tensor:
+        body = self.surm_adapter[adapter_name]
+        added: Tensor = body(self._cast_input_dtype(x, next(body.parameters()).dtype))
+        return added
 
     def places(self, adapter_name: str) -> Iterator[tuple[nn.Module, str]]:
         if adapter_name in self.surm_adapter:
@@ -134,8 +177,7 @@ class SurmAdapter(nn.Module, SurmLayer):
         Raises:
             ValueError: always, where one of `adapter_names`, or of the active adapters, is this layer's.
         """
-        names = self.active_adapters if adapter_names is None else adapter_names
-        if any(name in self.surm_adapter for name in names):
+        if any(name in self.surm_adapter for name in check_adapters_to_merge(self, adapter_names)):
             raise ValueError(CANNOT_MERGE)
 
     def unmerge(self) -> None:

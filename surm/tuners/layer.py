@@ -1,17 +1,25 @@
-"""The adapted layers: what those of both forms share, and the one of the weight form."""
+"""The adapted layers: what those of both forms share, what all layers of the weight form share, and the linear one."""
 
-import copy
-import warnings
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, cast
 
 import torch
-from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from surm.structures import Structure, build
 from surm.tuners.config import SurmConfig
+from surm.tuners.merging import Merging
+
+BASE_MODEL = "__base__"  # PEFT's name, in `adapter_names`, for a row without an adapter
+
+
+def rows_of(adapter_names: Sequence[str]) -> Iterator[tuple[str, Tensor]]:
+    """Each adapter with the indices of its rows, in the order of their first; rows of the base model are left out."""
+    for adapter in dict.fromkeys(adapter_names):
+        if adapter != BASE_MODEL:
+            yield adapter, torch.tensor([row for row, name in enumerate(adapter_names) if name == adapter])
 
 
 class SurmLayer(BaseTunerLayer):
@@ -30,35 +38,102 @@ class SurmLayer(BaseTunerLayer):
         for name in self.adapter_layer_names:
             setattr(self, name, nn.ModuleDict())
         self._disable_adapters = False
+        self.cast_input_dtype_enabled = True  # `peft.helpers.disable_input_dtype_casting` sets it
         self.merged_adapters: list[str] = []
+        cast(nn.Module, self).register_load_state_dict_pre_hook(_one_name)  # type: ignore[no-untyped-call]
 
     @abstractmethod
     def places(self, adapter_name: str) -> Iterator[tuple[nn.Module, str]]:
         """Where the adapter's structures are: the module that holds each, and its name there."""
 
+    def check_rows(self, x: Tensor, adapter_names: Sequence[str] | None) -> None:
+        """Refuse an adapter for each row of x where that is not possible.
 
-class SurmLinear(nn.Module, SurmLayer):
-    """W x + b + sum over active adapters of alpha S x (paper section 4); each part of a fused output has its own S.
+        Raises:
+            ValueError: there are not as many names as rows, or an adapter is merged.
+        """
+        if adapter_names is None:
+            return
+        if len(x) != len(adapter_names):
+            raise ValueError(
+                "Length of `adapter_names` should be the same as the number of inputs, but got "
+                f"{len(adapter_names)} and {len(x)} respectively."
+            )
+        if self.merged:
+            raise ValueError(
+                "Cannot pass `adapter_names` when there are merged adapters, please call `unmerge_adapter` first."
+            )
 
-    A fused query-key-value projection has the parts q, k and v; any other layer is one part.
+
+def _one_name(layer: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
+    """PEFT before 0.21 keeps an adapter's name in the middle of a key when saving, and puts it there once more."""
+    own = layer.state_dict(keep_vars=True)
+    for key in [key for key in state_dict if key.startswith(f"{prefix}surm_")]:
+        holder, adapter, *rest = key.removeprefix(prefix).split(".")
+        once = ".".join([holder, adapter, *rest[1:]])
+        if key.removeprefix(prefix) not in own and once in own:
+            state_dict[prefix + once] = state_dict.pop(key)
+
+
+class SurmWeight(nn.Module, SurmLayer, Merging):
+    """A layer with the weight W + sum over active adapters of alpha S (paper section 4).
+
+    A fused projection has a matrix S for each of its parts, any other layer is one part. Each kind of base layer has a
+    subclass, which says of which size S is, how it acts, and where it stands in the layer's weight.
     """
 
     form = "weight"
     WHOLE = "update"  # name of the part of a layer that is not fused
 
-    other_param_names = ("alpha", "surm_dropout")
+    other_param_names = ("alpha", "surm_dropout", "keeps_weight")
 
-    def __init__(self, base_layer: nn.Module, adapter_name: str, config: SurmConfig, parts: Mapping[str, int]) -> None:
-        """Wrap `base_layer`; `parts` gives name and size of each part of its output in order, nothing for a whole."""
+    def __init__(
+        self,
+        base_layer: nn.Module,
+        adapter_name: str,
+        config: SurmConfig,
+        parts: Mapping[str, int],
+        backend: Any = None,
+    ) -> None:
+        """Wrap `base_layer`.
+
+        Args:
+            base_layer: a layer of the kind, or one that is adapted already by another method.
+            adapter_name: name of the first adapter.
+            config: its configuration.
+            parts: name and size of each part of the output in order, nothing for a whole.
+            backend: PEFT's `QuantizationBackend` of a quantised layer.
+        """
         super().__init__()
-        linear = cast(nn.Linear, base_layer.get_base_layer() if isinstance(base_layer, BaseTunerLayer) else base_layer)
-        self.in_features, self.out_features = linear.in_features, linear.out_features
-        self.parts = dict(parts) or {self.WHOLE: self.out_features}
+        base = base_layer.get_base_layer() if isinstance(base_layer, BaseTunerLayer) else base_layer
+        self.rows, self.columns = self.sizes(base)
+        self.parts = dict(parts) or {self.WHOLE: self.rows}
         SurmLayer.__init__(self, base_layer, self.parts)
         self.surm_dropout = nn.ModuleDict()
         self.alpha: dict[str, float] = {}
+        self.keeps_weight: dict[str, bool] = {}
+        self.quantization_backend = backend
+        # The weight from before the merge, which follows the layer's casts and moves as any buffer.
+        self.register_buffer("kept_weight", None, persistent=False)
         self._active_adapter = adapter_name
         self.update_layer(adapter_name, config)
+
+    @property
+    def in_features(self) -> int:
+        return self.columns
+
+    @property
+    def out_features(self) -> int:
+        return self.rows
+
+    @classmethod
+    @abstractmethod
+    def sizes(cls, base: Any) -> tuple[int, int]:
+        """Rows and columns of S for a base layer, from its sizes: a quantised weight may be packed."""
+
+    @abstractmethod
+    def product(self, structure: Structure, x: Tensor) -> Tensor:
+        """What S makes of the layer's input x."""
 
     def update_layer(self, adapter_name: str, config: SurmConfig) -> None:
         """Add an adapter.
@@ -66,14 +141,16 @@ class SurmLinear(nn.Module, SurmLayer):
         Raises:
             ValueError: one sentence, where the structure's options do not fit the layer's sizes.
         """
-        chosen = self.parts if config.fused_parts is None or self.WHOLE in self.parts else config.fused_parts
+        # A selection of parts is about layers that have them.
+        chosen = [part for part in self.parts if part in (config.fused_parts or ())] or list(self.parts)
         for part in chosen:
-            structure = build(config.structure, self.parts[part], self.in_features, **(config.structure_options or {}))
+            structure = build(config.structure, self.parts[part], self.columns, **(config.structure_options or {}))
             if config.init_weights is not True:  # which is what building does
                 structure.reset_parameters(config.init_weights)
             getattr(self, f"surm_{part}")[adapter_name] = structure
         self.surm_dropout[adapter_name] = nn.Dropout(config.dropout) if config.dropout else nn.Identity()
         self.alpha[adapter_name] = config.alpha
+        self.keeps_weight[adapter_name] = config.keep_base_weight
         self._move_adapter_to_device_of_base_layer(adapter_name)
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
 
@@ -89,77 +166,51 @@ class SurmLinear(nn.Module, SurmLayer):
             if adapter_name in getattr(self, name):
                 yield getattr(self, name), adapter_name
 
-    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    def forward(self, x: Tensor, *args: Any, adapter_names: list[str] | None = None, **kwargs: Any) -> Tensor:
+        self.check_rows(x, adapter_names)
         if self.disable_adapters and self.merged:
             self.unmerge()
         result: Tensor = self.base_layer(x, *args, **kwargs)
         if self.disable_adapters or self.merged:
             return result
-        dtype = result.dtype
-        outputs = list(torch.split(result, list(self.parts.values()), dim=-1))
-        for adapter in self.active_adapters:
-            if adapter not in self.alpha:
-                continue
-            dropped = self.surm_dropout[adapter](x)
+        if self.quantization_backend is not None:
+            result = self.quantization_backend.maybe_clone_base_result(result)
+        outputs = self._divided(result)
+        if adapter_names is None:
+            for adapter in self.active_adapters:
+                for index, update in self._updates(adapter, x):
+                    outputs[index] = torch.add(outputs[index], update, alpha=self.alpha[adapter])
+        else:
+            for adapter, rows in rows_of(adapter_names):
+                rows = rows.to(x.device)
+                for index, update in self._updates(adapter, x[rows]):
+                    outputs[index] = outputs[index].index_add(0, rows, update.to(result), alpha=self.alpha[adapter])
+        return (outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=-1)).to(result.dtype)
+
+    def _divided(self, output: Tensor) -> list[Tensor]:
+        """The output by parts; a layer that is not fused has its features in any dimension."""
+        return [output] if len(self.parts) == 1 else list(torch.split(output, list(self.parts.values()), dim=-1))
+
+    def _updates(self, adapter: str, x: Tensor) -> Iterator[tuple[int, Tensor]]:
+        """What an adapter makes of x, without alpha, with the index of the part."""
+        if adapter in self.alpha:
+            dropped = self.surm_dropout[adapter](x) if x.is_floating_point() else x
             for index, structure in self.structures(adapter):
-                update = structure(self._cast_input_dtype(dropped, next(structure.parameters()).dtype))
-                outputs[index] = torch.add(outputs[index], update, alpha=self.alpha[adapter])
-        return (outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=-1)).to(dtype)
-
-    @property
-    def _base_weight(self) -> Tensor:
-        return cast(Tensor, self.get_base_layer().weight)
-
-    def get_delta_weight(self, adapter: str) -> Tensor:
-        """alpha S, or the S of all parts above one another (out_features, in_features), in float32 or float64."""
-        weight = self._base_weight
-        delta = torch.zeros(weight.shape, dtype=_merge_dtype(weight), device=weight.device)
-        return self._add_delta(delta, adapter, 1.0)
-
-    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
-        """Add the updates of `adapter_names`, or of the active adapters, to the base weight.
-
-        The sum is formed in float32 (float64 for a float64 weight) and cast once.
-
-        Raises:
-            ValueError: with `safe_merge`, when an update is not finite; the base weight is then unchanged.
-        """
-        names = [name for name in check_adapters_to_merge(self, adapter_names) if name in self.alpha]
-        if not names:
-            return
-        weight = self._base_weight
-        merged = weight.detach().to(_merge_dtype(weight), copy=True)
-        for name in names:
-            self._add_delta(merged, name, 1.0)
-            if safe_merge and not torch.isfinite(merged).all():
-                raise ValueError(f"NaNs detected in the merged weights. The adapter {name} seems to be broken")
-        weight.data = merged.to(weight.dtype)
-        self.merged_adapters.extend(names)
-
-    def unmerge(self) -> None:
-        """Subtract the merged updates; the base weight returns to what it was, up to rounding in its dtype."""
-        if not self.merged:
-            warnings.warn("Already unmerged. Nothing to do.", stacklevel=2)
-            return
-        weight = self._base_weight
-        restored = weight.detach().to(_merge_dtype(weight), copy=True)
-        while self.merged_adapters:
-            self._add_delta(restored, self.merged_adapters.pop(), -1.0)
-        weight.data = restored.to(weight.dtype)
-
-    @torch.no_grad()
-    def _add_delta(self, weight: Tensor, adapter: str, sign: float) -> Tensor:
-        """Add an adapter's update, times `sign`, to `weight` in place, touching the rows of its parts only."""
-        rows = torch.split(weight, list(self.parts.values()))
-        for index, structure in self.structures(adapter):
-            # The parameters may be half precision; a copy in the wider dtype keeps the dense matrix from rounding.
-            dense = copy.deepcopy(structure).to(weight.dtype).dense()
-            rows[index].add_(dense, alpha=sign * self.alpha[adapter])
-        return weight
+                yield index, self.product(structure, dropped)
 
     def __repr__(self) -> str:
         return f"surm.{super().__repr__()}"
 
 
-def _merge_dtype(weight: Tensor) -> torch.dtype:
-    return torch.promote_types(weight.dtype, torch.float32)
+class SurmLinear(SurmWeight):
+    """W x + b + sum over active adapters of alpha S x, also around a quantised W."""
+
+    @classmethod
+    def sizes(cls, base: Any) -> tuple[int, int]:
+        return base.out_features, base.in_features
+
+    def product(self, structure: Structure, x: Tensor) -> Tensor:
+        return cast(Tensor, structure(self._cast_input_dtype(x, next(structure.parameters()).dtype)))
+
+    def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
+        return True

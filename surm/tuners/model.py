@@ -1,18 +1,23 @@
 """The tuner that puts adapted layers into a model."""
 
-import copy
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import chain
 from typing import Any
 
-from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
+import torch
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, onload_layer
 from torch import Tensor, nn
 
 from surm.structures import Structure
+from surm.tuners import weighted
 from surm.tuners.adapter import CANNOT_MERGE, SurmAdapter
-from surm.tuners.config import BOTTLENECK, SurmConfig
-from surm.tuners.layer import SurmLayer, SurmLinear
-from surm.tuners.targets import SITES, adapter_sites, fused_parts, output_features, projection_names
+from surm.tuners.bases import SUPPORTED, weight_layer
+from surm.tuners.config import SurmConfig
+from surm.tuners.layer import SurmLayer, SurmWeight
+from surm.tuners.mixed import pass_adapter_names
+from surm.tuners.targets import SITES, adapter_sites, default_targets, fused_parts, output_features
 
 
 class SurmModel(BaseTuner):
@@ -30,7 +35,7 @@ class SurmModel(BaseTuner):
     ) -> SurmConfig:
         targets = peft_config.target_modules
         if peft_config.form == "weight" and targets is None:
-            peft_config.target_modules = set(projection_names(self.model))
+            peft_config.target_modules = default_targets(self.model)
         elif peft_config.form == "adapter" and (targets is None or targets in SITES):
             sites = adapter_sites(self.model, targets or "houlsby", peft_config.adapter_position)
             blocks = peft_config.layers_to_transform
@@ -39,6 +44,44 @@ class SurmModel(BaseTuner):
                 sites = [site for site in sites if any(f".{block}." in f".{site}" for block in blocks)]
             peft_config.target_modules = set(sites)
         return peft_config
+
+    def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
+        """As in PEFT; where that fails, the model is afterwards as it was before.
+
+        Raises:
+            ValueError: an adapter has the name of a parameter, such as A, by which PEFT would not save the parameter.
+        """
+        adapted = {module for module in model.modules() if isinstance(module, SurmLayer)}
+        trained = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+        try:
+            super().inject_adapter(model, adapter_name, *args, **kwargs)
+            self._check_names()
+        except Exception:
+            for name, module in list(model.named_modules()):
+                if isinstance(module, SurmLayer) and module not in adapted:
+                    parent, _, child = name.rpartition(".")
+                    setattr(model.get_submodule(parent), child, module.base_layer)
+                elif isinstance(module, SurmLayer) and adapter_name not in module.active_adapters:
+                    module.delete_adapter(adapter_name)
+            for parameter, requires_grad in trained:
+                parameter.requires_grad_(requires_grad)
+            raise
+
+    def _check_names(self) -> None:
+        layers = [module for module in self.model.modules() if isinstance(module, SurmLayer)]
+        dictionaries = [getattr(layer, name) for layer in layers for name in layer.adapter_layer_names]
+        paths = [name.split(".")[1:] for one in dictionaries for name, _ in one.named_parameters()]
+        taken = sorted(self.peft_config.keys() & set(chain(*paths)))
+        if taken:
+            raise ValueError(
+                f"Adapter name {taken[0]!r} is also that of a parameter of a structure, which PEFT then does not save: "
+                "give another name."
+            )
+
+    @contextmanager
+    def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
+        with pass_adapter_names(self, **kwargs):
+            yield
 
     def _create_and_replace(  # type: ignore[override]
         self,
@@ -50,8 +93,9 @@ class SurmModel(BaseTuner):
         current_key: str,
         **kwargs: Any,
     ) -> None:
+        config = peft_config.for_module(current_key)
         try:
-            adapted = self._adapt(peft_config, adapter_name, target, current_key, parent)
+            adapted = self._adapt(config, adapter_name, target, current_key, parent)
         except ValueError as error:
             raise ValueError(f"Target module {current_key}: {error}") from None
         if adapted is target:
@@ -62,7 +106,7 @@ class SurmModel(BaseTuner):
 
     def _adapt(
         self, config: SurmConfig, adapter_name: str, target: nn.Module, name: str, parent: nn.Module
-    ) -> SurmLinear | SurmAdapter:
+    ) -> SurmWeight | SurmAdapter:
         """The target with one more adapter: itself, or a new layer around it."""
         base = target.get_base_layer() if isinstance(target, BaseTunerLayer) else target
         if isinstance(target, SurmLayer) and target.form != config.form:
@@ -70,25 +114,47 @@ class SurmModel(BaseTuner):
                 f"it has an adapter of form={target.form!r}, and a module takes one form: adapt another one with "
                 f"form={config.form!r}."
             )
-        if config.form == "weight":
-            if isinstance(target, SurmLinear):
-                target.update_layer(adapter_name, config)
-                return target
-            if isinstance(base, nn.Linear):
-                return SurmLinear(target, adapter_name, config, fused_parts(name, base))
-            supported = "only torch.nn.Linear is"
-        else:
-            like = self._like(base, parent)
-            if isinstance(target, SurmAdapter):
-                target.update_layer(adapter_name, config, like)
-                return target
-            features = output_features(base, self.model, config.adapter_width)
-            if features is not None:
-                return SurmAdapter(target, adapter_name, config, features, like)
+        _check_called(parent)
+        adapted = (
+            self._with_update(config, adapter_name, target, base, name)
+            if config.form == "weight"
+            else self._with_body(config, adapter_name, target, base, parent)
+        )
+        if adapted is None:
             supported = (
-                "only linear layers, normalisations over the last dimension, LayerScale, Dropout and Identity are"
+                SUPPORTED
+                if config.form == "weight"
+                else "linear layers, normalisations over the last dimension, LayerScale, Dropout and Identity"
             )
-        raise TypeError(f"Target module {name} of type {type(base).__name__} is not supported: {supported}.")
+            raise TypeError(
+                f"Target module {name} of type {type(base).__name__} is not supported: only {supported} are."
+            )
+        return adapted
+
+    def _with_update(
+        self, config: SurmConfig, adapter_name: str, target: nn.Module, base: nn.Module, name: str
+    ) -> SurmWeight | None:
+        parts = fused_parts(name, base, config, self.model)
+        if isinstance(target, SurmWeight):
+            if target.parts != (parts or {target.WHOLE: target.rows}):
+                raise ValueError(
+                    f"it is adapted in the parts {target.parts}, and the new adapter would divide it otherwise: give "
+                    "both the same fused."
+                )
+            target.update_layer(adapter_name, config)
+            return target
+        layer, backend = weight_layer(base, self.model)
+        return None if layer is None else layer(target, adapter_name, config, parts, backend)
+
+    def _with_body(
+        self, config: SurmConfig, adapter_name: str, target: nn.Module, base: nn.Module, parent: nn.Module
+    ) -> SurmAdapter | None:
+        like = self._like(base, parent)
+        if isinstance(target, SurmAdapter):
+            target.update_layer(adapter_name, config, like)
+            return target
+        features = output_features(base, self.model, config.adapter_width)
+        return None if features is None else SurmAdapter(target, adapter_name, config, features, like)
 
     def _like(self, base: nn.Module, parent: nn.Module) -> Tensor | None:
         """The floating-point parameter of the model that is nearest to a module, for device and dtype."""
@@ -96,37 +162,62 @@ class SurmModel(BaseTuner):
         return next((p for name, p in named if p.is_floating_point() and self.prefix not in name), None)
 
     def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
-        # PEFT's own looks for the child's weight, for a device; adapters know theirs, and may follow a dropout.
-        if isinstance(new_module, SurmAdapter) or isinstance(child, SurmAdapter):
-            setattr(parent, child_name, new_module)
-        else:
-            super()._replace_module(parent, child_name, new_module, child)
+        # PEFT's own moves the new module to the child's device, which ours know; there may be no weight to tell it.
+        setattr(parent, child_name, new_module)
 
     def merge_adapter(self, adapter_names: list[str] | None = None, safe_merge: bool = False) -> None:
-        """As in PEFT.
+        """As in PEFT; with `safe_merge` all layers are looked at before the first is changed.
 
         Raises:
-            ValueError: one of the adapters is of form "adapter"; nothing is then merged.
+            ValueError: one of the adapters is of form "adapter", or, with `safe_merge`, one is not finite; nothing is
+                then merged.
         """
-        self._check_mergeable(adapter_names)
+        self._check_mergeable(adapter_names, safe_merge)
         super().merge_adapter(adapter_names, safe_merge)
 
     def merge_and_unload(
         self, progressbar: bool = False, safe_merge: bool = False, adapter_names: list[str] | None = None
     ) -> nn.Module:
-        """As in PEFT.
+        """As in PEFT; with `safe_merge` all layers are looked at before the first is changed.
 
         Raises:
-            ValueError: one of the adapters is of form "adapter"; nothing is then merged.
+            ValueError: one of the adapters is of form "adapter", or, with `safe_merge`, one is not finite; nothing is
+                then merged.
         """
-        self._check_mergeable(adapter_names)
+        self._check_mergeable(adapter_names, safe_merge)
         merged: nn.Module = super().merge_and_unload(progressbar, safe_merge, adapter_names)
         return merged
 
-    def _check_mergeable(self, adapter_names: list[str] | None) -> None:
+    def _check_mergeable(self, adapter_names: list[str] | None, safe_merge: bool) -> None:
         names = self.active_adapters if adapter_names is None else adapter_names
         if any(name in self.peft_config and self.peft_config[name].form == "adapter" for name in names):
             raise ValueError(CANNOT_MERGE)
+        for layer in self.model.modules() if safe_merge else ():
+            if isinstance(layer, SurmWeight):
+                new = [name for name in names if name in layer.alpha and name not in layer.merged_adapters]
+                with onload_layer(layer):
+                    layer.merged_weight(new, safe_merge=True)
+
+    def add_weighted_adapter(self, adapters: list[str], weights: list[float], adapter_name: str) -> dict[str, float]:
+        """Add the adapter with the updates sum_i weights[i] alpha_i S_i; it is frozen until it is set.
+
+        Exact, up to rounding, where in a module all adapters have one structure with the same options: circulants and
+        single Toeplitz matrices add up to one, of other structures the terms stand side by side. Else it is the nearest
+        member of the first adapter's structure to the dense sum, with a warning.
+
+        Args:
+            adapters: names of adapters in weight form.
+            weights: a factor for each.
+            adapter_name: name of the new one.
+
+        Returns:
+            By module, the error in Frobenius norm relative to the sum, 0 where it is exact.
+
+        Raises:
+            ValueError: an adapter does not exist, is of form "adapter" or has `modules_to_save`; the name is taken;
+                there are not as many weights as adapters. Nothing is then changed.
+        """
+        return weighted.add(self, adapters, weights, adapter_name)
 
     def collapse(self, adapter_name: str | None = None) -> None:
         """Replace an adapter's structures, or the active adapters', by the same matrices with fewer stored numbers.
@@ -139,25 +230,24 @@ class SurmModel(BaseTuner):
         """
         names = self.active_adapters if adapter_name is None else [adapter_name]
         for name, structures in [(name, self._collapsed(name)) for name in names]:
-            for holder, key, structure in structures:
+            kinds = {}
+            for module, holder, key, structure in structures:
                 holder.register_module(key, structure)
-            config = copy.copy(self.peft_config[name])
-            config.structure_options = dict(structures[0][-1].options)
-            self.peft_config[name] = config
+                kinds[module] = (structure.name, dict(structure.options))
+            self.peft_config[name] = weighted.with_structures(self.peft_config[name], kinds)
 
-    def _collapsed(self, adapter_name: str) -> list[tuple[nn.Module, str, Structure]]:
-        """An adapter's structures, collapsed, with the places where they belong."""
+    def _collapsed(self, adapter_name: str) -> list[tuple[str, nn.Module, str, Structure]]:
+        """An adapter's structures, collapsed, with the name of their layer and the places where they belong."""
         if adapter_name not in self.peft_config:
             raise ValueError(f"There is no adapter {adapter_name!r}: give one of {', '.join(self.peft_config)}.")
-        if self.peft_config[adapter_name].structure == BOTTLENECK:
-            raise ValueError("bottleneck cannot be collapsed: an activation stands between its two matrices.")
-        layers = [module for module in self.model.modules() if isinstance(module, SurmLayer)]
+        layers = [(name, module) for name, module in self.model.named_modules() if isinstance(module, SurmLayer)]
         found = []
-        for holder, key in (place for layer in layers for place in layer.places(adapter_name)):
+        for name, (holder, key) in ((name, place) for name, layer in layers for place in layer.places(adapter_name)):
             structure = holder.get_submodule(key)
-            assert isinstance(structure, Structure)
+            if not isinstance(structure, Structure):
+                raise ValueError("bottleneck cannot be collapsed: an activation stands between its two matrices.")
             trained = any(parameter.requires_grad for parameter in structure.parameters())
-            found.append((holder, key, structure.collapse().requires_grad_(trained)))
+            found.append((name, holder, key, structure.collapse().requires_grad_(trained)))
         return found
 
     @classmethod
@@ -165,3 +255,17 @@ class SurmModel(BaseTuner):
         # PEFT expects the adapter's name right before the parameter's, which a sum of structures has further back.
         own = re.sub(rf"(\.{cls.prefix}\w+)\.{re.escape(adapter_name)}\.", r"\1.", key)
         return own if own != key else super()._remove_adapter_name_from_key(key, adapter_name)
+
+
+def _check_called(parent: nn.Module) -> None:
+    """Raises ValueError for a layer that `parent` does not call, but reads, so that an adapter would do nothing."""
+    if isinstance(parent, nn.MultiheadAttention):
+        raise ValueError(
+            "MultiheadAttention reads the weight of this layer without calling it, so that an adapter would do "
+            "nothing: leave it out with exclude_modules."
+        )
+    if isinstance(parent, nn.TransformerEncoderLayer) and torch.backends.mha.get_fastpath_enabled():
+        raise ValueError(
+            "TransformerEncoderLayer does not call this layer in eval mode, so that an adapter would do nothing: call "
+            "torch.backends.mha.set_fastpath_enabled(False) first."
+        )

@@ -2,111 +2,43 @@
 
 import re
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING
 
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
+from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as LORA_TARGETS
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
-FUSED_PARTS = ("q", "k", "v")  # of a fused projection, in the order of the weight's rows
-PARTS = (*FUSED_PARTS, "o", "mlp")
+from surm.tuners import architectures
+from surm.tuners.architectures import PARTS as PARTS
+from surm.tuners.architectures import Endings
+from surm.tuners.patterns import FUSED_PARTS as FUSED_PARTS
+from surm.tuners.patterns import Split, matching, split_rows
+
+if TYPE_CHECKING:
+    from surm.tuners.config import SurmConfig
+
 SITES = ("houlsby", "pfeiffer")
 POSITIONS = ("after", "before")
 
-Endings = tuple[str, ...]  # of module names; "#" stands for the index of a block
 
-# By `config.model_type` of transformers. timm's models have no such field; theirs are what is looked for otherwise.
-# Where a model's modules were renamed, both names stand here (ViT, DINOv2: the second until transformers 4).
-_BERT: dict[str, Endings] = {
-    "q": ("attention.self.query",),
-    "k": ("attention.self.key",),
-    "v": ("attention.self.value",),
-    "o": ("attention.output.dense",),
-    "mlp": ("layer.#.intermediate.dense", "layer.#.output.dense"),
-}
-_VIT: dict[str, Endings] = {
-    "q": ("attention.q_proj", "attention.attention.query"),
-    "k": ("attention.k_proj", "attention.attention.key"),
-    "v": ("attention.v_proj", "attention.attention.value"),
-    "o": ("attention.o_proj", "attention.output.dense"),
-    "mlp": ("mlp.fc1", "mlp.fc2", "layer.#.intermediate.dense", "layer.#.output.dense"),
-}
-_GATED: Endings = ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj", "mlp.weights_in", "mlp.weights_out")
-_CLIP: dict[str, Endings] = {
-    "q": ("self_attn.q_proj",),
-    "k": ("self_attn.k_proj",),
-    "v": ("self_attn.v_proj",),
-    "o": ("self_attn.out_proj",),
-    "mlp": ("mlp.fc1", "mlp.fc2"),
-}
-_PROJECTIONS: dict[str, dict[str, Endings]] = {
-    "bert": _BERT,
-    "roberta": _BERT,
-    "vit": _VIT,
-    "dinov2": _VIT | {"mlp": (*_VIT["mlp"], *_GATED)},
-    "clip": _CLIP,
-    "clip_text_model": _CLIP,
-    "clip_vision_model": _CLIP,
-}
-_TIMM_PROJECTIONS: dict[str, Endings] = {
-    "q": ("attn.qkv", "attn.q_proj", "attn.qkv.q_proj"),
-    "k": ("attn.qkv", "attn.k_proj", "attn.qkv.k_proj"),
-    "v": ("attn.qkv", "attn.v_proj", "attn.qkv.v_proj"),
-    "o": ("attn.proj",),
-    # With the block's index, since a pooling layer has an MLP of the same name.
-    "mlp": ("blocks.#.mlp.fc1", "blocks.#.mlp.fc1_g", "blocks.#.mlp.fc1_x", "blocks.#.mlp.fc2"),
-}
+def default_targets(model: nn.Module) -> set[str] | str:
+    """What `target_modules=None` means: the query, key and value projections, or PEFT's expression for the model type.
 
-
-class _Sites(NamedTuple):
-    """Where adapters go, by `position`: what ends the attention's side of a block, and what the feed-forward one's."""
-
-    after: tuple[Endings, Endings]
-    before: tuple[Endings, Endings]
-    last: Endings = ()  # what ends a block whose normalisation follows the residual
-
-
-_BERT_SITES = _Sites(
-    after=(("layer.#.attention.output.dropout",), ("layer.#.output.dropout",)),
-    before=(("layer.#.attention.output.dense",), ("layer.#.output.dense",)),
-    last=("layer.#.output.LayerNorm",),
-)
-_CLIP_SIDES: tuple[Endings, Endings] = (("layers.#.self_attn.out_proj",), ("layers.#.mlp.fc2",))
-_CLIP_SITES = _Sites(after=_CLIP_SIDES, before=_CLIP_SIDES)  # there is no hidden dropout
-_SITES: dict[str, _Sites] = {
-    "bert": _BERT_SITES,
-    "roberta": _BERT_SITES,
-    "vit": _Sites(
-        after=(
-            ("layers.#.attention.o_proj", "layer.#.attention.output.dropout"),
-            ("layers.#.mlp.fc2", "layer.#.output.dropout"),
-        ),
-        before=(
-            ("layers.#.attention.o_proj", "layer.#.attention.output.dense"),
-            ("layers.#.mlp.fc2", "layer.#.output.dense"),
-        ),
-    ),
-    "dinov2": _Sites(
-        after=(("layer.#.layer_scale1",), ("layer.#.layer_scale2",)),
-        before=(
-            ("layer.#.attention.o_proj", "layer.#.attention.output.dense"),
-            ("layer.#.mlp.fc2", "layer.#.mlp.down_proj", "layer.#.mlp.weights_out"),
-        ),
-    ),
-    "clip": _CLIP_SITES,
-    "clip_text_model": _CLIP_SITES,
-    "clip_vision_model": _CLIP_SITES,
-}
-_TIMM_SITES = _Sites(
-    after=(("blocks.#.ls1",), ("blocks.#.ls2",)),  # LayerScale, or what stands in its place
-    before=(("blocks.#.attn.proj",), ("blocks.#.mlp.fc2",)),
-)
+    Raises:
+        ValueError: the model has no such layers.
+    """
+    kind = _model_type(model)
+    known = LORA_TARGETS.get(kind) if kind not in architectures.PROJECTIONS else None
+    return known if isinstance(known, str) else set(projection_names(model))
 
 
 def projection_names(model: nn.Module, parts: Sequence[str] = FUSED_PARTS) -> list[str]:
     """The name endings of a model's projections, as `target_modules` takes them.
 
-    Known are BERT, RoBERTa, ViT, DINOv2 and CLIP of transformers and the transformers of timm, there also after their
-    fused layer was split. A fused layer is named whichever of q, k and v are asked for; `fused_parts` selects inside.
+    Known are the models of `surm.tuners.architectures`, and the transformers of timm, there also after their fused
+    layer was split. Of models that PEFT alone knows, q, k and v together are what it picks for LoRA, mostly without k.
+    A fused layer is named whichever of q, k and v are asked for; `fused_parts` selects inside.
 
     Args:
         model: with or without a PEFT adapter.
@@ -114,13 +46,24 @@ def projection_names(model: nn.Module, parts: Sequence[str] = FUSED_PARTS) -> li
             the feed-forward network).
 
     Raises:
-        ValueError: an unknown part; the model has no such layer.
+        ValueError: an unknown part; the model has no such layer, or its parts are not known.
     """
     for part in parts:
         if part not in PARTS:
             raise ValueError(f"parts={list(parts)} is not known: give some of {', '.join(PARTS)}.")
-    table = _PROJECTIONS.get(_model_type(model), _TIMM_PROJECTIONS)
-    names = [name for name, module in model.named_modules() if isinstance(module, (nn.Linear, BaseTunerLayer))]
+    kind = _model_type(model)
+    names = [name for name, module in model.named_modules() if isinstance(module, BaseTunerLayer) or _outputs(module)]
+    if kind not in architectures.PROJECTIONS and kind in LORA_TARGETS:
+        if set(parts) != set(FUSED_PARTS):
+            raise ValueError(
+                f"parts={list(parts)} of model type {kind!r} are not known: give {', '.join(FUSED_PARTS)} for the "
+                "layers that PEFT picks for LoRA, or pass target_modules."
+            )
+        known = LORA_TARGETS[kind]
+        if isinstance(known, str):
+            return sorted(name for name in names if re.fullmatch(known, name))
+        return _found(model, names, [tuple(known)])
+    table = architectures.PROJECTIONS.get(kind, architectures.TIMM_PROJECTIONS)
     return _found(model, names, [table[part] for part in parts])
 
 
@@ -129,29 +72,31 @@ def adapter_sites(model: nn.Module, sites: str = "houlsby", position: str = "aft
 
     "houlsby": two in each block, behind the output projections of the attention and of the feed-forward network and
     their dropout or LayerScale, before the residual is added. "pfeiffer": the second of them alone, or, in BERT and
-    RoBERTa, behind the block's last LayerNorm. Known are the models of `projection_names`.
+    RoBERTa, behind the block's last LayerNorm. Known are the models of `surm.tuners.architectures`, and timm's.
 
     Args:
         model: with or without a PEFT adapter.
         sites: "houlsby" or "pfeiffer".
-        position: "after" the dropout or LayerScale, or "before" it, straight behind the projection.
+        position: "after" the dropout, LayerScale or, in Gemma 2 and 3, normalisation of a side's output, or "before"
+            it, straight behind the projection.
 
     Raises:
-        ValueError: an unknown name; the model has no such modules, or one dropout for both sides of a block.
+        ValueError: an unknown name; the model has no such modules, or a dropout or scale that they cannot follow.
     """
     for name, value, known in (("sites", sites, SITES), ("position", position, POSITIONS)):
         if value not in known:
             raise ValueError(f"{name}={value!r} is not known: give {' or '.join(known)}.")
-    table = _SITES.get(_model_type(model), _TIMM_SITES)
+    table = architectures.SITES.get(_model_type(model), architectures.TIMM_SITES)
     sides = getattr(table, position)
     wanted = sides if sites == "houlsby" else [table.last or sides[1]]
     found = _found(model, [name for name, _ in model.named_modules()], wanted)
-    shared = BaseTuner.get_model_config(model).get("hidden_dropout_prob") if _model_type(model) == "vit" else 0
-    if position == "after" and shared and not any(name.endswith("dropout") for name in found):
-        raise ValueError(
-            f"{type(model).__name__} has one dropout for both sides of a block, so that no adapter can follow it: give "
-            "adapter_position='before', or a model with hidden_dropout_prob=0."
-        )
+    config = BaseTuner.get_model_config(model)
+    for key in table.unreachable:
+        if position == "after" and config.get(key) and not any(name.endswith("dropout") for name in found):
+            raise ValueError(
+                f"{type(model).__name__} applies {key}={config[key]} where no adapter can follow it: give "
+                f"adapter_position='before', or a model with {key}=0."
+            )
     return found
 
 
@@ -169,8 +114,8 @@ def _found(model: nn.Module, names: Iterable[str], wanted: Iterable[Endings]) ->
         missing |= set() if group else set(endings)
     if missing:
         raise ValueError(
-            f"{type(model).__name__} of model type {_model_type(model)!r} has no layers called "
-            f"{', '.join(sorted(missing))}, which are the default: pass target_modules."
+            f"Please specify `target_modules`: {type(model).__name__} of model type {_model_type(model)!r} has no "
+            f"layers called {', '.join(sorted(missing))}, which are the default."
         )
     return sorted(found)
 
@@ -190,10 +135,13 @@ def output_features(module: nn.Module, model: nn.Module, given: int | None) -> i
     Raises:
         ValueError: it has no width of its own, and neither the user nor the model tells one.
     """
-    if isinstance(module, nn.Linear):
-        return module.out_features
+    outputs = _outputs(module)
+    if outputs is not None:
+        return outputs
     if isinstance(module, (nn.Dropout, nn.Identity)):
-        width = given or BaseTuner.get_model_config(model).get("hidden_size") or getattr(model, "embed_dim", None)
+        # The attribute, since GPT-2's configuration calls it `n_embd` as a dictionary.
+        hidden = getattr(getattr(model, "config", None), "hidden_size", None)
+        width = given or hidden or getattr(model, "embed_dim", None)
         if not isinstance(width, int):
             raise ValueError(
                 f"{type(module).__name__} has no width of its own and {type(model).__name__} does not tell one: "
@@ -210,11 +158,58 @@ def output_features(module: nn.Module, model: nn.Module, given: int | None) -> i
     return sizes[0].numel() if is_scale else None
 
 
-def fused_parts(name: str, layer: nn.Linear) -> dict[str, int]:
-    """The parts of a fused query-key-value projection with the outputs of each, in the order of the weight's rows.
+def fused_parts(
+    name: str, layer: nn.Module, config: "SurmConfig | None" = None, model: nn.Module | None = None
+) -> dict[str, int]:
+    """The parts of a fused projection with the outputs of each, in order; nothing for a layer taken as a whole.
 
-    A layer counts as fused when its name ends in "qkv" and it has three outputs for each input; others have no parts.
+    What `config.fused` says, else q, k and v where they are known to be blocks of outputs, one behind the other: names
+    in "qkv" with three outputs for each input (timm, ModernBERT), GPT-2's `c_attn`, and Phi-3's `qkv_proj` by the heads
+    of the model's `config`. The `query_key_value` of Falcon, GPT-NeoX and BLOOM goes head by head, and is no such one.
+
+    Args:
+        name: full name of the layer.
+        layer: the layer itself, without an adapter.
+        config: with `fused` and `fused_parts`.
+        model: whose layer it is.
+
+    Raises:
+        ValueError: the sizes given do not add up to the outputs; `fused_parts` names none of the parts.
     """
-    if name.endswith("qkv") and layer.out_features == 3 * layer.in_features:
-        return dict.fromkeys(FUSED_PARTS, layer.in_features)
+    rows = _outputs(layer)
+    given: Split | None = matching(config.fused, name) if config is not None else None
+    if given is None:
+        parts = _known_parts(name, layer, model)
+    elif rows is None:
+        raise ValueError(f"fused has a split for {type(layer).__name__}, which is no linear layer: leave it out there.")
+    else:
+        parts = split_rows(given, rows)
+    if len(parts) < 2:
+        return {}
+    chosen = config.fused_parts if config is not None else None
+    if chosen is not None and not parts.keys() & set(chosen):
+        raise ValueError(f"fused_parts={chosen} names none of the layer's parts {', '.join(parts)}: exclude the layer.")
+    return parts
+
+
+def _known_parts(name: str, layer: nn.Module, model: nn.Module | None) -> dict[str, int]:
+    rows, last = _outputs(layer), name.rpartition(".")[-1]
+    if isinstance(layer, Conv1D):
+        inputs = layer.weight.shape[0]
+        if last == "c_attn" and rows == 3 * inputs:
+            return dict.fromkeys(FUSED_PARTS, inputs)
+        return dict.fromkeys(FUSED_PARTS[1:], inputs) if last == "c_attn" and rows == 2 * inputs else {}
+    if last.endswith("qkv") and rows == 3 * getattr(layer, "in_features", 0):
+        return dict.fromkeys(FUSED_PARTS, rows // 3)
+    if last == "qkv_proj" and model is not None and _model_type(model) in ("phi3", "phi4_multimodal"):
+        heads = BaseTuner.get_model_config(model)
+        q, kv = heads["num_attention_heads"], heads.get("num_key_value_heads") or heads["num_attention_heads"]
+        size = heads.get("head_dim") or heads["hidden_size"] // q
+        if rows == (q + 2 * kv) * size:
+            return {"q": q * size, "k": kv * size, "v": kv * size}
     return {}
+
+
+def _outputs(layer: nn.Module) -> int | None:
+    outputs = getattr(layer, "nf" if isinstance(layer, Conv1D) else "out_features", None)
+    return outputs if isinstance(outputs, int) else None  # backbones list the names of their stages there

@@ -1,5 +1,10 @@
+import copy
+import dataclasses
+import inspect
+import pickle
+
 import pytest
-from peft import PeftConfig, PeftType
+from peft import LoraConfig, PeftConfig, PeftType
 
 from surm import SurmConfig
 
@@ -18,6 +23,12 @@ WEIGHT = {
     "bias": "surm_only",
     "init_weights": "authors",
     "fused_parts": ["q", "v"],
+    "structure_pattern": {"value": "circulant", "0.query": {"structure": "ldr", "structure_options": {"terms": 2}}},
+    "alpha_pattern": {"value": 0.25},
+    "fused": {"qkv": {"q": 8, "k": 4, "v": 4}, "kv": 2, "gates": [8, 8, 16, 16]},
+    "keep_base_weight": True,
+    "trainable_token_indices": {"embed_tokens": [0, 3]},
+    "ensure_weight_tying": True,
 }
 ADAPTER = {
     "form": "adapter",
@@ -38,6 +49,8 @@ def test_a_saved_configuration_loads_equal(tmp_path, settings):
     assert type(loaded) is SurmConfig
     assert loaded == config
     assert loaded.peft_type is PeftType.SURM
+    assert loaded.to_dict() == config.to_dict()
+    assert dataclasses.replace(config) == copy.deepcopy(config) == pickle.loads(pickle.dumps(config)) == config
 
 
 @pytest.mark.parametrize("index", [0, [0]])
@@ -82,6 +95,33 @@ def test_the_first_block_can_be_selected(index):
         ({"fused_parts": ["q", "q"]}, "each once"),
         ({"fused_parts": ["q", "x"]}, "fused_parts=.'q', 'x'. is not a selection"),
         ({"fused_parts": "qv"}, "fused_parts='qv' is not a selection"),
+        ({"fused": [3]}, "fused=.3. is not a dictionary by module names"),
+        ({"fused": {"(": 3}}, r"fused: '\(' is no regular expression"),
+        ({"fused": {"qkv": 0}}, "fused: 0 for 'qkv' is no split"),
+        ({"fused": {"qkv": []}}, r"fused: \[\] for 'qkv' is no split"),
+        ({"fused": {"qkv": [4, 0]}}, "integers of at least 1"),
+        ({"fused": {"qkv": {"update": 4, "k": 4}}}, "names of .* other than update"),
+        ({"fused": {"qkv": {"q.k": 4, "v": 4}}}, "names of letters"),
+        ({"fused": {"qkv": [["q", 4], ["q", 4]]}}, "is no split"),
+        ({"structure_pattern": ["query"]}, "structure_pattern=.'query'. is not a dictionary"),
+        ({"structure_pattern": {"query": "circulnt"}}, "nearest: circulant"),
+        ({"structure_pattern": {"query": {"structure": "ldr", "structure_options": {"terms": 0}}}}, "terms=0"),
+        ({"structure_pattern": {"query": {"terms": 2}}}, "'query' is not possible: give a name, or a dictionary"),
+        ({"structure_pattern": {"query": "bottleneck"}}, "structure='bottleneck' is no update"),
+        ({"structure_pattern": {"query": {1}}}, "structure_pattern=.* JSON"),
+        ({"alpha_pattern": {"query": float("nan")}}, "alpha=nan is not a finite number"),
+        ({"form": "adapter", "alpha_pattern": {"query": 2.0}}, "alpha_pattern=.* is used in weight form only"),
+        ({"form": "adapter", "fused": {"qkv": 3}}, "fused=.* is used in weight form only: leave it at None"),
+        ({"form": "adapter", "keep_base_weight": True}, "keep_base_weight=True is used in weight form only"),
+        ({"keep_base_weight": 1}, "keep_base_weight=1 is neither True nor False"),
+        ({"inference_mode": "no"}, "inference_mode='no' is neither True nor False"),
+        ({"ensure_weight_tying": None}, "ensure_weight_tying=None is neither True nor False"),
+        ({"trainable_token_indices": [-1]}, "trainable_token_indices=.-1. is no selection of tokens"),
+        ({"trainable_token_indices": {"embed_tokens": 3}}, "dictionary of such lists by layer name"),
+        ({"target_modules": "(query"}, r"target_modules='\(query' is no regular expression"),
+        ({"target_modules": ["query", 3]}, "target_modules=.* is no selection of modules"),
+        ({"exclude_modules": 3}, "exclude_modules=3 is no selection of modules"),
+        ({"modules_to_save": "classifier"}, "modules_to_save='classifier' is no list of names"),
         ({"layers_to_transform": -1}, "layers_to_transform=-1 is no block index"),
         ({"layers_to_transform": [1, "2"]}, "layers_to_transform=.* is no block index"),
         ({"layers_to_transform": 0, "target_modules": ".*query"}, "layers_to_transform cannot be used"),
@@ -99,3 +139,85 @@ def test_an_impossible_value_is_refused_in_one_sentence(settings, sentence):
 def test_a_factor_shape_is_accepted_before_the_layer_is_known(structure):
     config = SurmConfig(structure=structure, structure_options={"factor_shape": [32, 24]})
     assert config.structure_options == {"factor_shape": [32, 24]}
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "instead"),
+    [
+        ("r", 8, "structure_options"),
+        ("lora_alpha", 16, "give alpha"),
+        ("lora_dropout", 0.1, "give dropout"),
+        ("init_lora_weights", True, "give init_weights"),
+        ("rank_pattern", {"query": 4}, "give structure_pattern"),
+        ("use_rslora", True, "give alpha"),
+        ("target_parameters", ["experts.weight"], "name linear layers in target_modules"),
+        ("use_dora", True, "leave it out, or use LoraConfig"),
+    ],
+)
+def test_an_option_of_lora_alone_is_refused_with_what_to_give_instead(option, value, instead):
+    with pytest.raises(
+        TypeError, match=f"{option}=.* is an option of LoRA that SURM does not have: .*{instead}"
+    ) as error:
+        SurmConfig(**{option: value})
+    assert "\n" not in str(error.value)
+
+
+def test_every_option_of_lora_is_taken_or_refused_by_name():
+    for option in LoraConfig.__dataclass_fields__.keys() - SurmConfig.__dataclass_fields__.keys():
+        with pytest.raises(TypeError, match=f"^{option}=None is an option of LoRA"):
+            SurmConfig(**{option: None})
+
+
+def test_an_option_of_a_newer_version_is_left_to_peft(tmp_path):
+    SurmConfig().save_pretrained(tmp_path)
+    saved = tmp_path / "adapter_config.json"
+    saved.write_text(saved.read_text().replace('"alpha": 1.0', '"alpha": 1.0, "adapter_colour": "blue"'))
+    with pytest.warns(UserWarning, match="adapter_colour"):
+        assert PeftConfig.from_pretrained(tmp_path) == SurmConfig()
+    assert {"structure", "alpha_pattern", "fused"} <= inspect.signature(SurmConfig).parameters.keys()
+
+
+QUERY, VALUE = "encoder.layer.1.attention.query", "encoder.layer.1.attention.value"
+
+
+def test_patterns_are_resolved_for_each_module():
+    config = SurmConfig(
+        structure="kronecker",
+        structure_options={"terms": 2},
+        alpha=0.5,
+        structure_pattern={r"0\..*": "toeplitz", "query": {"structure": "ldr", "structure_options": {"terms": 4}}},
+        alpha_pattern={"value": 2.0},
+        dropout=0.1,
+    )
+    query, value = config.for_module(QUERY), config.for_module(VALUE)
+    assert (query.structure, query.structure_options, query.alpha) == ("ldr", {"terms": 4}, 0.5)
+    assert (value.structure, value.structure_options, value.alpha) == ("kronecker", {"terms": 2}, 2.0)
+    assert config.for_module(VALUE.replace("1", "0")).structure == "toeplitz"
+    assert config.for_module(VALUE.replace("1", "0")).structure_options is None
+    assert query.dropout == value.dropout == 0.1
+    assert query.for_module(QUERY) is query
+    assert config.for_module("key") is config
+    assert config.structure == "kronecker"
+
+
+@pytest.mark.parametrize("name", ["my_query", "query.dense", "queryx"])
+def test_a_pattern_matches_whole_parts_of_a_name(name):
+    config = SurmConfig(structure_pattern={"query": "ldr"})
+    assert config.for_module(name) is config
+
+
+@pytest.mark.parametrize("keys", [["query", "1.attention.query"], ["1.attention.query", "query"]])
+def test_the_longest_of_several_patterns_counts_before_and_after_saving(tmp_path, keys):
+    alphas = {"query": 2.0, "1.attention.query": 3.0}
+    config = SurmConfig(alpha_pattern={key: alphas[key] for key in keys})
+    config.save_pretrained(tmp_path)
+    for each in (config, PeftConfig.from_pretrained(tmp_path)):
+        assert each.for_module(QUERY).alpha == 3.0
+        assert each.for_module(QUERY.replace("1", "2")).alpha == 2.0
+
+
+def test_the_parts_of_a_split_can_be_selected():
+    fused = {"kv": 2, "gate_up": {"gate": 4, "up": 4}}
+    assert SurmConfig(fused=fused, fused_parts=["v", "1", "up"]).fused_parts == ["v", "1", "up"]
+    with pytest.raises(ValueError, match="not a selection of q, k, v, 0, 1, gate, up"):
+        SurmConfig(fused=fused, fused_parts=["down"])

@@ -4,12 +4,13 @@ import pickle
 import pytest
 import torch
 from peft import get_peft_model
+from peft.helpers import disable_input_dtype_casting
 from torch import nn
 
 from surm import SurmConfig
 from surm.structures import STRUCTURES
 from surm.tuners import SurmLinear
-from tests.tuners.helpers import adapt, dense, net, tiny_vit
+from tests.tuners.helpers import IDS, adapt, dense, net, tiny_bert, tiny_vit
 
 TWO = ["first", "second"]
 X = torch.linspace(-1, 1, 5 * 12, dtype=torch.float64).reshape(5, 12)
@@ -254,3 +255,162 @@ def test_copies_are_equal_and_independent(structure):
                     parameter.zero_()
         assert torch.equal(model(X), output)
         assert torch.equal(twin(X), net()(X))
+
+
+# --- merging --------------------------------------------------------------------------------------------------------
+
+
+def two_layers(**settings):
+    """A model with two adapters of different structures on both layers, both active."""
+    base = net().to(settings.pop("dtype", torch.float64))
+    model = adapt(base, target_modules=TWO, init_weights=False, **settings)
+    model.add_adapter("other", SurmConfig(structure="ldr", target_modules=TWO, init_weights=False, **settings))
+    model.base_model.set_adapter(["default", "other"])
+    return model, [model.base_model.model.first, model.base_model.model.second]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_a_kept_weight_is_restored_bit_for_bit(dtype):
+    model, layers = two_layers(keep_base_weight=True, alpha=3.0, dtype=dtype)
+    weights = [layer.weight.detach().clone() for layer in layers]
+    state = set(model.state_dict())
+    model.merge_adapter()
+    assert not any(torch.equal(layer.weight, weight) for layer, weight in zip(layers, weights, strict=True))
+    assert set(model.state_dict()) == state
+    model.unmerge_adapter()
+    assert all(torch.equal(layer.weight, weight) for layer, weight in zip(layers, weights, strict=True))
+    assert all(layer.kept_weight is None for layer in layers)
+
+
+def test_a_kept_weight_follows_casts_and_copies_and_adapters_that_change_while_merged():
+    model, layers = two_layers(keep_base_weight=True)
+    weight = layers[0].weight.detach().clone()
+    model.merge_adapter()
+    twin = copy.deepcopy(model).float()
+    twin.base_model.model.first.surm_update["other"].G.data.zero_()
+    twin.unmerge_adapter()
+    assert torch.equal(twin.base_model.model.first.weight, weight.float())
+
+
+def test_without_a_kept_weight_unmerging_costs_two_roundings():
+    model, layers = two_layers(alpha=3.0, dtype=torch.bfloat16)
+    weight = layers[0].weight.detach().clone()
+    model.merge_adapter()
+    merged = layers[0].weight.detach().clone()
+    model.unmerge_adapter()
+    largest = torch.maximum(weight.abs(), merged.abs()).float()
+    assert ((layers[0].weight.float() - weight.float()).abs() <= 2 * 2**-9 * 2 * largest).all()
+
+
+def test_merging_one_adapter_after_another_is_merging_both():
+    (model, layers), (twin, twins) = two_layers(), two_layers()
+    model.merge_adapter(["default"])
+    with pytest.warns(UserWarning, match="Already following adapters were merged default"):
+        model.merge_adapter(["other"])
+    twin.merge_adapter()
+    for one, other in zip(layers, twins, strict=True):
+        torch.testing.assert_close(one.weight, other.weight, rtol=0, atol=1e-15)
+        assert one.merged_adapters == ["default", "other"]
+    with pytest.warns(UserWarning, match="All adapters are already merged"):
+        model.merge_adapter()
+
+
+@pytest.mark.parametrize("unload", [False, True])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_safe_merge_with_a_broken_later_layer_changes_no_layer(unload, value):
+    model, layers = two_layers()
+    layers[1].surm_update["other"].H.data[0, 0] = value
+    weights = [layer.weight.detach().clone() for layer in layers]
+    merge = model.merge_and_unload if unload else model.merge_adapter
+    with pytest.raises(ValueError, match=r"NaNs detected in the merged weights. The adapter other seems to be broken"):
+        merge(safe_merge=True)
+    assert all(torch.equal(layer.weight, weight) for layer, weight in zip(layers, weights, strict=True))
+    assert not any(layer.merged for layer in layers)
+    assert model.base_model.model.first is layers[0]
+
+
+def test_a_safe_merge_sees_what_overflows_in_the_weights_dtype():
+    model, layers = two_layers(dtype=torch.float16, alpha=1e6)
+    weight = layers[0].weight.detach().clone()
+    with pytest.raises(ValueError, match="NaNs detected"):
+        model.merge_adapter(safe_merge=True)
+    assert torch.equal(layers[0].weight, weight)
+
+
+# --- torch's other machinery ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_gradient_checkpointing_changes_no_gradient(reentrant):
+    def gradients(checkpointed):
+        model = adapt(tiny_bert(), init_weights=False).train()
+        if checkpointed:
+            model.enable_input_require_grads()
+            model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+        model(input_ids=IDS, labels=torch.tensor([0, 2])).loss.backward()
+        return {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
+
+    torch.manual_seed(0)
+    plain, checkpointed = (gradients(flag) for flag in (False, True))
+    assert len(plain) == 12
+    for name, gradient in plain.items():
+        torch.testing.assert_close(checkpointed[name], gradient, rtol=1e-5, atol=1e-9)
+
+
+@pytest.mark.parametrize("structure", [*STRUCTURES, "circulant+skew_circulant"])
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=[pytest.mark.slow])])
+def test_compiling_needs_no_break_and_changes_no_gradient(structure, backend):
+    torch.compiler.reset()
+    model = adapt(tiny_vit(), structure=structure, init_weights=False, alpha=0.5)
+    layer, x = model.base_model.model.blocks[0].attn.qkv, torch.randn(2, 3, 192)
+    trained = [p for p in layer.parameters() if p.requires_grad]
+
+    def run(call):
+        output = call(x)
+        return [output, *torch.autograd.grad(output.square().sum(), trained)]
+
+    for one, other in zip(run(torch.compile(layer, backend=backend, fullgraph=True)), run(layer), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+
+
+def test_a_batch_of_adapters_goes_through_vmap():
+    layer = adapt(net(), structure="ldr", target_modules=["first"], init_weights=False).base_model.model.first
+    many = {name: torch.randn(3, *p.shape, dtype=p.dtype) for name, p in layer.named_parameters() if p.requires_grad}
+    outputs = torch.func.vmap(lambda one: torch.func.functional_call(layer, one, (X,)))(many)
+    for index in range(3):
+        alone = torch.func.functional_call(layer, {name: p[index] for name, p in many.items()}, (X,))
+        torch.testing.assert_close(outputs[index], alone, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("autocast_adapter_dtype", [True, False])
+@pytest.mark.parametrize("structure", STRUCTURES)
+def test_low_precision_is_near_float64(structure, autocast_adapter_dtype, dtype):
+    torch.manual_seed(0)
+    config = SurmConfig(structure=structure, target_modules=TWO, init_weights=False)
+    model = get_peft_model(net().to(dtype), config, autocast_adapter_dtype=autocast_adapter_dtype)
+    layer, x = model.base_model.model.first, X.to(dtype)
+    exact = copy.deepcopy(layer).double()
+    assert layer(x).dtype == dtype
+    step = torch.finfo(dtype).eps
+    torch.testing.assert_close(layer(x).double(), exact(x.double()), rtol=2 * step, atol=2 * step)
+    layer(x).float().square().sum().backward()
+    for name, parameter in layer.surm_update["default"].named_parameters():
+        twin = exact.surm_update["default"].get_parameter(name)
+        twin.grad = None
+        assert parameter.grad is not None
+        exact(x.double()).square().sum().backward()
+        error = (parameter.grad.double() - twin.grad).norm() / twin.grad.norm()
+        assert error < 20 * step
+
+
+def test_switched_off_input_casts_are_respected():
+    config = SurmConfig(target_modules=TWO, init_weights=False)
+    model = get_peft_model(net().bfloat16(), config)
+    seen = []
+    structure = model.base_model.model.first.surm_update["default"]
+    structure.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].dtype))
+    model(X.bfloat16())
+    with disable_input_dtype_casting(model):
+        model(X.bfloat16())
+    assert seen == [torch.float32, torch.bfloat16]

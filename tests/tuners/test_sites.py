@@ -4,7 +4,29 @@ import pytest
 import timm
 import torch
 from torch import nn
-from transformers import AutoModel, BertConfig, Dinov2Config, RobertaConfig, ViTConfig
+from transformers import (
+    AutoModel,
+    BeitConfig,
+    BertConfig,
+    DeiTConfig,
+    Dinov2Config,
+    ElectraConfig,
+    Gemma2Config,
+    Gemma3TextConfig,
+    GemmaConfig,
+    GPT2Config,
+    LlamaConfig,
+    MistralConfig,
+    ModernBertConfig,
+    Phi3Config,
+    PhiConfig,
+    Qwen2Config,
+    Qwen3Config,
+    RobertaConfig,
+    SwinConfig,
+    ViTConfig,
+    XLMRobertaConfig,
+)
 
 from surm.tuners import SurmLinear
 from surm.tuners.targets import adapter_sites, projection_names
@@ -54,6 +76,31 @@ DINOV2_SITES = {
     ("pfeiffer", "after"): ("layer_scale2",),
     ("pfeiffer", "before"): ("mlp.fc2",),
 }
+LLAMA = TINY | {"vocab_size": 50, "pad_token_id": 0}
+
+
+def both(attention, mlp):
+    """The sites of blocks where nothing is behind the projections."""
+    return {
+        (target, position): (attention, mlp) if target == "houlsby" else (mlp,)
+        for target in ("houlsby", "pfeiffer")
+        for position in ("after", "before")
+    }
+
+
+def behind(after, before):
+    """The sites of blocks with something behind the projections."""
+    sides = {"after": after, "before": before}
+    return {("houlsby", place): side for place, side in sides.items()} | {
+        ("pfeiffer", place): side[1:] for place, side in sides.items()
+    }
+
+
+LLAMA_SITES = both("self_attn.o_proj", "mlp.down_proj")
+GEMMA2_SITES = behind(("post_attention_layernorm", "post_feedforward_layernorm"), ("self_attn.o_proj", "mlp.down_proj"))
+GPT2_SITES = behind(("attn.resid_dropout", "mlp.dropout"), ("attn.c_proj", "mlp.c_proj"))
+PHI3_SITES = behind(("resid_attn_dropout", "resid_mlp_dropout"), ("self_attn.o_proj", "mlp.down_proj"))
+MODERNBERT_SITES = behind(("attn.out_drop", "mlp.Wo"), ("attn.Wo", "mlp.Wo"))
 VIT_SITES = {(s, p): VIT if s == "houlsby" else VIT[1:] for s in ("houlsby", "pfeiffer") for p in ("after", "before")}
 MODELS = {
     "bert": (tiny_bert, "bert.encoder.layer", BERT_SITES),
@@ -65,6 +112,21 @@ MODELS = {
     "roberta": (lambda: from_config(RobertaConfig(**TINY)), "encoder.layer", BERT_SITES),
     "vit": (lambda: from_config(ViTConfig(**TINY)), "layers", VIT_SITES),
     "dinov2": (lambda: from_config(Dinov2Config(**TINY)), "encoder.layer", DINOV2_SITES),
+    "xlm-roberta": (lambda: from_config(XLMRobertaConfig(**TINY)), "encoder.layer", BERT_SITES),
+    "electra": (lambda: from_config(ElectraConfig(**TINY, embedding_size=24)), "encoder.layer", BERT_SITES),
+    "deit": (lambda: from_config(DeiTConfig(**TINY)), "layers", VIT_SITES),
+    "beit without a scale": (lambda: from_config(BeitConfig(**TINY, layer_scale_init_value=0.0)), "layers", VIT_SITES),
+    "llama": (lambda: from_config(LlamaConfig(**LLAMA)), "layers", LLAMA_SITES),
+    "mistral": (lambda: from_config(MistralConfig(**LLAMA, num_key_value_heads=1)), "layers", LLAMA_SITES),
+    "qwen2": (lambda: from_config(Qwen2Config(**LLAMA)), "layers", LLAMA_SITES),
+    "qwen3": (lambda: from_config(Qwen3Config(**LLAMA, head_dim=12)), "layers", LLAMA_SITES),
+    "gemma": (lambda: from_config(GemmaConfig(**LLAMA, head_dim=12)), "layers", LLAMA_SITES),
+    "gemma2": (lambda: from_config(Gemma2Config(**LLAMA, head_dim=12)), "layers", GEMMA2_SITES),
+    "gemma3": (lambda: from_config(Gemma3TextConfig(**LLAMA, head_dim=12)), "layers", GEMMA2_SITES),
+    "phi": (lambda: from_config(PhiConfig(**LLAMA)), "layers", both("self_attn.dense", "mlp.fc2")),
+    "phi3": (lambda: from_config(Phi3Config(**LLAMA)), "layers", PHI3_SITES),
+    "gpt2": (lambda: from_config(GPT2Config(vocab_size=50, n_embd=24, n_layer=2, n_head=2)), "h", GPT2_SITES),
+    "modernbert": (lambda: from_config(ModernBertConfig(**LLAMA)), "layers", MODERNBERT_SITES),
     "timm": (timm_vit, "blocks", TIMM_SITES),
     "timm with LayerScale": (lambda: timm_vit(init_values=1e-2), "blocks", TIMM_SITES),
 }
@@ -94,19 +156,40 @@ def test_a_gated_feed_forward_network_is_known():
     assert sites(model) == names("encoder.layer", "attention.o_proj", "mlp.down_proj")
 
 
-def test_a_dropout_that_serves_both_sides_is_refused():
-    model = from_config(ViTConfig(**TINY, hidden_dropout_prob=0.1))
-    with pytest.raises(
-        ValueError, match=r"ViTModel has one dropout for both sides.*adapter_position='before'"
-    ) as error:
+def test_stages_of_unequal_width_are_known():
+    config = SwinConfig(image_size=32, embed_dim=8, depths=[1, 2], num_heads=[2, 2], window_size=2)
+    model = adapter(from_config(config), target_modules="pfeiffer")
+    layers = {name: model.base_model.model.get_submodule(name) for name in sites(model)}
+    prefix = "encoder.layers"
+    assert {name: layer.in_features for name, layer in layers.items()} == {
+        f"{prefix}.0.blocks.0.mlp.fc2": 8,
+        f"{prefix}.1.blocks.0.mlp.fc2": 16,
+        f"{prefix}.1.blocks.1.mlp.fc2": 16,
+    }
+
+
+@pytest.mark.parametrize(
+    ("config", "key"),
+    [
+        (ViTConfig(**TINY, hidden_dropout_prob=0.1), "hidden_dropout_prob=0.1"),
+        (DeiTConfig(**TINY, hidden_dropout_prob=0.1), "hidden_dropout_prob=0.1"),
+        (BeitConfig(**TINY), "layer_scale_init_value=0.1"),
+        (PhiConfig(**TINY, resid_pdrop=0.2), "resid_pdrop=0.2"),
+    ],
+    ids=["vit", "deit", "beit", "phi"],
+)
+def test_a_dropout_or_scale_that_no_adapter_can_follow_is_refused(config, key):
+    model = from_config(config)
+    sentence = rf"{type(model).__name__} applies {key} where no adapter can follow it: give adapter_position='before'"
+    with pytest.raises(ValueError, match=sentence) as error:
         adapter(model)
     assert "\n" not in str(error.value)
-    assert sites(adapter(model, adapter_position="before")) == names("layers", *VIT)
+    assert len(sites(adapter(model, adapter_position="before"))) == 4
 
 
 def test_an_unknown_model_or_word_is_refused_in_one_sentence():
     with pytest.raises(
-        ValueError, match=r"Net of model type 'custom' has no layers called blocks\.#\.ls1.*pass target"
+        ValueError, match=r"specify `target_modules`: Net of model type 'custom' has no layers called blocks\.#\.ls1"
     ):
         adapter(net())
     with pytest.raises(ValueError, match="sites='parallel' is not known: give houlsby or pfeiffer"):
@@ -172,7 +255,7 @@ def test_normalisations_scales_and_layers_with_two_results_can_be_followed():
     torch.manual_seed(0)
     model = adapter(Twice(), target_modules=["norm", "rms", "scale", "drop", "pair"], adapter_width=12).eval()
     layers = model.base_model.model
-    assert [getattr(layers, name).features for name in ("norm", "rms", "scale", "drop", "pair")] == [12] * 4 + [5]
+    assert [getattr(layers, name).in_features for name in ("norm", "rms", "scale", "drop", "pair")] == [12] * 4 + [5]
     x = torch.randn(3, 12)
     with torch.no_grad():
         layers.pair.surm_adapter["default"].outer.bias += 1.0

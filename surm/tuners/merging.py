@@ -1,0 +1,131 @@
+"""Merging updates into a weight, and taking them out again."""
+
+import copy
+import warnings
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
+
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
+from torch import Tensor
+
+from surm.structures import Structure
+
+
+class Merging(BaseTunerLayer):
+    """A layer whose base weight takes sums of alpha S, one for each part of its rows."""
+
+    rows: int  # of S, for all parts together
+    columns: int
+    parts: dict[str, int]  # names and numbers of rows
+    alpha: dict[str, float]  # by adapter
+    keeps_weight: dict[str, bool]  # by adapter: whether unmerging restores the weight bit for bit
+    kept_weight: Tensor | None
+    adapter_layer_names: tuple[str, ...]
+
+    @abstractmethod
+    def structures(self, adapter_name: str) -> Iterator[tuple[int, Structure]]:
+        """The adapter's structures, each with the index of the part that it updates."""
+
+    @property
+    def weight_shape(self) -> tuple[int, ...]:
+        """Of the base weight, before it was packed."""
+        return self.rows, self.columns
+
+    def as_matrix(self, weight: Tensor) -> Tensor:
+        """A contiguous tensor of the shape of the base weight, viewed as a matrix of the shape of S."""
+        return weight
+
+    def get_delta_weight(self, adapter: str) -> Tensor:
+        """alpha S of the shape of the base weight, all parts in their places, in float32 or float64."""
+        like = next(parameter for name in self.adapter_layer_names for parameter in getattr(self, name).parameters())
+        return self._add_delta(_wide(like.new_zeros(self.weight_shape)), adapter, 1.0)
+
+    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
+        """Add the updates of `adapter_names`, or of the active adapters, to the base weight.
+
+        The sum is formed in float32 (float64 for a float64 weight) and cast once; a quantised weight is dequantised
+        before and quantised again after.
+
+        Raises:
+            ValueError: with `safe_merge`, when an update is not finite; or a quantised weight that cannot be kept. The
+                base weight is then unchanged.
+            TypeError: PEFT cannot dequantise the weight, which is then unchanged.
+        """
+        names = [name for name in check_adapters_to_merge(self, adapter_names) if name in self.alpha]
+        if not names:
+            return
+        merged = self.merged_weight(names, safe_merge)
+        if not self.merged and any(self.keeps_weight[name] for name in names):
+            if self.quantization_backend is not None:
+                raise ValueError("keep_base_weight=True is not possible with a quantised layer: leave it at False.")
+            self.kept_weight = self._base_weight().detach().clone()
+        self._set_base_weight(merged)
+        self.merged_adapters.extend(names)
+
+    def merged_weight(self, names: Sequence[str], safe_merge: bool = False) -> Tensor:
+        """The base weight plus the updates of the named adapters, in float32 or float64; nothing is changed.
+
+        Raises:
+            ValueError: with `safe_merge`, when an update is not finite.
+        """
+        weight = self._base_weight()
+        merged = _wide(weight)
+        for name in names:
+            self._add_delta(merged, name, 1.0)
+            if safe_merge and not torch.isfinite(merged.to(weight.dtype)).all():
+                raise ValueError(f"NaNs detected in the merged weights. The adapter {name} seems to be broken")
+        return merged
+
+    def unmerge(self) -> None:
+        """Take the merged updates out of the base weight.
+
+        With `keep_base_weight` it is what it was, bit for bit; a write to it in between is lost. Else the updates are
+        subtracted: it returns to what it was up to a rounding in its dtype for the merge and one for this, relative to
+        the larger of the weight and the merged one; a quantised weight is quantised twice more.
+        """
+        if not self.merged:
+            warnings.warn("Already unmerged. Nothing to do.", stacklevel=2)
+            return
+        restored, self.kept_weight = self.kept_weight, None
+        if restored is None:
+            restored = _wide(self._base_weight())
+            for name in self.merged_adapters:
+                self._add_delta(restored, name, -1.0)
+        self._set_base_weight(restored)
+        self.merged_adapters = []
+
+    def _base_weight(self) -> Tensor:
+        if self.quantization_backend is not None:
+            return self.quantization_backend.get_base_weight(self.get_base_layer())
+        weight = self.weight
+        if weight.shape != self.weight_shape or not weight.is_floating_point():
+            raise TypeError(
+                f"{type(self.get_base_layer()).__name__} is quantised in a way that this version of PEFT cannot undo: "
+                "keep the adapter, or merge it into a base model that is not quantised."
+            )
+        return weight
+
+    def _set_base_weight(self, wide: Tensor) -> None:
+        weight = self._base_weight()
+        cast_once = torch.empty_like(weight).copy_(wide)  # in the dtype and the memory format of the weight
+        if self.quantization_backend is not None:
+            self.quantization_backend.set_base_weight(self, cast_once)
+        else:
+            weight.data = cast_once
+
+    @torch.no_grad()
+    def _add_delta(self, weight: Tensor, adapter: str, sign: float) -> Tensor:
+        """Add an adapter's update, times `sign`, to `weight` in place, touching the rows of its parts only."""
+        rows = torch.split(self.as_matrix(weight), list(self.parts.values()))
+        for index, structure in self.structures(adapter):
+            # The parameters may be half precision; a copy in the wider dtype keeps the dense matrix from rounding.
+            dense = copy.deepcopy(structure).to(weight).dense()
+            rows[index].add_(dense, alpha=sign * self.alpha[adapter])
+        return weight
+
+
+def _wide(weight: Tensor) -> Tensor:
+    """A contiguous copy in float32, or in float64 of a float64 tensor."""
+    dtype = torch.promote_types(weight.dtype, torch.float32)
+    return weight.detach().to(dtype, copy=True, memory_format=torch.contiguous_format)

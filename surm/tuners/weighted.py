@@ -1,0 +1,200 @@
+"""Weighted sums of adapters in weight form, as a new adapter."""
+
+import copy
+import warnings
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from itertools import chain
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from surm.structures import Structure
+from surm.structures.family import ConstantDiagonals, Family
+from surm.tuners.config import SurmConfig
+from surm.tuners.layer import SurmWeight
+
+if TYPE_CHECKING:
+    from surm.tuners.model import SurmModel
+
+Kind = tuple[str, dict[str, Any]]  # name and options of a structure
+Terms = list[tuple[float, Structure]]  # of a sum, each with its factor
+
+
+class Total(NamedTuple):
+    """The sum in one layer: its terms for each part, the kind of structure that takes it, and whether that is exact."""
+
+    parts: list[Terms]
+    kind: Kind
+    exact: bool
+
+
+def add(model: "SurmModel", adapters: Sequence[str], weights: Sequence[float], adapter_name: str) -> dict[str, float]:
+    """What `SurmModel.add_weighted_adapter` says."""
+    configs = model.peft_config
+    _check(configs, adapters, weights, adapter_name)
+    pairs = list(zip(adapters, weights, strict=True))
+    layers = {
+        name: layer
+        for name, layer in model.model.named_modules()
+        if isinstance(layer, SurmWeight) and any(adapter in layer.alpha for adapter in adapters)
+    }
+    sums = {name: _sum(layer, pairs, configs, name) for name, layer in layers.items()}
+    config = _config([configs[adapter] for adapter in adapters], layers)
+    configs[adapter_name] = with_structures(config, {name: total.kind for name, total in sums.items()})
+    try:
+        model.inject_adapter(model.model, adapter_name)
+    except Exception:
+        del configs[adapter_name]
+        raise
+    errors = {name: _fill(layer, adapter_name, sums[name]) for name, layer in layers.items()}
+    inexact = [name for name, total in sums.items() if not total.exact]
+    if inexact:
+        worst = max(inexact, key=errors.__getitem__)
+        warnings.warn(
+            f"Adapter {adapter_name} is the nearest to the sum in {len(inexact)} of {len(layers)} modules, whose "
+            f"structures differ or have other options: the error is at most {errors[worst]:.1%} of it, in {worst}.",
+            stacklevel=3,
+        )
+    return errors
+
+
+def with_structures(config: SurmConfig, kinds: Mapping[str, Kind]) -> SurmConfig:
+    """A copy of the configuration with the given structures by module: the commonest for all, patterns for the rest."""
+    [(commonest, _)] = Counter(repr(kind) for kind in kinds.values()).most_common(1)
+    config = copy.copy(config)
+    config.structure, config.structure_options = next(kind for kind in kinds.values() if repr(kind) == commonest)
+    config.structure_pattern = {
+        name: {"structure": structure, "structure_options": options}
+        for name, (structure, options) in kinds.items()
+        if repr((structure, options)) != commonest
+    } or None
+    return config
+
+
+def _check(
+    configs: Mapping[str, SurmConfig], adapters: Sequence[str], weights: Sequence[float], adapter_name: str
+) -> None:
+    if not adapters or len(adapters) != len(weights):
+        raise ValueError(
+            f"There are {len(adapters)} adapters and {len(weights)} weights: give at least one, and a weight for each."
+        )
+    if adapter_name in configs:
+        raise ValueError(f"Adapter {adapter_name} exists already: give the sum another name.")
+    for adapter in adapters:
+        if adapter not in configs:
+            raise ValueError(f"Adapter {adapter} does not exist")
+        if configs[adapter].form == "adapter":
+            raise ValueError(
+                f"Adapter {adapter} is of form='adapter', whose activation leaves nothing to add up: give adapters of "
+                "form='weight'."
+            )
+        if configs[adapter].modules_to_save:
+            raise ValueError(
+                f"Adapter {adapter} has modules_to_save, which are no updates that add up: give adapters without them."
+            )
+
+
+def _config(configs: Sequence[SurmConfig], layers: Mapping[str, SurmWeight]) -> SurmConfig:
+    """That of the first adapter, for all the layers and parts of any, without what the sum holds already."""
+    selections = [config.fused_parts for config in configs]
+    parts = dict.fromkeys(chain(*(layer.parts for layer in layers.values())))
+    chosen = [part for part in parts if any(part in (selection or ()) for selection in selections)]
+    return replace(
+        configs[0],
+        target_modules=set(layers),
+        exclude_modules=None,
+        layers_to_transform=None,
+        layers_pattern=None,
+        alpha=1.0,
+        alpha_pattern=None,
+        bias="none",
+        init_weights=True,
+        fused={key: value for config in configs for key, value in (config.fused or {}).items()} or None,
+        fused_parts=None if None in selections else chosen,
+    )
+
+
+def _sum(layer: SurmWeight, pairs: Sequence[tuple[str, float]], configs: Mapping[str, SurmConfig], name: str) -> Total:
+    parts: list[Terms] = [[] for _ in layer.parts]
+    for adapter, weight in pairs:
+        for index, structure in layer.structures(adapter):
+            parts[index].append((weight * layer.alpha[adapter], structure))
+    config = next(configs[adapter] for adapter, _ in pairs if adapter in layer.alpha).for_module(name)
+    kind = (config.structure, dict(config.structure_options or {}))
+    groups = [[structure for _, structure in terms] for terms in parts if terms]
+    if any("terms" not in group[0].options or len(set(map(_species, group))) > 1 for group in groups):
+        return Total(parts, kind, exact=False)
+    if _is_linear(groups[0][0]):
+        kind[1]["terms"] = 1
+        if "parametrization" in groups[0][0].option_rules:
+            kind[1]["parametrization"] = "direct"
+    else:
+        kind[1]["terms"] = max(sum(structure.options["terms"] for structure in group) for group in groups)
+    return Total(parts, kind, exact=True)
+
+
+def _families(structure: Structure) -> list[Family]:
+    return [module for module in structure.modules() if isinstance(module, Family)]
+
+
+def _is_linear(structure: Structure) -> bool:
+    return all(isinstance(family, ConstantDiagonals) and family.is_linear() for family in _families(structure))
+
+
+def _species(structure: Structure) -> str:
+    """Structures of one species add up within it."""
+    free = {"terms", "parametrization"} if _is_linear(structure) else {"terms"}
+    return repr(
+        (structure.name, sorted((name, value) for name, value in structure.options.items() if name not in free))
+    )
+
+
+@torch.no_grad()
+def _fill(layer: SurmWeight, adapter_name: str, total: Total) -> float:
+    """Set the new adapter's structures in a layer, which are zero, and return the relative error."""
+    error = norm = 0.0
+    for index, target in layer.structures(adapter_name):
+        terms = total.parts[index]
+        if not terms:
+            continue
+        if not total.exact:
+            dense = _dense(terms)
+            nearest = type(target).nearest(dense, **target.options)
+            target.load_state_dict(nearest.state_dict())
+            error += (nearest.dense() - dense).square().sum().item()
+            norm += dense.square().sum().item()
+        elif _is_linear(target):
+            _add_generators(target, terms)
+        else:
+            _join_terms(target, terms)
+    return (error / norm) ** 0.5 if norm else 0.0
+
+
+def _dense(terms: Terms) -> Tensor:
+    return torch.stack([factor * copy.deepcopy(structure).double().dense() for factor, structure in terms]).sum(dim=0)
+
+
+def _add_generators(target: Structure, terms: Terms) -> None:
+    for index, family in enumerate(_families(target)):
+        assert isinstance(family, ConstantDiagonals)
+        generators = []
+        for factor, structure in terms:
+            one = _families(structure)[index]
+            assert isinstance(one, ConstantDiagonals)
+            generators.append(factor * one.generator(torch.float64))
+        family.set_generator(torch.stack(generators).sum(dim=0))
+
+
+def _join_terms(target: Structure, terms: Terms) -> None:
+    """Put the terms one behind the other, the factor on the first parameter, which all families are linear in."""
+    for index, family in enumerate(_families(target)):
+        start = 0
+        for factor, structure in terms:
+            source = _families(structure)[index]
+            stop = start + structure.options["terms"]
+            for scale, into, parameter in zip((factor, 1.0), family.parameters(), source.parameters(), strict=False):
+                into[start:stop] = scale * parameter
+            start = stop
