@@ -234,7 +234,7 @@ def test_json_holds_totals_scores_and_layers_without_gradient() -> None:
         ({"structures": []}, "choose one or more of"),
         ({"update": "hessian"}, "choose one of gradient, finetune"),
         ({"target_modules": ["third"]}, r"target_modules=\['third'\]: Sequential has no such nn.Linear"),
-        ({"target_modules": None}, "pass target_modules"),
+        ({"target_modules": None}, "specify `target_modules`"),
         ({"structures": {"odd": ("kronecker", {"factor_shape": [4, 3]})}}, "does not fit a 6 x 9 matrix"),
     ],
 )

@@ -174,7 +174,7 @@ def command_lines(sweep: dict[str, Any]) -> list[list[str]]:
     return lines
 
 
-@pytest.mark.parametrize("fraction", [None, 0.5])
+@pytest.mark.parametrize("fraction", [pytest.param(None, marks=pytest.mark.slow), 0.5])
 def test_each_run_of_a_sweep_is_one_that_the_search_would_start(fraction):
     settings = [METHODS, "trainer.epochs=2"]
     with composer():

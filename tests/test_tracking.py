@@ -339,6 +339,7 @@ def test_make_wandb_sync_takes_its_options_from_conf_and_groups_from_the_plans(t
     assert logged(Path("outputs/wandb"), "cccccccccccc")["identity"][1] == ""
 
 
+@pytest.mark.slow
 def test_a_run_belongs_to_the_experiments_that_plan_it_the_chosen_first(monkeypatch):
     monkeypatch.setattr(cli, "load_scale", lambda name: Scale(name, ["laptop_digits"]))
     monkeypatch.setattr(cli, "config_groups", lambda: {"experiment": ["full_digits", "full_textile"]})

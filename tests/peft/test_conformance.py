@@ -66,6 +66,7 @@ def test_peft_tests_pass(tmp_path, structure, form):
     assert ("refused" in counts) == (form == "adapter")
 
 
+@pytest.mark.slow
 def test_a_failure_is_counted_and_named(script, tmp_path):
     (tmp_path / "peft_tests").mkdir()
     for name, text in {
