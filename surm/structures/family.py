@@ -9,7 +9,7 @@ from surm.structures import functional, projection
 from surm.structures.base import Device, Structure
 from surm.structures.projection import Fit
 
-UPDATE_STD = 0.02  # of the otherwise zero factor under init_weights=False
+UPDATE_STD = 0.05  # of the otherwise zero factor under init_weights=False
 
 
 class Family(Structure):

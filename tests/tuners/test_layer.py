@@ -190,7 +190,7 @@ def test_dropout_acts_on_the_update_only_and_only_in_training():
 @pytest.mark.parametrize("structure", STRUCTURES)
 def test_training_moves_the_structures_only_and_lowers_the_loss(structure):
     model = adapt(net(), structure=structure, target_modules=TWO)
-    teacher = adapt(net(), seed=5, target_modules=TWO, structure="ldr", init_weights=False, alpha=10.0)
+    teacher = adapt(net(), seed=5, target_modules=TWO, structure="ldr", init_weights=False, alpha=4.0)
     target = teacher(X).detach()
     frozen = {name: p.clone() for name, p in model.named_parameters() if not p.requires_grad}
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1.0)
