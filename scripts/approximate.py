@@ -9,8 +9,9 @@ import sys
 
 import hydra
 from omegaconf import DictConfig
+from surm.runner import run_study
 
-from surm.cli import command, run_study
+from surm.cli import command
 from surm.compose import APPROXIMATE, check_command, is_sweep, register_schema, typed
 from surm.launch import sweep
 

@@ -2,7 +2,10 @@
 
 from pathlib import Path
 
-from surm.cli import chosen_experiments, command, experiment_parser, publish, status, wandb_sync
+from surm.overview import status
+from surm.results import publish, wandb_sync
+
+from surm.cli import chosen_experiments, command, experiment_parser
 
 
 def main() -> None:

@@ -10,8 +10,9 @@ import sys
 
 import hydra
 from omegaconf import DictConfig
+from surm.runner import run_with_bar
 
-from surm.cli import command, run_with_bar
+from surm.cli import command
 from surm.compose import TRAIN, check_command, is_sweep, register_schema, typed
 from surm.launch import sweep
 

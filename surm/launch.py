@@ -26,7 +26,7 @@ from hydra.core.utils import JobStatus
 from hydra.types import HydraContext, RunMode, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
-from surm.cli import command, console, run_member, run_study
+from surm.cli import command, console
 from surm.compose import (
     APPROXIMATE,
     CONFIG_DIRECTORY,
@@ -43,6 +43,7 @@ from surm.config import ApproximateConfig, RunConfig
 from surm.device import own_gpu
 from surm.plan import Experiment, Planned, PlannedPart, PlannedRun, plan_study
 from surm.record import REPOSITORY
+from surm.runner import run_member, run_study
 from surm.sweep import Sweep, stamp
 
 register_schema()  # a worker loads its job from here, and Hydra then gives it this process's schemas

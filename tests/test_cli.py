@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from surm import cli
+from surm import cli, overview, results, runner
 from surm.claim import Claim
 from surm.compose import composer
 from surm.plan import Experiment, load_experiment
@@ -37,12 +37,12 @@ def test_a_sweep_runs_what_is_missing_and_a_failed_member_stops_nobody(
 ) -> None:
     study = experiment(somewhere, "structure=linear_probe,full,circulant", "optim.lr=1e30", "optim.warmup_ratio=0")
     fine = experiment(somewhere, "structure=circulant").runs
-    failures = cli.run_all([study.runs[1], *fine])
+    failures = runner.run_all([study.runs[1], *fine])
     assert failures == 1
     assert [run.status() for run in (study.runs[0], study.runs[1], *fine)] == ["missing", "failed", "finished"]
     before = read_record(fine[0].record_path)
     capsys.readouterr()
-    assert cli.run_all(fine) == 0
+    assert runner.run_all(fine) == 0
     assert "done before" in capsys.readouterr().out
     assert read_record(fine[0].record_path) == before
 
@@ -57,13 +57,13 @@ def test_status_tells_running_from_missing(somewhere: Path) -> None:
 
 def test_a_dry_run_estimates_from_records_and_runs_nothing(somewhere: Path, capsys: pytest.CaptureFixture[str]) -> None:
     study = experiment(somewhere, "structure=circulant", "seed=0,1,2")
-    cli.run_all(study.runs[:1])
+    runner.run_all(study.runs[:1])
     record = read_record(study.runs[0].record_path)
     assert record is not None
     record["happened"]["seconds"] = 100.0
     write_json(study.runs[0].record_path, record)
     capsys.readouterr()
-    cli.print_plan([study])
+    overview.print_plan([study])
     printed = capsys.readouterr().out
     assert "about 0:03:20" in printed  # two runs left, 100 s each
     assert [run.status() for run in study.runs] == ["finished", "missing", "missing"]
@@ -72,7 +72,7 @@ def test_a_dry_run_estimates_from_records_and_runs_nothing(somewhere: Path, caps
 @pytest.mark.parametrize(("dirty", "promoted"), [(False, 1), (True, 0)])
 def test_only_finished_records_of_a_clean_tree_are_promoted(somewhere: Path, dirty: bool, promoted: int) -> None:
     study = experiment(somewhere, "structure=circulant", "seed=0,1")
-    cli.run_all(study.runs[:1])
+    runner.run_all(study.runs[:1])
     for number, run in enumerate(study.runs):  # the second is a copy that says it was interrupted
         record = read_record(study.runs[0].record_path)
         assert record is not None
@@ -82,7 +82,7 @@ def test_only_finished_records_of_a_clean_tree_are_promoted(somewhere: Path, dir
         record["status"] = ["finished", "interrupted"][number]
         write_json(run.record_path, record)
     published = somewhere / "results" / "runs"
-    assert cli.promote(somewhere / "outputs" / "runs", published) == promoted
+    assert results.promote(somewhere / "outputs" / "runs", published) == promoted
     assert len(list(published.glob("*.predictions.json"))) == promoted
     assert len(list(published.glob("*.json"))) == 2 * promoted
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from surm import claim as claims
-from surm import cli
+from surm import overview
 from surm.claim import Claim, Claimed, living_holder
 from surm.compose import composer
 from surm.interrupt import Interrupted
@@ -104,7 +104,7 @@ def test_a_folder_that_takes_no_files_is_one_sentence(tmp_path: Path, action: st
 
 def shown(planned: PlannedRun, capsys: pytest.CaptureFixture[str]) -> str:
     capsys.readouterr()
-    cli.status([Experiment("name", "Title", [], [planned])])
+    overview.status([Experiment("name", "Title", [], [planned])])
     return capsys.readouterr().out
 
 

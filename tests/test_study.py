@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from surm import cli, experiments, report
+from surm import experiments, overview, report, runner
 from surm.compose import APPROXIMATE, TRAIN, check_command, compose_study, composer
 from surm.config import ConfigError
 from surm.experiments import STUDIES, Study
@@ -116,7 +116,7 @@ def test_a_study_prints_its_table_and_verdicts_and_a_second_call_computes_nothin
         config = compose_study(["study=psd_fit", "study.draws=2"])
     outputs = []
     for _ in range(2):
-        cli.run_study(config)
+        runner.run_study(config)
         outputs.append(capsys.readouterr().out)
     for output in outputs:
         assert "tied Kronecker" in output
@@ -128,8 +128,8 @@ def test_a_study_prints_its_table_and_verdicts_and_a_second_call_computes_nothin
 
 def test_a_plan_lists_parts_and_their_time(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     parts = _parts(tmp_path, draws=2)
-    cli.run_all(parts[:1])
-    cli.print_plan([Experiment("made_up", "Made up", [], parts)])
+    runner.run_all(parts[:1])
+    overview.print_plan([Experiment("made_up", "Made up", [], parts)])
     out = capsys.readouterr().out
     assert out.count("missing") == 1
     assert "draw 1" in out

@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from surm import cli
+from surm import cli, runner
 from surm import run as running
 from surm.claim import Claim
 from surm.compose import composer
@@ -50,7 +50,7 @@ def work(folder: Path, runs: list[Planned]) -> None:
 
     running._carry_out = logged
     cli.console.quiet = True
-    os._exit(1 if cli.run_all(runs) else 0)
+    os._exit(1 if runner.run_all(runs) else 0)
 
 
 def note(folder: Path, what: str, name: str) -> None:
@@ -145,7 +145,7 @@ def test_a_damaged_record_is_left_alone_and_named(tmp_path: Path, capsys: pytest
     damaged, fine = plan(tmp_path, 2)
     damaged.record_path.parent.mkdir(parents=True)
     damaged.record_path.write_text('{"signature": ')
-    assert cli.run_all([damaged, fine]) == 1
+    assert runner.run_all([damaged, fine]) == 1
     assert damaged.record_path.read_text() == '{"signature": '
     assert (damaged.status(), fine.status()) == ("damaged", "finished")
 

@@ -16,7 +16,7 @@ import yaml
 from wandb.proto.wandb_internal_pb2 import Record
 
 import surm.tracking
-from surm import cli
+from surm import results
 from surm.compose import CONFIG_DIRECTORY, Scale, composer
 from surm.config import ConfigError, DatasetConfig
 from surm.plan import load_experiment
@@ -322,13 +322,13 @@ def test_make_wandb_sync_takes_its_options_from_conf_and_groups_from_the_plans(t
     monkeypatch.chdir(tmp_path)
     write_json(Path("published") / f"{planned.signature}.json", record)
     write_json(Path("published") / "cccccccccccc.json", record | {"signature": "cccccccccccc"})  # of no experiment
-    monkeypatch.setattr(cli, "config_groups", lambda: {"experiment": ["full_digits"]})  # of some 30
-    monkeypatch.setattr(cli, "load_scale", lambda name: Scale(name, ["laptop_digits", "laptop_psd_fit"]))
+    monkeypatch.setattr(results, "config_groups", lambda: {"experiment": ["full_digits"]})  # of some 30
+    monkeypatch.setattr(results, "load_scale", lambda name: Scale(name, ["laptop_digits", "laptop_psd_fit"]))
     settings = ["tracking.mode=offline", "tracking.project=archive", "tracking.tags=[old]"]
 
     def upload(only: str | None) -> str:
         chosen = {"scale": "laptop", "seeds": None, "only": only, "records": [Path("published")]}
-        cli.wandb_sync(argparse.Namespace(**chosen, set=settings))
+        results.wandb_sync(argparse.Namespace(**chosen, set=settings))
         return capsys.readouterr().out
 
     assert "1 of 1 finished runs" in upload("laptop_digits")
@@ -341,14 +341,14 @@ def test_make_wandb_sync_takes_its_options_from_conf_and_groups_from_the_plans(t
 
 @pytest.mark.slow
 def test_a_run_belongs_to_the_experiments_that_plan_it_the_chosen_first(monkeypatch):
-    monkeypatch.setattr(cli, "load_scale", lambda name: Scale(name, ["laptop_digits"]))
-    monkeypatch.setattr(cli, "config_groups", lambda: {"experiment": ["full_digits", "full_textile"]})
+    monkeypatch.setattr(results, "load_scale", lambda name: Scale(name, ["laptop_digits"]))
+    monkeypatch.setattr(results, "config_groups", lambda: {"experiment": ["full_digits", "full_textile"]})
     with composer():
         chosen = load_experiment("full_digits", seeds=1, overrides=["structure=lora"])
         elsewhere = load_experiment("full_textile", seeds=1, overrides=["structure=lora"])
     shared, textile = ({"signature": run.signature, "asked": run.asked} for run in (chosen.runs[0], elsewhere.runs[0]))
-    assert cli._experiments_of([shared], [chosen])[shared["signature"]] == ["full_digits"]
-    found = cli._experiments_of([shared, textile], [])
+    assert results._experiments_of([shared], [chosen])[shared["signature"]] == ["full_digits"]
+    found = results._experiments_of([shared, textile], [])
     assert found[shared["signature"]] == ["laptop_digits", "full_digits"]
     assert found[textile["signature"]] == ["full_textile"]
 
