@@ -21,7 +21,7 @@ from surm.record import PUBLISHED, REPOSITORY
 from surm.report.records import read_records
 from surm.tracking import TrackingError, sync
 from surm.tune import first_rates, searches, wandb_sweeps
-from tests.test_tracking import TRACKING, Server, logged, server, stranger_to_wandb
+from tests.wandb_stand_ins import TRACKING, Server, logged, server, stranger_to_wandb
 
 __all__ = ["server", "stranger_to_wandb"]  # fixtures
 

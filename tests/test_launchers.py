@@ -2,16 +2,12 @@
 
 import json
 import logging
-import multiprocessing
 import os
-import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from multiprocessing.connection import Connection
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -31,30 +27,11 @@ from surm.compose import (
     launchers,
 )
 from surm.config import ConfigError
-from surm.device import own_gpu
 from surm.launch import _command, sweep
 from surm.plan import load_experiment
-from tests.slurm import cluster
+from tests.plugins import TINY, with_plugin
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-TINY = ["model=tiny_vit", "dataset=digits", "trainer.max_steps=3", "trainer.log_every=1", "trainer.threads=1"]
-ON_SLURM = ["hydra.launcher.gpus_per_node=0", "hydra.launcher.mem_gb=null", "hydra.launcher.cpus_per_task=1"]
-
-
-def with_plugin(*names: str) -> list[Any]:
-    """Launchers as parameters, each skipped where its package is not installed."""
-
-    def missing(name: str) -> bool:
-        try:
-            check_launcher(name)
-        except ConfigError:
-            return True
-        return False
-
-    return [
-        pytest.param(name, marks=pytest.mark.skipif(missing(name), reason=f"the launcher {name} is not installed"))
-        for name in names
-    ]
 
 
 def script(name: str, *arguments: str, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -217,51 +194,6 @@ def test_the_command_of_an_experiment_asks_for_the_same_runs(name: str, seeds: i
             assert asked[0].config.study == planned.runs[0].config.study
 
 
-# --- GPUs -------------------------------------------------------------------------------------------------------------
-
-
-def take(folder: Path, visible: str, answer: Connection) -> None:
-    """A worker: takes its GPU, says which, and lives until it is killed."""
-    os.environ["CUDA_VISIBLE_DEVICES"] = visible
-    own_gpu(folder)
-    own_gpu(folder)  # for its next run: it keeps the one that it has
-    answer.send(os.environ["CUDA_VISIBLE_DEVICES"])
-    time.sleep(600)
-
-
-def start(folder: Path, visible: str) -> tuple[BaseProcess, str]:
-    fork = multiprocessing.get_context("fork")  # of a process that has not taken one
-    here, there = fork.Pipe()
-    process = fork.Process(target=take, args=(folder, visible, there), daemon=True)
-    process.start()
-    return process, here.recv()
-
-
-def test_each_process_takes_a_gpu_of_its_own_and_gives_it_back(tmp_path: Path) -> None:
-    workers = [start(tmp_path, "0,1,5") for _ in range(6)]
-    assert sorted(name for _, name in workers) == ["0", "0", "1", "1", "5", "5"]  # six share three evenly
-    process, name = workers[2]
-    process.kill()  # gives it back without a word
-    process.join()
-    workers += [start(tmp_path, "0,1,5"), start(tmp_path, "1")]
-    assert [name for _, name in workers[6:]] == [name, "1"]  # the free one; and the only one
-    for process, _ in workers:
-        process.kill()
-        process.join()
-
-
-def test_a_job_takes_its_gpu_before_anything_asks_cuda() -> None:
-    """CUDA reads CUDA_VISIBLE_DEVICES when it is first asked, which an import must not do."""
-    program = """
-import torch
-def asked(*_): raise SystemExit("CUDA was asked")
-torch._C._cuda_getDeviceCount = asked
-import surm.launch
-"""
-    done = subprocess.run([sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-
-
 # --- sweeps -----------------------------------------------------------------------------------------------------------
 
 
@@ -383,61 +315,3 @@ def test_workers_divide_the_cores(launcher: str, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     records = [json.loads(path.read_text()) for path in tmp_path.glob("outputs/runs/*/record.json")]
     assert [record["where"]["machine"]["threads"] for record in records] == [1, 1]
-
-
-# --- Slurm ------------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("launcher", with_plugin("submitit_slurm"))
-def test_a_slurm_job_near_its_time_limit_goes_on_from_its_checkpoint(launcher: str, tmp_path: Path) -> None:
-    sweep = [*TINY, "trainer.max_steps=120", "trainer.epochs=9", "trainer.checkpoint_every=10", "seed=0,1"]
-    sweep.remove("trainer.max_steps=3")
-    with cluster(tmp_path / "slurm") as environment:
-        command = [sys.executable, str(REPOSITORY / "scripts/train.py"), "-m", *sweep, f"hydra/launcher={launcher}"]
-        environment["PYTHONPATH"] = str(REPOSITORY)
-        with (tmp_path / "output.txt").open("w") as output:
-            process = subprocess.Popen(
-                [*command, *ON_SLURM], env=environment, cwd=tmp_path, stdout=output, stderr=subprocess.STDOUT
-            )
-        while not list(tmp_path.glob("outputs/runs/*/checkpoint.safetensors")):
-            assert process.poll() is None, (tmp_path / "output.txt").read_text()
-            time.sleep(0.05)
-        for job in slurm(environment, "squeue", "-h", "-t", "running", "-o", "%i"):
-            slurm(environment, "scancel", "--signal=USR2", job)  # what Slurm sends before the time limit
-        requeued = set()
-        while process.poll() is None:
-            for job in slurm(environment, "squeue", "-h", "-t", "pending", "-o", "%i"):
-                requeued.add(job)
-                slurm(environment, "scontrol", "update", f"JobId={job}", "StartTime=now")  # else in two minutes
-            time.sleep(0.5)
-        assert process.returncode == 0, (tmp_path / "output.txt").read_text()
-    assert requeued
-    found = [json.loads(path.read_text()) for path in tmp_path.glob("outputs/runs/*/record.json")]
-    assert [record["status"] for record in found] == ["finished", "finished"]
-    assert any(record["happened"]["resumed_from_steps"] for record in found)
-
-
-def slurm(environment: dict[str, str], *command: str) -> list[str]:
-    return subprocess.run(command, env=environment, capture_output=True, text=True).stdout.split()
-
-
-@pytest.mark.parametrize("launcher", with_plugin("submitit_slurm"))
-def test_what_slurm_is_told(launcher: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The script that `sbatch` is given, from a stand-in for it."""
-    submitit = pytest.importorskip("submitit")
-    monkeypatch.setattr(shutil, "which", lambda name, **_: f"/usr/bin/{name}")
-    with composer():
-        settings = ["hydra.launcher.partition=gpu", "+hydra.launcher.additional_parameters.mail-type=END"]
-        config = compose("config", overrides=[f"hydra/launcher={launcher}", *settings], return_hydra_config=True)
-        given = OmegaConf.to_container(config.hydra.launcher)
-    assert isinstance(given, dict)
-    common = {"timeout_min", "cpus_per_task", "gpus_per_node", "tasks_per_node", "mem_gb", "nodes", "stderr_to_stdout"}
-    own = {"partition", "signal_delay_s", "array_parallelism", "additional_parameters"}
-    executor = submitit.AutoExecutor(tmp_path, cluster="slurm", slurm_max_num_timeout=given["max_num_timeout"])
-    executor.update_parameters(
-        **{name: given[name] for name in common}, **{f"slurm_{name}": given[name] for name in own}
-    )
-    written = executor._executor._make_submission_file_text("command", "id")
-    for line in ("partition=gpu", "time=240", "gpus-per-node=1", "signal=USR2@120", "mem=32GB", "mail-type=END"):
-        assert f"#SBATCH --{line}\n" in written

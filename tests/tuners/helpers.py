@@ -84,6 +84,14 @@ def adapter(model, **settings):
     return adapt(model, form="adapter", **settings)
 
 
+def adapter_config(**settings):
+    return SurmConfig(form="adapter", init_weights=False, **settings)
+
+
+def trained(model):
+    return {name.split("model.model.")[1] for name, p in model.named_parameters() if p.requires_grad}
+
+
 def trainable(model):
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
 

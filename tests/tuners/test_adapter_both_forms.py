@@ -12,26 +12,20 @@ from tests.tuners.helpers import (
     TWO,
     X,
     adapt,
+    adapter_config,
     body_in_numpy,
     dense,
     net,
     tiny_vit,
     trainable,
+    trained,
 )
-
-
-def config(**settings):
-    return SurmConfig(form="adapter", init_weights=False, **settings)
-
-
-def trained(model):
-    return {name.split("model.model.")[1] for name, p in model.named_parameters() if p.requires_grad}
 
 
 def both_forms():
     """Circulants beside the weights of the fused projections, adapters behind the sublayers, all active."""
     model = adapt(tiny_vit(), init_weights=False)
-    model.add_adapter("behind", config())
+    model.add_adapter("behind", adapter_config())
     model.base_model.set_adapter(["default", "behind"])
     return model.eval()
 
@@ -42,7 +36,7 @@ def weights(model):
 
 def test_both_forms_act_together_as_their_dense_twin():
     model = adapt(net(), target_modules=["first"], init_weights=False)
-    model.add_adapter("behind", config(structure="kronecker", target_modules=["second"]))
+    model.add_adapter("behind", adapter_config(structure="kronecker", target_modules=["second"]))
     base, layers = net(), model.base_model.model
 
     def expected(*active):
@@ -161,7 +155,7 @@ def test_each_form_is_saved_and_loaded_by_itself(tmp_path):
 
 
 def test_adapters_cannot_be_turned_into_lora_or_weighed():
-    model = get_peft_model(net(), config(target_modules=TWO))
+    model = get_peft_model(net(), adapter_config(target_modules=TWO))
     assert not getattr(model, "supports_lora_conversion", lambda: False)()  # PEFT below 0.19 has no conversion
     with pytest.raises(ValueError, match="adapter"):
         model.add_weighted_adapter(["default"], [0.5], "half")

@@ -9,7 +9,6 @@ from peft import PeftModel, inject_adapter_in_model
 from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 from torch import nn
 
-from surm import SurmConfig
 from surm.tuners import SurmAdapter
 from tests.tuners.helpers import (
     IDS,
@@ -17,6 +16,7 @@ from tests.tuners.helpers import (
     TWO,
     X,
     adapter,
+    adapter_config,
     body_in_numpy,
     logits,
     net,
@@ -26,16 +26,8 @@ from tests.tuners.helpers import (
     tiny_bert,
     tiny_vit,
     trainable,
+    trained,
 )
-
-
-def config(**settings):
-    return SurmConfig(form="adapter", init_weights=False, **settings)
-
-
-def trained(model):
-    return {name.split("model.model.")[1] for name, p in model.named_parameters() if p.requires_grad}
-
 
 # --- several adapters -------------------------------------------------------------------------------------------------
 
@@ -44,7 +36,7 @@ def test_adapters_are_parallel_and_can_be_switched_disabled_deleted_and_unloaded
     base = net()
     model = adapter(copy.deepcopy(base), target_modules=TWO, init_weights=False)
     torch.manual_seed(3)
-    model.add_adapter("other", config(structure="bottleneck", target_modules=["first"]))
+    model.add_adapter("other", adapter_config(structure="bottleneck", target_modules=["first"]))
     layers = model.base_model.model
 
     def expected(*active):
@@ -83,7 +75,7 @@ def test_adapters_are_parallel_and_can_be_switched_disabled_deleted_and_unloaded
 
 def test_which_parameters_are_trained_follows_the_active_adapters():
     model = adapter(net(), target_modules=["first"])
-    model.add_adapter("other", config(target_modules=TWO))
+    model.add_adapter("other", adapter_config(target_modules=TWO))
     names = ("inner.r1", "inner.r2", "outer.bias")
     default = {f"first.surm_adapter.default.{name}" for name in names}
     other = {f"{layer}.surm_adapter.other.{name}" for layer in TWO for name in names}
@@ -113,7 +105,7 @@ def test_an_adapter_for_inference_is_frozen_and_leaves_the_training_of_another_a
 
 def test_a_task_head_is_trained_and_saved_with_each_adapter(tmp_path):
     model = adapter(tiny_bert(), init_weights=False, modules_to_save=["classifier"]).eval()
-    model.add_adapter("other", config(structure="kronecker", modules_to_save=["classifier"]))
+    model.add_adapter("other", adapter_config(structure="kronecker", modules_to_save=["classifier"]))
     outputs = {}
     for number, name in enumerate(("default", "other")):
         model.set_adapter(name)
@@ -134,14 +126,14 @@ def test_a_task_head_is_trained_and_saved_with_each_adapter(tmp_path):
 
 def test_adapters_go_into_a_model_without_a_wrapper_and_their_numbers_out_and_in_again():
     model, other = net(), net()
-    inject_adapter_in_model(config(target_modules=TWO), model)
+    inject_adapter_in_model(adapter_config(target_modules=TWO), model)
     assert type(model).__name__ == "Net"
     assert isinstance(model.first, SurmAdapter)
     numbers_of_one = get_peft_model_state_dict(model)
     assert numbers_of_one.keys() == {
         f"{layer}.surm_adapter.{name}" for layer in TWO for name in ("inner.r1", "inner.r2", "outer.bias")
     }
-    inject_adapter_in_model(config(target_modules=TWO), other, adapter_name="renamed")
+    inject_adapter_in_model(adapter_config(target_modules=TWO), other, adapter_name="renamed")
     assert not torch.equal(other(X), model(X))
     result = set_peft_model_state_dict(other, numbers_of_one, adapter_name="renamed")
     assert not result.unexpected_keys
