@@ -137,7 +137,7 @@ $(ASSETS): requirements/assets.txt $(PACKAGES)
 	@touch $@
 
 $(LAUNCHERS): requirements/launchers.txt $(ASSETS)
-	@echo "Installing Hydra's launchers into $(VENV): 0.3 GB, less than a minute ..."
+	@echo "Installing Hydra's launchers into $(VENV): 0.3 GB ..."
 	@$(PIP) install -r requirements/launchers.txt
 	@touch $@
 

@@ -25,7 +25,10 @@ def report(
     records: Sequence[Path] = (),
     options: str = "",
 ) -> Path:
-    """Write the tables, figures and pages, print the tables and where they are; return the path of the HTML page.
+    """Write the tables, figures and pages, print the tables that have records, and where they are.
+
+    Returns:
+        The path of the HTML page.
 
     Args:
         experiments: what was planned.
@@ -53,9 +56,16 @@ def report(
         options=" ".join([*scale, *filter(None, [options])]),
         further=bool(records),
     )
+    folders = records or [output / "runs"]
     for plan in plans:
         console.print(f"\n[bold]{plan.title}[/bold]\n")
-        print((page.parent / "tables" / f"{plan.name}.md").read_text())
+        stored = (
+            path for folder in folders for name in plan.signatures for path in (folder / name, folder / f"{name}.json")
+        )
+        if any(path.exists() for path in stored):  # of a run, or as published
+            print((page.parent / "tables" / f"{plan.name}.md").read_text())
+        else:
+            print("No record of this machine; the page shows what is published.\n")
     html = page.with_suffix(".html")
     console.print(f"Report: {html}, {page}; tables: {page.parent / 'tables'}; figures: {page.parent / 'figures'}")
     return html

@@ -2,7 +2,7 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -73,17 +73,29 @@ def _draw_dots(axes: Axes, column: Column, rows: Sequence[str]) -> None:
     tidy(axes)
 
 
-def _draw_curves(axes: Axes, group: Sequence[Column], rows: Sequence[str]) -> None:
-    """Scores over the fraction of the training split (log axis); the level of full fine-tuning on all data."""
+def curves(
+    group: Sequence[Column], rows: Sequence[str]
+) -> Iterator[tuple[str, list[tuple[float, Method]], str, float]]:
+    """Each row with a finished run: its name, its methods by fraction, its line, and its factor on the axis."""
     drawn: dict[str, int] = defaultdict(int)
     for place, row in enumerate(rows):
         found = [(column.fraction, method) for column in group if (method := column.experiment.method(row))]
-        if not found:
-            continue
-        family = found[0][1].family
-        _draw_curve(axes, row, found, LINES[drawn[family] % len(LINES)], STEP ** (place - (len(rows) - 1) / 2))
-        drawn[family] += 1
-    whole = next((column.experiment.method(FULL) for column in group if column.fraction == 1), None)
+        if found:
+            family = found[0][1].family
+            yield row, found, LINES[drawn[family] % len(LINES)], STEP ** (place - (len(rows) - 1) / 2)
+            drawn[family] += 1
+
+
+def full_on_all_data(group: Sequence[Column]) -> Method | None:
+    """Full fine-tuning on the whole training split, the level that curves are compared with."""
+    return next((column.experiment.method(FULL) for column in group if column.fraction == 1), None)
+
+
+def _draw_curves(axes: Axes, group: Sequence[Column], rows: Sequence[str]) -> None:
+    """Scores over the fraction of the training split (log axis); the level of full fine-tuning on all data."""
+    for row, found, line, shift in curves(group, rows):
+        _draw_curve(axes, row, found, line, shift)
+    whole = full_on_all_data(group)
     if whole:
         axes.axhline(
             whole.mean.value, color="0.3", linestyle=(0, (6, 3)), linewidth=1.0, label=f"{FULL} on all data", zorder=0

@@ -4,8 +4,8 @@ from collections import defaultdict
 from collections.abc import Sequence
 
 from surm.report.experiments import Column
-from surm.report.figures import LINES, style_of
-from surm.report.grid_figures import FULL, STEP
+from surm.report.figures import style_of
+from surm.report.grid_figures import FULL, curves, full_on_all_data
 from surm.report.plots import (
     Panel,
     Plot,
@@ -81,33 +81,23 @@ def _curves(columns: Sequence[Column], rows: Sequence[str]) -> Plot:
 
 
 def _curve_traces(group: Sequence[Column], rows: Sequence[str]) -> list[Trace]:
-    traces: list[Trace] = []
-    drawn: dict[str, int] = defaultdict(int)
-    for place, row in enumerate(rows):
-        found = [(column.fraction, method) for column in group if (method := column.experiment.method(row))]
-        if not found:
-            continue
-        family = found[0][1].family
-        shift = STEP ** (place - (len(rows) - 1) / 2)
-        methods = [method for _, method in found]
-        traces.append(
-            {
-                "name": row,
-                "mode": "lines+markers",
-                "x": [100 * fraction * shift for fraction, _ in found],
-                **estimates(methods),
-                "text": [f"{in_words(method)}<br>{100 * fraction:g} % of the data" for fraction, method in found],
-                "hovertemplate": "%{text}<extra></extra>",
-                **look(style_of(family), LINES[drawn[family] % len(LINES)]),
-            }
-        )
-        drawn[family] += 1
-    return traces
+    return [
+        {
+            "name": row,
+            "mode": "lines+markers",
+            "x": [100 * fraction * shift for fraction, _ in found],
+            **estimates([method for _, method in found]),
+            "text": [f"{in_words(method)}<br>{100 * fraction:g} % of the data" for fraction, method in found],
+            "hovertemplate": "%{text}<extra></extra>",
+            **look(style_of(found[0][1].family), line),
+        }
+        for row, found, line, shift in curves(group, rows)
+    ]
 
 
 def _level(group: Sequence[Column]) -> list[Trace]:
     """A horizontal line from the least fraction to all data."""
-    whole = next((column.experiment.method(FULL) for column in group if column.fraction == 1), None)
+    whole = full_on_all_data(group)
     if whole is None:
         return []
     ends = [100 * group[0].fraction, 100.0]
