@@ -98,7 +98,7 @@ test-oldest: $(ASSETS) ## the quick tests with the oldest peft that pyproject.to
 	  --ignore=tests/peft tests
 
 lint: $(ASSETS) ## ruff and mypy, as pre-commit runs them
-	@$(PY) -m ruff check
+	@$(PY) -m ruff check --no-cache
 	@$(PY) -m ruff format --check
 	@$(PY) -m mypy
 

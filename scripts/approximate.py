@@ -9,11 +9,11 @@ import sys
 
 import hydra
 from omegaconf import DictConfig
-from surm.runner import run_study
 
 from surm.cli import command
 from surm.compose import APPROXIMATE, check_command, is_sweep, register_schema, typed
 from surm.launch import sweep
+from surm.runner import run_study
 
 
 @hydra.main(config_path="../conf", config_name="approximate", version_base="1.3")

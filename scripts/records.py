@@ -2,10 +2,9 @@
 
 from pathlib import Path
 
+from surm.cli import chosen_experiments, command, experiment_parser
 from surm.overview import status
 from surm.results import publish, wandb_sync
-
-from surm.cli import chosen_experiments, command, experiment_parser
 
 
 def main() -> None:

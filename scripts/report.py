@@ -5,11 +5,10 @@ python scripts/report.py --scale published --picture results/figures/report_page
 
 from pathlib import Path
 
-from surm.results import report
-
 from surm.cli import chosen_experiments, command, experiment_parser, make_options
 from surm.compose import load_scale
 from surm.report.html.picture import take_picture
+from surm.results import report
 
 
 def main() -> None:

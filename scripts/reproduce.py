@@ -1,12 +1,11 @@
 """Run the experiments of a scale, then write tables, figures and verdicts: `make reproduce`."""
 
-from surm.overview import print_plan
-from surm.results import report
-from surm.runner import run_all
-
 from surm.cli import chosen_experiments, command, experiment_parser, make_options
 from surm.compose import check_launcher, load_scale
 from surm.launch import launch_experiments
+from surm.overview import print_plan
+from surm.results import report
+from surm.runner import run_all
 
 
 def main() -> None:

@@ -4,10 +4,10 @@ import re
 from pathlib import Path
 
 import yaml
-from surm.runner import run_or_none
 
 from surm.cli import chosen_experiments, command, experiment_parser
 from surm.plan import PlannedRun
+from surm.runner import run_or_none
 from surm.tune import first_rates, search, wandb_sweeps
 
 
