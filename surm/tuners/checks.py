@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from surm.structures import structure_class
 from surm.structures.options import is_count
+from surm.tuners.keys import OLD_PEFT
 from surm.tuners.patterns import FUSED_PARTS, check_patterns, part_names
 from surm.tuners.targets import POSITIONS, SITES
 
@@ -110,6 +111,11 @@ def _check_training(config: "SurmConfig") -> None:
         raise ValueError(f"dropout={config.dropout!r} is not a probability of at least 0 and below 1.")
     if config.bias not in BIASES:
         raise ValueError(f"bias={config.bias!r} is not known: give one of {', '.join(BIASES)}.")
+    if config.bias != "none" and OLD_PEFT:
+        raise ValueError(
+            f"bias={config.bias!r} needs peft >= 0.21, since older ones do not save the biases: update peft, or leave "
+            "bias at 'none'."
+        )
     for name in ("inference_mode", "ensure_weight_tying", "keep_base_weight"):
         if not isinstance(getattr(config, name), bool):
             raise ValueError(f"{name}={getattr(config, name)!r} is neither True nor False.")

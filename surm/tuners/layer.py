@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from surm.structures import Structure, build
 from surm.tuners.config import SurmConfig
+from surm.tuners.keys import OLD_PEFT, put_names_last
 from surm.tuners.merging import Merging
 
 BASE_MODEL = "__base__"  # PEFT's name, in `adapter_names`, for a row without an adapter
@@ -40,7 +41,8 @@ class SurmLayer(BaseTunerLayer):
         self._disable_adapters = False
         self.cast_input_dtype_enabled = True  # `peft.helpers.disable_input_dtype_casting` sets it
         self.merged_adapters: list[str] = []
-        cast(nn.Module, self).register_load_state_dict_pre_hook(_one_name)  # type: ignore[no-untyped-call]
+        if OLD_PEFT:
+            put_names_last(cast(nn.Module, self))
 
     @abstractmethod
     def places(self, adapter_name: str) -> Iterator[tuple[nn.Module, str]]:
@@ -63,16 +65,6 @@ class SurmLayer(BaseTunerLayer):
             raise ValueError(
                 "Cannot pass `adapter_names` when there are merged adapters, please call `unmerge_adapter` first."
             )
-
-
-def _one_name(layer: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
-    """PEFT before 0.21 keeps an adapter's name in the middle of a key when saving, and puts it there once more."""
-    own = layer.state_dict(keep_vars=True)
-    for key in [key for key in state_dict if key.startswith(f"{prefix}surm_")]:
-        holder, adapter, *rest = key.removeprefix(prefix).split(".")
-        once = ".".join([holder, adapter, *rest[1:]])
-        if key.removeprefix(prefix) not in own and once in own:
-            state_dict[prefix + once] = state_dict.pop(key)
 
 
 class SurmWeight(nn.Module, SurmLayer, Merging):

@@ -4,9 +4,11 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import chain
-from typing import Any
+from typing import Any, cast
 
 import torch
+from peft import LoraConfig, PeftConfig
+from peft.tuners.lora import LoraModel
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, onload_layer
 from torch import Tensor, nn
 
@@ -77,6 +79,19 @@ class SurmModel(BaseTuner):
                 f"Adapter name {taken[0]!r} is also that of a parameter of a structure, which PEFT then does not save: "
                 "give another name."
             )
+
+    def _check_target_module_compatiblity(self, peft_config: PeftConfig, model: nn.Module, target_name: str) -> None:
+        # What LoRA cannot adapt: layers whose weight a fused kernel reads without calling them, as in Mamba.
+        super()._check_target_module_compatiblity(LoraConfig(), model, target_name)
+
+    def _add_modules_to_save_to_tie(self, peft_config: PeftConfig, tied_weight_keys: list[str]) -> None:
+        LoraModel._add_modules_to_save_to_tie(cast(LoraModel, self), cast(LoraConfig, peft_config), tied_weight_keys)
+
+    def _add_targets_to_tie(self, peft_config: PeftConfig, tied_weight_keys: list[str]) -> None:
+        raise ValueError(
+            "ensure_weight_tying=True is not possible where an update is added to the tied embedding: name the "
+            "embedding in modules_to_save, or leave ensure_weight_tying at False."
+        )
 
     @contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
@@ -198,7 +213,14 @@ class SurmModel(BaseTuner):
                 with onload_layer(layer):
                     layer.merged_weight(new, safe_merge=True)
 
-    def add_weighted_adapter(self, adapters: list[str], weights: list[float], adapter_name: str) -> dict[str, float]:
+    def add_weighted_adapter(
+        self,
+        adapters: list[str],
+        weights: list[float],
+        adapter_name: str,
+        combination_type: str = "linear",
+        **lora_options: Any,
+    ) -> dict[str, float]:
         """Add the adapter with the updates sum_i weights[i] alpha_i S_i; it is frozen until it is set.
 
         Exact, up to rounding, where in a module all adapters have one structure with the same options: circulants and
@@ -209,14 +231,18 @@ class SurmModel(BaseTuner):
             adapters: names of adapters in weight form.
             weights: a factor for each.
             adapter_name: name of the new one.
+            combination_type: "linear", "cat" or "svd", which are one here: the sum.
+            lora_options: what LoRA's sums take further, such as `svd_rank`, is refused.
 
         Returns:
             By module, the error in Frobenius norm relative to the sum, 0 where it is exact.
 
         Raises:
             ValueError: an adapter does not exist, is of form "adapter" or has `modules_to_save`; the name is taken;
-                there are not as many weights as adapters. Nothing is then changed.
+                there are not as many weights as adapters; an option of LoRA's that is not the sum. Nothing is then
+                changed.
         """
+        weighted.check_options(combination_type, lora_options)
         return weighted.add(self, adapters, weights, adapter_name)
 
     def collapse(self, adapter_name: str | None = None) -> None:

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 Kind = tuple[str, dict[str, Any]]  # name and options of a structure
 Terms = list[tuple[float, Structure]]  # of a sum, each with its factor
 
+SUMS = ("linear", "cat", "svd")  # names of LoRA's ways to the sum of updates, exact or not; here there is one
+
 
 class Total(NamedTuple):
     """The sum in one layer: its terms for each part, the kind of structure that takes it, and whether that is exact."""
@@ -59,6 +61,16 @@ def add(model: "SurmModel", adapters: Sequence[str], weights: Sequence[float], a
             stacklevel=3,
         )
     return errors
+
+
+def check_options(combination_type: str, others: Mapping[str, Any]) -> None:
+    """Raises ValueError, in one sentence, for an option of LoRA's that asks for anything but the weighted sum."""
+    if combination_type not in SUMS:
+        raise ValueError(
+            f"combination_type={combination_type!r} is no sum of updates: leave it out, or give {', '.join(SUMS)}."
+        )
+    for name, value in others.items():
+        raise ValueError(f"{name}={value!r} is not taken by a sum of structured updates: leave it out.")
 
 
 def with_structures(config: SurmConfig, kinds: Mapping[str, Kind]) -> SurmConfig:

@@ -10,6 +10,7 @@ from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 from torch import nn
 
 from surm.tuners import SurmAdapter
+from tests.skips import needs_peft_021
 from tests.tuners.helpers import (
     IDS,
     IMAGES,
@@ -189,6 +190,7 @@ def test_unloading_gives_back_the_very_modules(base):
     assert sites(again) == sites(adapter(base()))
 
 
+@needs_peft_021
 @pytest.mark.parametrize("bias", ["all", "surm_only"])
 def test_biases_of_the_model_are_trained_as_asked(bias):
     base = tiny_bert()

@@ -7,6 +7,7 @@ import pytest
 from peft import LoraConfig, PeftConfig, PeftType
 
 from surm import SurmConfig
+from surm.tuners.keys import OLD_PEFT
 
 BOTTLENECK = {"form": "adapter", "structure": "bottleneck"}
 
@@ -20,7 +21,7 @@ WEIGHT = {
     "modules_to_save": ["classifier"],
     "alpha": 0.5,
     "dropout": 0.1,
-    "bias": "surm_only",
+    "bias": "none" if OLD_PEFT else "surm_only",
     "init_weights": "authors",
     "fused_parts": ["q", "v"],
     "structure_pattern": {"value": "circulant", "0.query": {"structure": "ldr", "structure_options": {"terms": 2}}},

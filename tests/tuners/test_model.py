@@ -22,6 +22,8 @@ from transformers import (
     Dinov2Config,
     LlamaConfig,
     LlamaForCausalLM,
+    MambaConfig,
+    MambaForCausalLM,
     RobertaConfig,
     ViTConfig,
 )
@@ -29,7 +31,9 @@ from transformers import (
 from surm import SurmConfig
 from surm.models import split_fused_projections
 from surm.tuners import SurmLinear
+from surm.tuners.keys import OLD_PEFT
 from surm.tuners.targets import projection_names
+from tests.skips import needs_peft_021
 from tests.tuners.helpers import TWO, X, adapt, net, tiny_bert, tiny_vit
 
 STRUCTURES_OF_THE_PAPER = ["circulant", "toeplitz", "kronecker", "ldr"]
@@ -130,9 +134,13 @@ def test_options_that_do_not_fit_a_layer_are_refused_with_its_name():
 def test_blocks_can_be_selected():
     model = adapt(tiny_bert(), target_modules=["query"], layers_to_transform=0)
     assert adapted_layers(model) == ["bert.encoder.layer.0.attention.self.query"]
-    assert adapted_layers(adapt(tiny_vit(), layers_to_transform=[1], layers_pattern="blocks")) == ["blocks.1.attn.qkv"]
     model = adapt(tiny_bert(), exclude_modules=".*layer.1.*")
     assert {name.split(".")[3] for name in adapted_layers(model)} == {"0"}
+
+
+@needs_peft_021
+def test_blocks_can_be_selected_in_a_list_at_the_top():
+    assert adapted_layers(adapt(tiny_vit(), layers_to_transform=[1], layers_pattern="blocks")) == ["blocks.1.attn.qkv"]
 
 
 def test_all_linear_leaves_the_classifier():
@@ -146,7 +154,11 @@ def test_all_linear_leaves_the_classifier():
 
 @pytest.mark.parametrize(
     ("bias", "extra"),
-    [("none", 0), ("surm_only", 2 * 3 * 24), ("all", 1)],
+    [
+        ("none", 0),
+        pytest.param("surm_only", 2 * 3 * 24, marks=needs_peft_021),
+        pytest.param("all", 1, marks=needs_peft_021),
+    ],
 )
 def test_biases_are_trained_as_asked(bias, extra):
     base = tiny_bert()
@@ -166,10 +178,48 @@ def test_a_second_adapter_is_frozen_until_it_is_set():
     assert model.get_model_status().available_adapters == ["default", "other"]
 
 
+def language_model(**settings):
+    torch.manual_seed(0)
+    small = {"hidden_size": 24, "num_hidden_layers": 1, "vocab_size": 40, "intermediate_size": 32}
+    return LlamaForCausalLM(LlamaConfig(**small, num_attention_heads=2, num_key_value_heads=2, **settings))
+
+
+@needs_peft_021
+def test_a_saved_embedding_stays_tied_to_the_head(tmp_path):
+    base = language_model(tie_word_embeddings=True)
+    model = adapt(base, target_modules=["q_proj"], modules_to_save=["lm_head"], ensure_weight_tying=True)
+    embedding, head = base.model.embed_tokens, base.lm_head
+    assert head.weight is embedding.weight
+    assert head.weight.requires_grad
+    with torch.no_grad():
+        head.weight.add_(1.0)
+    model.save_pretrained(tmp_path)
+    again = PeftModel.from_pretrained(language_model(tie_word_embeddings=True), tmp_path)
+    torch.testing.assert_close(again(IDS).logits, model(IDS).logits)
+
+
+@needs_peft_021
+def test_an_update_of_a_tied_embedding_is_not_tied():
+    with pytest.raises(ValueError, match=r"ensure_weight_tying=True is not possible.*modules_to_save") as error:
+        adapt(language_model(tie_word_embeddings=True), target_modules=["embed_tokens"], ensure_weight_tying=True)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("form", ["weight", "adapter"])
+def test_layers_that_mambas_kernel_does_not_call_are_refused(form):
+    base = MambaForCausalLM(MambaConfig(hidden_size=24, num_hidden_layers=1, vocab_size=40, state_size=4))
+    with pytest.raises(ValueError, match=r"'out_proj' is incompatible with Mamba"):
+        adapt(base, target_modules=["in_proj", "out_proj"], form=form)
+
+
 # --- save and load ----------------------------------------------------------------------------------------------------
 
 ADAPTERS = {
-    tiny_bert: {"structure": "toeplitz", "bias": "surm_only", "modules_to_save": ["classifier"]},
+    tiny_bert: {
+        "structure": "toeplitz",
+        "bias": "none" if OLD_PEFT else "surm_only",
+        "modules_to_save": ["classifier"],
+    },
     tiny_vit: {"structure": "circulant+skew_circulant", "structure_options": {"terms": 2}, "fused_parts": ["q", "v"]},
 }
 

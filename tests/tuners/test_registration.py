@@ -8,7 +8,6 @@ import peft
 import pytest
 import torch
 from huggingface_hub import ModelCard
-from packaging.version import Version
 from peft import AutoPeftModelForCausalLM, PeftModel, PeftType, get_peft_model
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_PREFIX_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
@@ -16,6 +15,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 import surm.tuners
 from surm import SurmConfig, SurmModel
 from surm.tuners.card import NOTE
+from tests.skips import needs_peft_021
 from tests.tuners.helpers import IDS, TINY
 
 
@@ -109,14 +109,11 @@ def with_load_adapter(base, saved):
     return model.eval()
 
 
-needs_names = pytest.mark.skipif(
-    Version(peft.__version__) < Version("0.21"), reason="transformers reads the names that PEFT writes since 0.21"
-)
-LOADERS = [
+LOADERS = [  # transformers reads the names that PEFT writes since 0.21
     lambda base, saved: PeftModel.from_pretrained(language_model(base), saved),
     lambda base, saved: AutoPeftModelForCausalLM.from_pretrained(saved),
-    pytest.param(with_load_adapter, marks=needs_names),
-    pytest.param(lambda base, saved: language_model(saved), marks=needs_names),
+    pytest.param(with_load_adapter, marks=needs_peft_021),
+    pytest.param(lambda base, saved: language_model(saved), marks=needs_peft_021),
 ]
 
 
@@ -132,7 +129,7 @@ def test_a_saved_adapter_loads_bit_for_bit(base, tmp_path, settings, load):
     assert_same(load(base, tmp_path / "adapter"), model, expected)
 
 
-@needs_names
+@needs_peft_021
 @pytest.mark.parametrize("settings", SETTINGS)
 def test_transformers_adds_and_saves_an_adapter_by_itself(base, tmp_path, settings):
     model, plain = language_model(base), language_model(base)(IDS).logits

@@ -171,6 +171,7 @@ def test_an_adapter_counts_as_often_as_it_is_named_and_merged_ones_count():
         ((["default"], [1.0], "two"), "Adapter two exists already"),
         ((["default", "body"], [1.0, 1.0], "sum"), "form='adapter'"),
         ((["default", "tuned"], [1.0, 1.0], "sum"), "Adapter tuned has modules_to_save"),
+        ((["default", "two"], [1.0, 1.0], "sum", "ties"), "combination_type='ties' is no sum of updates"),
     ],
 )
 def test_what_does_not_add_up_is_refused_and_changes_nothing(arguments, message):
@@ -183,3 +184,9 @@ def test_what_does_not_add_up_is_refused_and_changes_nothing(arguments, message)
     assert "\n" not in str(error.value)
     assert [name for name, _ in model.named_parameters()] == before
     assert set(model.peft_config) == {"default", "two", "three", "body", "tuned"}
+
+
+def test_an_option_of_loras_sums_is_refused_by_name():
+    model = with_three(net(), {}, {}, {}, target_modules=["first"])
+    with pytest.raises(ValueError, match="svd_rank=4 is not taken by a sum of structured updates: leave it out"):
+        model.add_weighted_adapter(["default", "two"], [1.0, 1.0], "sum", combination_type="svd", svd_rank=4)
