@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, PeftConfig, PeftModel, convert_to_lora, get_peft_model
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from peft.helpers import rescale_adapter_scale
 from peft.utils.hotswap import hotswap_adapter
 from torch import nn
@@ -15,6 +15,7 @@ from transformers import LlamaForCausalLM
 
 from surm import SurmConfig
 
+convert_to_lora = pytest.importorskip("peft.tuners.lora.conversion", reason="this peft has no conversion to LoRA")
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "docs/peft.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```python\n(.*?)```", TEXT, flags=re.DOTALL)
@@ -122,7 +123,7 @@ REFUSED = {
         lambda _: adapted(form="adapter").add_weighted_adapter(["default"], [1.0], "sum"),
         "Adapter default is of form='adapter'.*give adapters of form='weight'",
     ),
-    "conversion": (lambda _: convert_to_lora(adapted(form="adapter"), 4), "SurmAdapter"),
+    "conversion": (lambda _: convert_to_lora.convert_to_lora(adapted(form="adapter"), 4), "SurmAdapter"),
     "both forms": (
         lambda _: adapted().add_adapter("b", SurmConfig(target_modules=["linear"], form="adapter")),
         "Target module linear: it has an adapter of form='weight', and a module takes one form",
