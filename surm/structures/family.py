@@ -1,6 +1,7 @@
 """Families with parameters of their own, and the linear ones among them."""
 
 from abc import abstractmethod
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -9,7 +10,7 @@ from surm.structures import functional, projection
 from surm.structures.base import Device, Structure
 from surm.structures.projection import Fit
 
-UPDATE_STD = 0.05  # of the otherwise zero factor under init_weights=False
+UPDATE_STD = 0.02  # of what is otherwise zero, under init_weights=False
 
 
 class Family(Structure):
@@ -18,6 +19,8 @@ class Family(Structure):
     Unless its docstring says otherwise, the scale of the second is such that a step of size e in every entry of the
     first changes the entries of W by about e, as it would in a dense matrix, whatever the size and the number of terms.
     """
+
+    update_std: ClassVar[float] = UPDATE_STD
 
     def _build(self, device: Device, dtype: torch.dtype | None) -> None:
         for name, shape in self._parameter_shapes(self.m, self.n, **self.options).items():
@@ -28,7 +31,7 @@ class Family(Structure):
         if not isinstance(init_weights, bool) and init_weights != "authors":
             raise ValueError(f'{self.name}: init_weights={init_weights!r} is unknown; give True, False or "authors".')
         zero, *random = self._factors()
-        zero.normal_(std=UPDATE_STD) if init_weights is False else zero.zero_()
+        zero.normal_(std=self.update_std) if init_weights is False else zero.zero_()
         for factor in random:
             self._randomise(factor, authors=init_weights == "authors")
 

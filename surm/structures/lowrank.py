@@ -22,6 +22,7 @@ class LowRank(Family):
 
     name = "low_rank"
     equation = "section 2"
+    update_std = 0.05  # since A makes of it smaller entries of W than the second factors of other families do
     option_rules: ClassVar = {"rank": count(), "terms": count()}
 
     @classmethod
@@ -37,6 +38,9 @@ class LowRank(Family):
     def _product(self, x: Tensor) -> Tensor:
         B, A = self._columns(x.dtype)
         return linear(linear(x, A), B)
+
+    def _generators(self, dtype: torch.dtype) -> list[tuple[str, list[Tensor]]]:
+        return [("low_rank", list(self._columns(dtype)))]
 
     def _dense(self, dtype: torch.dtype) -> Tensor:
         B, A = self._columns(dtype)
