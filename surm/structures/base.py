@@ -81,13 +81,20 @@ class Structure(nn.Module, ABC):
         if x.shape[-1:] != (self.n,):  # an FFT would cut or pad it without a word
             raise ValueError(f"{self.name}: x has shape {tuple(x.shape)}; give it a last dimension of n={self.n}.")
         with torch.autocast(x.device.type, enabled=False):
-            return self._product(x.to(self._compute_dtype(x.dtype))).to(x.dtype)
+            return self._product(x.to(self.compute_dtype(x.dtype))).to(x.dtype)
 
     def dense(self) -> Tensor:
         """W (m, n), differentiable, in the dtype of the parameters."""
         parameter = next(self.parameters())
         with torch.autocast(parameter.device.type, enabled=False):
-            return self._dense(self._compute_dtype(parameter.dtype)).to(parameter.dtype)
+            return self._dense(self.compute_dtype(parameter.dtype)).to(parameter.dtype)
+
+    @abstractmethod
+    def summands(self) -> list["Structure"]:
+        """The members of single families that W is the sum of, W itself if it is one.
+
+        Each has a `kernel`, a name of `surm.structures.kernels.KERNELS`, and `generators` for it.
+        """
 
     def collapse(self) -> Self:
         """The same W, up to rounding, with fewer stored numbers, for use after training (paper section 5.2).
@@ -99,7 +106,8 @@ class Structure(nn.Module, ABC):
     def extra_repr(self) -> str:
         return ", ".join([f"{self.m}, {self.n}", *(f"{name}={value!r}" for name, value in self.options.items())])
 
-    def _compute_dtype(self, dtype: torch.dtype) -> torch.dtype:
+    def compute_dtype(self, dtype: torch.dtype) -> torch.dtype:
+        """In which a product with an x of this dtype is computed: float32, or float64 if either side is."""
         wider = torch.promote_types(dtype, next(self.parameters()).dtype)
         return torch.promote_types(wider, torch.float32)
 

@@ -51,11 +51,21 @@ class Circulant(ConstantDiagonals):
         """W with the one vector c, the sum over the terms: K stored numbers."""
         first = next(self.parameters())
         member = type(self)(self.m, self.n, parametrization="direct", device=first.device, dtype=first.dtype)
-        member.set_generator(self.generator(self._compute_dtype(first.dtype)))
+        member.set_generator(self.generator(self.compute_dtype(first.dtype)))
         return member
 
     def diagonals(self, generator: Tensor) -> Tensor:
         return functional.circulant_diagonals(generator, self.m, self.n, self.sign)
+
+    @property
+    def kernel(self) -> str:
+        return self.name
+
+    def generators(self, dtype: torch.dtype) -> list[Tensor]:
+        return [self.generator(dtype)]
+
+    def row_work(self) -> tuple[float, float]:
+        return 2 * functional.transform_work(self.generator_size), 0
 
     def _product(self, x: Tensor) -> Tensor:
         return functional.circulant_product(self.generator(x.dtype), x, self.m)

@@ -2,6 +2,7 @@
 
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
@@ -22,6 +23,7 @@ class LowDisplacementRank(Family):
 
     name = "ldr"
     equation = "sections 3 and 5.1, appendix A.1"
+    kernel = "displacement"
     option_rules: ClassVar = {"terms": count()}
 
     @classmethod
@@ -32,6 +34,13 @@ class LowDisplacementRank(Family):
     def _product(self, x: Tensor) -> Tensor:
         G, H = self._factors(x.dtype)
         return functional.ldr_product(G, H, x, self.m)
+
+    def generators(self, dtype: torch.dtype) -> list[Tensor]:
+        G, H = self._factors(dtype)
+        return functional.ldr_displacement(G, H, self.m, self.n)
+
+    def row_work(self) -> tuple[float, float]:
+        return (1 + 3 * self.options["terms"]) * functional.transform_work(max(self.m, self.n)), 0
 
     def _randomise(self, factor: Tensor, *, authors: bool) -> None:
         factor.normal_(std=0.02 if authors else (self.n * self.options["terms"]) ** -0.5)

@@ -35,6 +35,24 @@ class Family(Structure):
         for factor in random:
             self._randomise(factor, authors=init_weights == "authors")
 
+    @property
+    @abstractmethod
+    def kernel(self) -> str:
+        """By which W is written, a name of `surm.structures.kernels.KERNELS`."""
+
+    @abstractmethod
+    def generators(self, dtype: torch.dtype) -> list[Tensor]:
+        """What the kernel takes, in `dtype`: differentiable functions of the parameters."""
+
+    @abstractmethod
+    def row_work(self) -> tuple[float, float]:
+        """What `forward` does for a row: entries that are transformed, times the doublings of their number, and
+        multiplications with additions outside of transforms.
+        """
+
+    def summands(self) -> list[Structure]:
+        return [self]
+
     def _factors(self, dtype: torch.dtype | None = None) -> list[Tensor]:
         """The parameters in their order, cast to `dtype`."""
         return [parameter.to(dtype) for parameter in self.parameters(recurse=False)]

@@ -6,6 +6,8 @@ The products keep the dtype of their arguments, which must be float32 or float64
 Leading dimensions of generators and inputs broadcast against each other.
 """
 
+from math import log2
+
 import torch
 from torch import Tensor
 from torch.nn.functional import linear, pad
@@ -21,6 +23,11 @@ def fast_length(length: int) -> int:
         if rest == 1:
             return length
         length += 1
+
+
+def transform_work(length: int) -> float:
+    """Work of a transform of that length, in the unit of a model of costs: its entries times their doublings."""
+    return length * log2(length)
 
 
 def _convolve(a: Tensor, b: Tensor, length: int) -> Tensor:
@@ -45,15 +52,25 @@ def skew_circulant_product(c: Tensor, x: Tensor, m: int) -> Tensor:
     if K % 2:
         signs = 1 - 2 * (torch.arange(K, device=x.device) % 2)
         return signs[:m] * circulant_product(signs * c, signs[: x.shape[-1]] * x, m)
-    angles = torch.arange(K // 2, device=x.device, dtype=x.dtype) * (torch.pi / K)
-    eta = torch.polar(torch.ones_like(angles), angles)
+    y = torch.fft.ifft(torch.fft.fft(skew_fold(x, K)) * torch.fft.fft(skew_fold(c, K)))
+    return skew_unfold(y)[..., :m]
 
-    def fold(v: Tensor) -> Tensor:
-        low, high = pad(v, (0, K - v.shape[-1])).chunk(2, dim=-1)
-        return torch.complex(low, high) * eta
 
-    y = torch.fft.ifft(torch.fft.fft(fold(x)) * torch.fft.fft(fold(c))) * eta.conj()
-    return torch.cat((y.real, y.imag), dim=-1)[..., :m]
+def _eta(half: int, like: Tensor) -> Tensor:
+    angles = torch.arange(half, device=like.device, dtype=like.dtype) * (torch.pi / (2 * half))
+    return torch.polar(torch.ones_like(angles), angles)
+
+
+def skew_fold(v: Tensor, K: int) -> Tensor:
+    """(..., <= K) -> complex (..., K / 2), K even, whose transforms multiply as polynomials do modulo z^K + 1."""
+    low, high = pad(v, (0, K - v.shape[-1])).chunk(2, dim=-1)
+    return torch.complex(low, high) * _eta(K // 2, v)
+
+
+def skew_unfold(v: Tensor) -> Tensor:
+    """The inverse of `skew_fold`: complex (..., K / 2) -> (..., K)."""
+    v = v * _eta(v.shape[-1], v.real).conj()
+    return torch.cat((v.real, v.imag), dim=-1)
 
 
 def toeplitz_product(d: Tensor, x: Tensor, m: int) -> Tensor:
@@ -79,6 +96,32 @@ def kronecker_product(A: Tensor, B: Tensor, x: Tensor) -> Tensor:
     batch = x.shape[:-1]
     XB = linear(x.reshape(*batch, n1, n2), B.reshape(r * m2, n2)).reshape(*batch, n1 * r, m2)
     return torch.matmul(A.permute(1, 2, 0).reshape(m1, n1 * r), XB).flatten(-2)
+
+
+def ldr_displacement(G: Tensor, H: Tensor, m: int, n: int) -> list[Tensor]:
+    """First row (n,), first column (m,), A (r, m) and B (r, n) of W = sum_i Z_1(g_i) Z_{-1}(h_i), G, H (r, K).
+
+    W[i, j] = W[i - 1, j - 1] + sum_q A[q, i] B[q, j]: down a diagonal, Z_1(g) is periodic and Z_{-1}(h) but for a sign.
+    """
+    first_row = torch.cat((G[:, :1], G[:, 1:].flip(-1)), dim=-1)  # of Z_1(g)
+    transposed = torch.cat((H[:, :1], -H[:, 1:].flip(-1)), dim=-1)  # first column of the transpose of Z_{-1}(h)
+    row = skew_circulant_product(transposed, first_row, n).sum(dim=0)
+    column = circulant_product(G, H, m).sum(dim=0)
+    return [row, column, -2 * G[:, :m], torch.cat((H[:, :1], H[:, 1:].flip(-1)), dim=-1)[:, :n]]
+
+
+def toeplitz_pair_displacement(d1: Tensor, d2: Tensor, m: int, n: int) -> list[Tensor]:
+    """First row (n,), first column (m,), A (2 r, m) and B (2 r, n) of W = sum_i T1_i T2_i, K = max(m, n).
+
+    T1 is m x K with diagonals d1 (r, m + K - 1), T2 is K x n with diagonals d2 (r, K + n - 1).
+    W[i, j] = W[i - 1, j - 1] + sum_q A[q, i] B[q, j]: down a diagonal, the sum over k shifts by one.
+    """
+    K = max(m, n)
+    row = toeplitz_product(d2.flip(-1), d1[:, :K].flip(-1), n).sum(dim=0)
+    column = toeplitz_product(d1, d2[:, n - 1 :], m).sum(dim=0)
+    A = torch.cat((d1[:, K - 1 :], -pad(d1[:, : m - 1], (1, 0))))
+    B = torch.cat((d2[:, :n].flip(-1), pad(d2[:, K:].flip(-1), (1, 0))))
+    return [row, column, A, B]
 
 
 def circulant_diagonals(c: Tensor, m: int, n: int, sign: int = 1) -> Tensor:

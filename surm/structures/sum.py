@@ -29,12 +29,12 @@ class Sum(Structure):
         return resolved
 
     def reset_parameters(self, init_weights: bool | str = True) -> None:
-        for part in self._parts():
+        for part in self.summands():
             part.reset_parameters(init_weights)
 
     def collapse(self) -> Self:
         """The sum of the collapsed parts, where every part has a collapsed form."""
-        parts = [part.collapse() for part in self._parts()]
+        parts = [part.collapse() for part in self.summands()]
         options = {name: value for part in parts for name, value in part.options.items()}
         member = type(self)(self.m, self.n, device="meta", **options)
         member.parts = nn.ModuleList(parts)
@@ -44,7 +44,7 @@ class Sum(Structure):
         # The class is made at run time, so that copies and pickles find it by its families.
         return _blank, (self.families,), self.__dict__
 
-    def _parts(self) -> list[Structure]:
+    def summands(self) -> list[Structure]:
         return list(self.parts)  # type: ignore[arg-type]
 
     @classmethod
@@ -62,20 +62,20 @@ class Sum(Structure):
         )
 
     def _product(self, x: Tensor) -> Tensor:
-        return torch.stack([part._product(x) for part in self._parts()]).sum(dim=0)
+        return torch.stack([part._product(x) for part in self.summands()]).sum(dim=0)
 
     def _dense(self, dtype: torch.dtype) -> Tensor:
-        return torch.stack([part._dense(dtype) for part in self._parts()]).sum(dim=0)
+        return torch.stack([part._dense(dtype) for part in self.summands()]).sum(dim=0)
 
     def _approximate(self, matrix: Tensor) -> Fit | None:
-        linear = [part for part in self._parts() if isinstance(part, ConstantDiagonals) and part.is_linear()]
+        linear = [part for part in self.summands() if isinstance(part, ConstantDiagonals) and part.is_linear()]
         if len(linear) == len(self.families):
             spaces = [(part.diagonals, part.generator_size) for part in linear]
             for space, generator in zip(linear, projection.nearest_generators(matrix, spaces), strict=True):
                 space.set_generator(generator)
             return None
         rest = matrix
-        for part in self._parts():  # the start of the optimiser: each part takes what the ones before it left
+        for part in self.summands():  # the start of the optimiser: each part takes what the ones before it left
             part._approximate(rest)
             rest = rest - part._dense(matrix.dtype)
         return projection.minimise(self, matrix)

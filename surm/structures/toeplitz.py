@@ -44,6 +44,25 @@ class Toeplitz(ConstantDiagonals):
         z = functional.toeplitz_product(self._diagonals(t2, K, self.n), x.unsqueeze(-2), K)
         return functional.toeplitz_product(self._diagonals(t1, self.m, K), z, self.m).sum(dim=-2)
 
+    @property
+    def kernel(self) -> str:
+        return "toeplitz" if self.is_linear() else "displacement"
+
+    def generators(self, dtype: torch.dtype) -> list[Tensor]:
+        if self.is_linear():
+            return [self.diagonals(self.generator(dtype))]
+        K = max(self.m, self.n)
+        t1, t2 = self._factors(dtype)
+        d1, d2 = self._diagonals(t1, self.m, K), self._diagonals(t2, K, self.n)
+        return functional.toeplitz_pair_displacement(d1, d2, self.m, self.n)
+
+    def row_work(self) -> tuple[float, float]:
+        if self.is_linear():
+            return 2 * functional.transform_work(functional.fast_length(self.m + self.n - 1)), 0
+        K = max(self.m, self.n)
+        lengths = functional.fast_length(self.m + K - 1), functional.fast_length(K + self.n - 1)
+        return 2 * self.options["terms"] * sum(map(functional.transform_work, lengths)), 0
+
     def _dense(self, dtype: torch.dtype) -> Tensor:
         return super()._dense(dtype) if self.is_linear() else Structure._dense(self, dtype)
 

@@ -1,13 +1,14 @@
 """The adapter form: a matrix and an activation behind a module."""
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from peft.tuners.tuners_utils import check_adapters_to_merge
 from torch import Tensor, nn
 
-from surm.structures import build
+from surm.structures import Structure, build
+from surm.structures.backends import product
 from surm.structures.family import UPDATE_STD, Family
 from surm.tuners.config import BOTTLENECK, BOTTLENECK_SIZE, SurmConfig
 from surm.tuners.layer import SurmLayer, rows_of
@@ -34,8 +35,12 @@ class Body(nn.Module):
         self.dropout = nn.Dropout(config.dropout) if config.dropout else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        result: Tensor = self.outer(self.dropout(self.activation(self.inner(x))))
+        result: Tensor = self.outer(self.dropout(self.activation(self.product(x))))
         return result
+
+    def product(self, x: Tensor) -> Tensor:
+        """What the inner matrix makes of X."""
+        return cast(Tensor, self.inner(x))
 
 
 class Structured(Body):
@@ -44,6 +49,7 @@ class Structured(Body):
     def __init__(self, width: int, config: SurmConfig) -> None:
         super().__init__(config)
         self.inner = structure = build(config.structure, width, width, **(config.structure_options or {}))
+        self.backend = config.backend
         self.outer = Shift(width) if config.adapter_bias else nn.Identity()
         if config.init_weights == "authors":
             for family in structure.modules():
@@ -54,6 +60,9 @@ class Structured(Body):
             structure.reset_parameters(False)
             for bias in self.outer.parameters():
                 nn.init.normal_(bias, std=UPDATE_STD)
+
+    def product(self, x: Tensor) -> Tensor:
+        return product(cast(Structure, self.inner), x, self.backend)
 
 
 class Shift(nn.Module):

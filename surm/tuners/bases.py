@@ -63,7 +63,7 @@ class SurmEmbedding(SurmWeight):
             factor = torch.where(norm > base.max_norm, base.max_norm / (norm + 1e-7), 1.0)
         return result * factor
 
-    def product(self, structure: Structure, x: Tensor) -> Tensor:
+    def product(self, structure: Structure, x: Tensor, backend: str) -> Tensor:
         base = cast(nn.Embedding, self.get_base_layer())
         rows = _rows(structure, x)
         fixed = rows.detach()
@@ -103,7 +103,7 @@ class SurmConv(SurmWeight):
     def as_matrix(self, weight: Tensor) -> Tensor:
         return weight.view(self.rows, self.columns)
 
-    def product(self, structure: Structure, x: Tensor) -> Tensor:
+    def product(self, structure: Structure, x: Tensor, backend: str) -> Tensor:
         base = cast(nn.Conv2d, self.get_base_layer())
         if type(base).forward in (nn.Conv1d.forward, nn.Conv2d.forward, nn.Conv3d.forward):
             kernel = structure.dense().view(self.weight_shape)

@@ -6,6 +6,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from surm.structures import structure_class
+from surm.structures.backends import BACKENDS
 from surm.structures.options import is_count
 from surm.tuners.keys import OLD_PEFT
 from surm.tuners.patterns import FUSED_PARTS, check_patterns, part_names
@@ -116,6 +117,8 @@ def _check_training(config: "SurmConfig") -> None:
             f"bias={config.bias!r} needs peft >= 0.21, since older ones do not save the biases: update peft, or leave "
             "bias at 'none'."
         )
+    if config.backend not in BACKENDS:
+        raise ValueError(f"backend={config.backend!r} is not known: give one of {', '.join(BACKENDS)}.")
     for name in ("inference_mode", "ensure_weight_tying", "keep_base_weight"):
         if not isinstance(getattr(config, name), bool):
             raise ValueError(f"{name}={getattr(config, name)!r} is neither True nor False.")
@@ -141,6 +144,10 @@ def _check_adapter(config: "SurmConfig") -> None:
         neutral = config.__dataclass_fields__[name].default
         if getattr(config, name) != neutral:
             raise ValueError(f"{name}={getattr(config, name)!r} is used in weight form only: leave it at {neutral}.")
+    if config.backend == "fused":
+        raise ValueError(
+            "backend='fused' adds to a weight, and form='adapter' has none: give auto, fft or dense."
+        )
     if not isinstance(config.adapter_bias, bool):
         raise ValueError(f"adapter_bias={config.adapter_bias!r} is neither True nor False.")
     if config.adapter_activation not in ACTIVATIONS:

@@ -58,6 +58,8 @@ class SurmConfig(PeftConfig):
         fused_parts: which parts of fused projections to adapt, None for all; other layers ignore it.
         keep_base_weight: whether merging keeps a copy of the weight, which unmerging restores bit for bit; costs its
             memory while merged.
+        backend: how a product with S is computed: "fused" adds S to a frozen weight for one product with both, where
+            that is possible; "dense" and "fft" multiply by S apart; "auto" takes what costs least (docs/speed.md).
         adapter_bias: whether an adapter has a bias b (the bottleneck: one behind each of its two matrices).
         adapter_activation: "gelu", "silu", "tanh" or "identity".
         adapter_position: "after" or "before" the hidden dropout or LayerScale, for "houlsby" and "pfeiffer".
@@ -117,6 +119,9 @@ class SurmConfig(PeftConfig):
     )
     keep_base_weight: bool = field(
         default=False, metadata={"help": "Whether merging keeps the weight, to restore it bit for bit."}
+    )
+    backend: str = field(
+        default="auto", metadata={"help": "How products are computed: 'auto', 'fused', 'fft' or 'dense'."}
     )
     adapter_bias: bool = field(default=True, metadata={"help": "Whether an adapter has a bias."})
     adapter_activation: str = field(

@@ -2,13 +2,17 @@
 
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import accumulate
 from typing import Any, ClassVar, cast
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 from surm.structures import Structure, build
+from surm.structures.backends import prefers_fused, product, terms
+from surm.structures.ops import updated_linear
 from surm.tuners.config import SurmConfig
 from surm.tuners.keys import OLD_PEFT, put_names_last
 from surm.tuners.merging import Merging
@@ -77,7 +81,7 @@ class SurmWeight(nn.Module, SurmLayer, Merging):
     form = "weight"
     WHOLE = "update"  # name of the part of a layer that is not fused
 
-    other_param_names = ("alpha", "surm_dropout", "keeps_weight")
+    other_param_names = ("alpha", "surm_dropout", "keeps_weight", "backend")
 
     def __init__(
         self,
@@ -104,6 +108,7 @@ class SurmWeight(nn.Module, SurmLayer, Merging):
         self.surm_dropout = nn.ModuleDict()
         self.alpha: dict[str, float] = {}
         self.keeps_weight: dict[str, bool] = {}
+        self.backend: dict[str, str] = {}
         self.quantization_backend = backend
         # The weight from before the merge, which follows the layer's casts and moves as any buffer.
         self.register_buffer("kept_weight", None, persistent=False)
@@ -124,7 +129,7 @@ class SurmWeight(nn.Module, SurmLayer, Merging):
         """Rows and columns of S for a base layer, from its sizes: a quantised weight may be packed."""
 
     @abstractmethod
-    def product(self, structure: Structure, x: Tensor) -> Tensor:
+    def product(self, structure: Structure, x: Tensor, backend: str) -> Tensor:
         """What S makes of the layer's input x."""
 
     def update_layer(self, adapter_name: str, config: SurmConfig) -> None:
@@ -143,6 +148,7 @@ class SurmWeight(nn.Module, SurmLayer, Merging):
         self.surm_dropout[adapter_name] = nn.Dropout(config.dropout) if config.dropout else nn.Identity()
         self.alpha[adapter_name] = config.alpha
         self.keeps_weight[adapter_name] = config.keep_base_weight
+        self.backend[adapter_name] = config.backend
         self._move_adapter_to_device_of_base_layer(adapter_name)
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
 
@@ -162,8 +168,11 @@ class SurmWeight(nn.Module, SurmLayer, Merging):
         self.check_rows(x, adapter_names)
         if self.disable_adapters and self.merged:
             self.unmerge()
+        updated = not (self.disable_adapters or self.merged)
+        if updated and adapter_names is None and not (args or kwargs) and (fused := self._fused(x)) is not None:
+            return fused
         result: Tensor = self.base_layer(x, *args, **kwargs)
-        if self.disable_adapters or self.merged:
+        if not updated:
             return result
         if self.quantization_backend is not None:
             result = self.quantization_backend.maybe_clone_base_result(result)
@@ -179,6 +188,28 @@ class SurmWeight(nn.Module, SurmLayer, Merging):
                     outputs[index] = outputs[index].index_add(0, rows, update.to(result), alpha=self.alpha[adapter])
         return (outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=-1)).to(result.dtype)
 
+    def frozen_weight(self, x: Tensor) -> Tensor | None:
+        """The weight (rows, columns) that updates can be added to for one product of both with x, if there is one."""
+        return None
+
+    def _fused(self, x: Tensor) -> Tensor | None:
+        """The output by one product with W + D, None where that is impossible, not wanted, or dearer than two."""
+        chosen = [(name, *item) for name in self.active_adapters for item in self.structures(name)]
+        dropped = any(self.training and isinstance(self.surm_dropout[name], nn.Dropout) for name, _, _ in chosen)
+        backends = {self.backend[name] for name, _, _ in chosen}
+        weight = self.frozen_weight(x)
+        if not chosen or dropped or weight is None or not backends <= {"auto", "fused"}:
+            return None
+        if "auto" in backends and not prefers_fused([structure for _, _, structure in chosen], x):
+            return None
+        starts = [0, *accumulate(self.parts.values())]
+        updates = [
+            term
+            for name, index, structure in chosen
+            for term in terms(structure, weight.dtype, slice(starts[index], starts[index + 1]), self.alpha[name])
+        ]
+        return updated_linear(x, weight, cast(nn.Linear, self.base_layer).bias, self.rows, updates)
+
     def _divided(self, output: Tensor) -> list[Tensor]:
         """The output by parts; a layer that is not fused has its features in any dimension."""
         return [output] if len(self.parts) == 1 else list(torch.split(output, list(self.parts.values()), dim=-1))
@@ -188,10 +219,16 @@ class SurmWeight(nn.Module, SurmLayer, Merging):
         if adapter in self.alpha:
             dropped = self.surm_dropout[adapter](x) if x.is_floating_point() else x
             for index, structure in self.structures(adapter):
-                yield index, self.product(structure, dropped)
+                yield index, self.product(structure, dropped, self.backend[adapter])
 
     def __repr__(self) -> str:
         return f"surm.{super().__repr__()}"
+
+
+def _is_plain(base: nn.Module) -> bool:
+    """Whether nothing else acts when the layer is called: no hook, and no `forward` of the instance's own."""
+    hooks = (base._forward_hooks, base._forward_pre_hooks, base._backward_hooks, base._backward_pre_hooks)
+    return "forward" not in vars(base) and not any(hooks)
 
 
 class SurmLinear(SurmWeight):
@@ -201,8 +238,20 @@ class SurmLinear(SurmWeight):
     def sizes(cls, base: Any) -> tuple[int, int]:
         return base.out_features, base.in_features
 
-    def product(self, structure: Structure, x: Tensor) -> Tensor:
-        return cast(Tensor, structure(self._cast_input_dtype(x, next(structure.parameters()).dtype)))
+    def product(self, structure: Structure, x: Tensor, backend: str) -> Tensor:
+        return product(structure, x, backend)
+
+    def frozen_weight(self, x: Tensor) -> Tensor | None:
+        base: Any = self.base_layer
+        called_as = type(base).forward
+        if called_as not in (nn.Linear.forward, Conv1D.forward) or not _is_plain(base):
+            return None
+        weight = base.weight.mT if called_as is Conv1D.forward else base.weight
+        # A sharded or packed weight has another shape or type; half precision would round most of the update away.
+        whole = type(base.weight) is nn.Parameter and weight.shape == (self.rows, self.columns)
+        exact = x.dtype == weight.dtype and x.dtype in (torch.float32, torch.float64)
+        autocast = torch.is_autocast_enabled(x.device.type)
+        return weight if whole and exact and not autocast and not weight.requires_grad else None
 
     def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
         return True

@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -10,8 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load, save
 from torch import Tensor
+from torch.nn.functional import linear
 
 from surm.structures import STRUCTURES, Structure, build, structure_class
+from surm.structures.backends import product, terms
+from surm.structures.ops import updated_linear
 from tests.contract.rows import ROWS, Row
 
 SHAPES = {
@@ -25,6 +29,25 @@ SHAPES = {
     "column": (6, 1),
 }
 
+
+
+def beside_a_weight(structure: Structure, x: Tensor) -> Tensor:
+    """W x as what it adds to a layer that has a weight and a bias."""
+    m, n = structure.m, structure.n
+    numbers = torch.arange(m * n + m, dtype=x.dtype).sin()  # which torch.compile can follow, unlike a generator
+    weight, bias = numbers[m:].reshape(m, n), numbers[:m]
+    return updated_linear(x, weight, bias, m, terms(structure, x.dtype)) - linear(x, weight, bias)
+
+
+BACKENDS: dict[str, Callable[[Structure, Tensor], Tensor]] = {
+    "module": lambda structure, x: structure(x),
+    "fft": lambda structure, x: product(structure, x, "fft"),
+    "dense": lambda structure, x: product(structure, x, "dense"),
+    "auto": product,
+    "fused": beside_a_weight,
+}
+
+backends = pytest.mark.parametrize("multiply", BACKENDS.values(), ids=BACKENDS)
 rows = pytest.mark.parametrize("row", ROWS, ids=str)
 shapes = pytest.mark.parametrize(("m", "n"), SHAPES.values(), ids=SHAPES)
 
@@ -60,22 +83,41 @@ def _seed() -> None:
 
 @rows
 @shapes
-def test_product_and_dense_equal_the_twin(row: Row, m: int, n: int) -> None:
+@backends
+def test_product_and_dense_equal_the_twin(row: Row, m: int, n: int, multiply) -> None:
     structure = random_structure(row, m, n)
     expected, x = twin(row, structure), draw(5, n)
     torch.testing.assert_close(structure.dense(), expected)
-    torch.testing.assert_close(structure(x), x @ expected.T)
+    torch.testing.assert_close(multiply(structure, x), x @ expected.T)
 
 
 @rows
 @shapes
-def test_gradients_equal_the_twins(row: Row, m: int, n: int) -> None:
+@backends
+def test_gradients_equal_the_twins(row: Row, m: int, n: int, multiply) -> None:
     structure = random_structure(row, m, n)
     x, g = draw(3, 2, n).requires_grad_(), draw(3, 2, m, seed=1)
     parameters = list(structure.parameters())
     expected = torch.autograd.grad(x @ twin(row, structure).T, [x, *parameters], g)
-    torch.testing.assert_close(torch.autograd.grad(structure(x), [x, *parameters], g), expected)
-    # The gradient with respect to the dense matrix itself, as merged weights and penalties need it.
+    torch.testing.assert_close(torch.autograd.grad(multiply(structure, x), [x, *parameters], g), expected)
+
+
+@rows
+@backends
+def test_gradients_of_many_rows_on_a_large_matrix_equal_the_twins(row: Row, multiply) -> None:
+    """More rows than are transformed at a time, and a matrix of several blocks."""
+    structure = random_structure(row, 132, 90)
+    x, g = draw(600, 90).requires_grad_(), draw(600, 132, seed=1)
+    parameters = list(structure.parameters())
+    expected = torch.autograd.grad(x @ twin(row, structure).T, [x, *parameters], g)
+    torch.testing.assert_close(torch.autograd.grad(multiply(structure, x), [x, *parameters], g), expected)
+
+
+@rows
+@shapes
+def test_gradients_of_the_dense_form_equal_the_twins(row: Row, m: int, n: int) -> None:
+    structure = random_structure(row, m, n)
+    parameters = list(structure.parameters())
     G = draw(m, n, seed=2)
     torch.testing.assert_close(
         torch.autograd.grad(structure.dense(), parameters, G),
@@ -85,14 +127,29 @@ def test_gradients_equal_the_twins(row: Row, m: int, n: int) -> None:
 
 @rows
 @pytest.mark.parametrize(("m", "n"), [(4, 4), (3, 5), (5, 2)])
-def test_gradcheck(row: Row, m: int, n: int) -> None:
+@backends
+def test_gradcheck(row: Row, m: int, n: int, multiply) -> None:
     structure = random_structure(row, m, n)
-    names = [name for name, _ in structure.named_parameters()]
+    # gradcheck changes its inputs, here the parameters themselves, in place.
+    inputs = (draw(2, n).requires_grad_(), *structure.parameters())
+    assert torch.autograd.gradcheck(lambda x, *_: multiply(structure, x), inputs)
 
-    def product(x: Tensor, *parameters: Tensor) -> Tensor:
-        return torch.func.functional_call(structure, dict(zip(names, parameters, strict=True)), (x,))
 
-    assert torch.autograd.gradcheck(product, (draw(2, n).requires_grad_(), *structure.parameters()))
+@rows
+def test_plain_products_have_second_derivatives(row: Row) -> None:
+    structure = random_structure(row, 3, 4)
+    inputs = (draw(2, 4).requires_grad_(), *structure.parameters())
+    assert torch.autograd.gradgradcheck(lambda x, *_: structure(x), inputs)
+
+
+@pytest.mark.parametrize("multiply", [BACKENDS["dense"], BACKENDS["fused"]], ids=["dense", "fused"])
+def test_others_refuse_second_derivatives(multiply) -> None:
+    structure = random_structure(ROWS[0], 3, 4)
+    x = draw(2, 4).requires_grad_()
+    [gradient] = torch.autograd.grad(multiply(structure, x).square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="second derivatives .* give backend='fft'") as error:
+        gradient.sum().backward()
+    assert "\n" not in str(error.value)
 
 
 @rows
@@ -114,13 +171,17 @@ def test_linear_in_x(row: Row, m: int, n: int) -> None:
 
 @rows
 @pytest.mark.parametrize("batch", [(), (1,), (0,), (2, 0, 3), (2, 3, 4)], ids=str)
-def test_leading_dimensions(row: Row, batch: tuple[int, ...]) -> None:
+@backends
+def test_leading_dimensions(row: Row, batch: tuple[int, ...], multiply) -> None:
     structure = random_structure(row, 4, 6)
     x = draw(*batch, 6)
     expected = x.reshape(-1, 6).numpy() @ twin(row, structure).detach().numpy().T
-    y = structure(x)
+    y = multiply(structure, x.requires_grad_())
     assert y.shape == (*batch, 4)
     np.testing.assert_allclose(y.detach().numpy().reshape(-1, 4), expected, rtol=1e-10, atol=1e-12)
+    y.sum().backward()
+    expected = np.broadcast_to(twin(row, structure).detach().numpy().sum(axis=0), x.shape)
+    np.testing.assert_allclose(x.grad, expected, rtol=1e-10, atol=1e-12)
 
 
 @rows
@@ -293,33 +354,54 @@ def test_autocast_does_not_reach_the_product(row: Row) -> None:
 
 
 @rows
-def test_float64_keeps_its_precision(row: Row) -> None:
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("autocast", [False, True])
+def test_dense_products_in_half_precision(row: Row, dtype: torch.dtype, autocast: bool) -> None:
+    structure = random_structure(row, 70, 90, torch.float32)
+    x, g = draw(300, 90, dtype=dtype).requires_grad_(), draw(300, 70, seed=1, dtype=dtype)
+    parameters = list(structure.parameters())
+    exact = x.double() @ twin(row, structure).T
+    expected = torch.autograd.grad(exact, [x, *parameters], g.double())
+    with torch.autocast("cpu", dtype=dtype, enabled=autocast):
+        y = product(structure, x.float() if autocast else x, "dense")
+    assert y.dtype == dtype
+    step = torch.finfo(dtype).eps
+    assert (y.double() - exact).norm() < step * exact.norm()
+    for gradient, twins in zip(torch.autograd.grad(y, [x, *parameters], g), expected, strict=True):
+        assert (gradient.double() - twins).norm() < step * twins.norm()
+
+
+@rows
+@backends
+def test_float64_keeps_its_precision(row: Row, multiply) -> None:
     structure = random_structure(row, 8, 8, torch.float32)
     x = draw(4, 8)
-    assert structure(x).dtype == torch.float64
-    torch.testing.assert_close(structure(x), x @ twin(row, structure).T, rtol=1e-12, atol=1e-12)
+    assert multiply(structure, x).dtype == torch.float64
+    torch.testing.assert_close(multiply(structure, x), x @ twin(row, structure).T, rtol=1e-12, atol=1e-12)
 
 
-def compiled_equals_eager(structure: Structure, backend: str) -> None:
+def compiled_equals_eager(structure: Structure, multiply: Callable[[Structure, Tensor], Tensor], backend: str) -> None:
     torch._dynamo.reset()
-    compiled = torch.compile(structure, fullgraph=True, backend=backend)
+    compiled = torch.compile(lambda x: multiply(structure, x), fullgraph=True, backend=backend)
     x, g = draw(3, structure.n, dtype=torch.float32).requires_grad_(), draw(3, structure.m, dtype=torch.float32)
     inputs = [x, *structure.parameters()]
-    torch.testing.assert_close(compiled(x), structure(x))
+    torch.testing.assert_close(compiled(x), structure(x), rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(
-        torch.autograd.grad(compiled(x), inputs, g), torch.autograd.grad(structure(x), inputs, g)
+        torch.autograd.grad(compiled(x), inputs, g), torch.autograd.grad(structure(x), inputs, g), rtol=1e-5, atol=1e-5
     )
 
 
 @rows
-def test_compiles_without_a_graph_break(row: Row) -> None:
-    compiled_equals_eager(random_structure(row, 6, 9, torch.float32), "eager")
+@backends
+def test_compiles_without_a_graph_break(row: Row, multiply) -> None:
+    compiled_equals_eager(random_structure(row, 6, 9, torch.float32), multiply, "eager")
 
 
 @pytest.mark.slow
 @rows
-def test_compiles_with_inductor(row: Row) -> None:
-    compiled_equals_eager(random_structure(row, 6, 9, torch.float32), "inductor")
+@backends
+def test_compiles_with_inductor(row: Row, multiply) -> None:
+    compiled_equals_eager(random_structure(row, 6, 9, torch.float32), multiply, "inductor")
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)
@@ -329,12 +411,13 @@ def test_compiles_with_inductor(row: Row) -> None:
     n=st.integers(1, 24),
     batch=st.lists(st.integers(0, 3), max_size=3),
     dtype=st.sampled_from([torch.float64, torch.float32, torch.bfloat16, torch.float16]),
+    backend=st.sampled_from(["fft", "dense", "auto"]),
 )
-def test_any_size_and_dtype(row: Row, m: int, n: int, batch: list[int], dtype: torch.dtype) -> None:
+def test_any_size_and_dtype(row: Row, m: int, n: int, batch: list[int], dtype: torch.dtype, backend: str) -> None:
     structure = random_structure(row, m, n, torch.promote_types(dtype, torch.float32))
     x = draw(*batch, n, dtype=dtype)
     expected = x.double() @ twin(row, structure).T
-    y = structure(x)
+    y = product(structure, x, backend)
     assert y.dtype == dtype
     # Rounding is relative to the size of the terms that a sum cancels, hence to the largest output.
     tolerance = 16 * torch.finfo(dtype).eps * max(1.0, expected.abs().max().item() if expected.numel() else 0.0)

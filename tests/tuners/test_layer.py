@@ -4,7 +4,6 @@ import pickle
 import pytest
 import torch
 from peft import get_peft_model
-from peft.helpers import disable_input_dtype_casting
 from torch import nn
 
 from surm import SurmConfig
@@ -145,7 +144,7 @@ def test_dropout_acts_on_the_update_only_and_only_in_training():
 @pytest.mark.parametrize("structure", STRUCTURES)
 def test_training_moves_the_structures_only_and_lowers_the_loss(structure):
     model = adapt(net(), structure=structure, target_modules=TWO)
-    teacher = adapt(net(), seed=5, target_modules=TWO, structure="ldr", init_weights=False, alpha=4.0)
+    teacher = adapt(net(), seed=5, target_modules=TWO, structure="ldr", init_weights=False, alpha=10.0)
     target = teacher(X).detach()
     frozen = {name: p.clone() for name, p in model.named_parameters() if not p.requires_grad}
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1.0)
@@ -277,15 +276,3 @@ def test_low_precision_is_near_float64(structure, autocast_adapter_dtype, dtype)
         exact(x.double()).square().sum().backward()
         error = (parameter.grad.double() - twin.grad).norm() / twin.grad.norm()
         assert error < 20 * step
-
-
-def test_switched_off_input_casts_are_respected():
-    config = SurmConfig(target_modules=TWO, init_weights=False)
-    model = get_peft_model(net().bfloat16(), config)
-    seen = []
-    structure = model.base_model.model.first.surm_update["default"]
-    structure.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].dtype))
-    model(X.bfloat16())
-    with disable_input_dtype_casting(model):
-        model(X.bfloat16())
-    assert seen == [torch.float32, torch.bfloat16]

@@ -1,0 +1,125 @@
+"""Which way a product with a structured matrix D goes, and a model of what each costs.
+
+* "fused": x (W + D)^T in one product, where D is added to a frozen weight W; float32 and float64 only, since in half
+  precision the sum rounds most of D away.
+* "dense": x D^T apart, with D formed anew in each pass.
+* "fft": by the family's fast transforms, which for Kronecker and low-rank matrices are their factors.
+
+All give the same numbers up to rounding, and keep of token size nothing but x for the backward pass.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from surm.structures.base import Structure
+from surm.structures.family import Family
+from surm.structures.kernels import KERNELS
+from surm.structures.ops import Term, updated_linear
+
+BACKENDS = ("auto", "fused", "fft", "dense")
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Seconds of what the ways are made of, as `scripts/benchmark.py --calibrate` measures them.
+
+    Attributes:
+        multiply_add: one, in a product of large matrices.
+        transform: an entry of a transform and a doubling of its length.
+        entry: one of D, in each pass over it.
+        call: a product by transforms, however few the rows.
+    """
+
+    multiply_add: float
+    transform: float
+    entry: float
+    call: float
+
+
+# Of a CPU with two threads. Only ratios matter, and few choices are close; a GPU's were not measured.
+COSTS = {
+    torch.float32: Costs(multiply_add=10.6e-12, transform=0.06e-9, entry=0.4e-9, call=100e-6),
+    torch.bfloat16: Costs(multiply_add=10.6e-12, transform=0.06e-9, entry=0.4e-9, call=100e-6),
+}
+
+
+def product(structure: Structure, x: Tensor, backend: str = "auto") -> Tensor:
+    """y = W x: (..., n) -> (..., m), in the dtype of x, keeping for the backward pass x alone of the size of x.
+
+    Under autocast, "dense" computes in its dtype; "fft" always computes in float32 or float64.
+
+    Args:
+        backend: "fft", "dense", or "auto", which takes the cheaper by the model of costs.
+    """
+    if backend not in ("fft", "dense"):
+        costs = {"fft": fft_seconds(structure, x), "dense": dense_seconds([structure], x)}
+        backend = min(costs, key=costs.__getitem__)
+    if backend == "dense":
+        device = x.device.type
+        if torch.is_autocast_enabled(device):
+            x = x.to(torch.get_autocast_dtype(device))
+        return updated_linear(x, None, None, structure.m, terms(structure, x.dtype))
+    if torch.is_grad_enabled():
+        return cast(Tensor, checkpoint(structure, x, use_reentrant=False, preserve_rng_state=False))
+    return cast(Tensor, structure(x))
+
+
+def terms(structure: Structure, dtype: torch.dtype, rows: slice | None = None, alpha: float = 1.0) -> list[Term]:
+    """alpha W as terms of a layer whose input has this dtype; `rows` are those that W updates, without them all."""
+    wide = structure.compute_dtype(dtype)
+    place = rows or slice(0, structure.m)
+    with torch.autocast(next(structure.parameters()).device.type, enabled=False):
+        return [Term(place, family.kernel, family.generators(wide), alpha) for family in _families(structure)]
+
+
+def prefers_fused(structures: Sequence[Structure], x: Tensor) -> bool:
+    """Whether one product with W + D costs less than products with each structure apart, by the model of costs."""
+    apart = sum(min(fft_seconds(structure, x), dense_seconds([structure], x)) for structure in structures)
+    return fused_seconds(structures, x) < apart
+
+
+def fft_seconds(structure: Structure, x: Tensor) -> float:
+    """Forward, and in training twice for the backward pass and once more to compute again what was not kept."""
+    costs = _costs(x.dtype)
+    work = [family.row_work() for family in _families(structure)]
+    row = sum(transforms * costs.transform + others * costs.multiply_add for transforms, others in work)
+    return (4 if torch.is_grad_enabled() else 1) * (costs.call + _rows(x) * row)
+
+
+def fused_seconds(structures: Sequence[Structure], x: Tensor) -> float:
+    """What D adds to a layer: it is formed in each pass, and in training its generators have gradients."""
+    costs, training = _costs(x.dtype), torch.is_grad_enabled()
+    seconds = 0.0
+    for structure in structures:
+        for family in _families(structure):
+            kernel, entries = KERNELS[family.kernel], structure.m * structure.n
+            seconds += (2 if training else 1) * kernel.passes * entries * costs.entry
+            if training and kernel.needs_outer:
+                seconds += entries * (_rows(x) * costs.multiply_add + kernel.passes * costs.entry)
+            elif training:
+                transforms, others = family.row_work()
+                seconds += _rows(x) * (transforms * costs.transform + 2 * others * costs.multiply_add)
+    return seconds
+
+
+def dense_seconds(structures: Sequence[Structure], x: Tensor) -> float:
+    """As fused, and a product with D of its own in each pass."""
+    own = sum(structure.m * structure.n for structure in structures) * _rows(x) * _costs(x.dtype).multiply_add
+    return fused_seconds(structures, x) + (2 if torch.is_grad_enabled() else 1) * own
+
+
+def _families(structure: Structure) -> list[Family]:
+    return cast(list[Family], structure.summands())
+
+
+def _costs(dtype: torch.dtype) -> Costs:
+    return COSTS[torch.float32 if dtype == torch.float64 else torch.bfloat16 if dtype == torch.float16 else dtype]
+
+
+def _rows(x: Tensor) -> int:
+    return x.numel() // max(1, x.shape[-1])

@@ -1,0 +1,240 @@
+"""What a linear layer with an update needs of a structured matrix D: D itself, and the gradients of its generators.
+
+A *kernel* stands for one way to write D (m x n) by a few small tensors, its generators, which a structure makes of its
+parameters. Both functions cost far less than a product of D with many rows: D takes O(m n) by views and adds, and a
+gradient works on a few hundred rows at a time, so that its intermediates stay in the cache.
+
+Letters: m outputs, n inputs, K = max(m, n), T rows (tokens), r terms. The gradient of D itself is H = g^T x (m, n)
+for the output's gradient g (T, m) and the input x (T, n); a generator's gradient is a sum over some of H's entries.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from surm.structures.functional import circulant_diagonals, dense_toeplitz, fast_length, skew_fold, skew_unfold
+
+Tensors = Sequence[Tensor]
+
+CHUNK = {"cpu": 256, "cuda": 16_384}  # rows at a time: on a CPU their transforms stay in the cache
+BLOCK = 64  # rows of D at a time in sums along its diagonals
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One way to write an m x n matrix D.
+
+    Attributes:
+        generators: how many tensors it takes.
+        dense: (tensors, m, n) -> D, new and contiguous.
+        gradients: (tensors, g, x) -> the gradients of the tensors, in their dtype.
+        passes: about how often D is read or written in memory to form it and add it to a weight.
+        needs_outer: whether the gradients are made from H.
+    """
+
+    generators: int
+    dense: Callable[[Tensors, int, int], Tensor]
+    gradients: Callable[[Tensors, Tensor, Tensor], list[Tensor]]
+    passes: int = 2
+    needs_outer: bool = False
+
+
+def _chunks(like: Tensor, *rows: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """The same few rows of each, in the dtype of `like`."""
+    size = CHUNK.get(like.device.type, CHUNK["cuda"])
+    for chunk in zip(*(torch.split(tensor, size) for tensor in rows), strict=True):
+        yield tuple(part.to(like.dtype) for part in chunk)
+
+
+# Matrices with constant diagonals: the gradient is a correlation of g and x, summed over rows in the frequency domain.
+
+
+def _correlation(g: Tensor, x: Tensor, length: int, like: Tensor) -> Tensor:
+    """r[k] = sum over rows and over i - j = k mod `length` of g_i x_j: (length,)."""
+    total = like.new_zeros(length // 2 + 1, dtype=torch.promote_types(like.dtype, torch.complex64))
+    for g_rows, x_rows in _chunks(like, g, x):
+        total += torch.linalg.vecdot(torch.fft.rfft(x_rows, n=length), torch.fft.rfft(g_rows, n=length), dim=0)
+    r: Tensor = torch.fft.irfft(total, n=length)
+    return r
+
+
+def _linear_correlation(g: Tensor, x: Tensor, like: Tensor) -> Tensor:
+    """The gradient of the diagonals of a Toeplitz matrix: (m + n - 1,)."""
+    m, n = g.shape[-1], x.shape[-1]
+    length = fast_length(m + n - 1)
+    r = _correlation(g, x, length, like)
+    return torch.cat((r[length - n + 1 :], r[:m]))
+
+
+def _toeplitz_gradients(tensors: Tensors, g: Tensor, x: Tensor) -> list[Tensor]:
+    return [_linear_correlation(g, x, tensors[0])]
+
+
+def _circulant_gradients(tensors: Tensors, g: Tensor, x: Tensor) -> list[Tensor]:
+    [c] = tensors
+    if fast_length(len(c)) == len(c):
+        return [_correlation(g, x, len(c), c)]
+    return [_wrapped(_linear_correlation(g, x, c), g.shape[-1], x.shape[-1], sign=1)]
+
+
+def _skew_circulant_gradients(tensors: Tensors, g: Tensor, x: Tensor) -> list[Tensor]:
+    [c] = tensors
+    half = len(c) // 2
+    if len(c) % 2 or fast_length(half) != half:
+        return [_wrapped(_linear_correlation(g, x, c), g.shape[-1], x.shape[-1], sign=-1)]
+    total = c.new_zeros(half, dtype=torch.promote_types(c.dtype, torch.complex64))
+    for g_rows, x_rows in _chunks(c, g, x):
+        total += torch.linalg.vecdot(
+            torch.fft.fft(skew_fold(x_rows, len(c))), torch.fft.fft(skew_fold(g_rows, len(c))), dim=0
+        )
+    return [skew_unfold(torch.fft.ifft(total))]
+
+
+def _wrapped(d: Tensor, m: int, n: int, sign: int) -> Tensor:
+    """The gradient of c from that of the diagonals of its circulant, the adjoint of `circulant_diagonals`."""
+    K = max(m, n)
+    c = pad(d[n - 1 :], (0, K - m))
+    c[K - n + 1 :] += sign * d[: n - 1]
+    return c
+
+
+# Matrices given by their displacement, such as a product of two Toeplitz matrices: D[i, j] = D[i - 1, j - 1] plus an
+# entry of a matrix of rank q, A^T B. Generators are the first row (n,), the first column (m,), A (q, m) and B (q, n);
+# what A and B have for the first row and column is not used.
+
+
+def _sums_along_diagonals(rows: Callable[[int, int], Tensor], m: int, n: int) -> Iterator[tuple[slice, Tensor]]:
+    """Running sums down the diagonals of an m x n matrix, a block of rows after the other.
+
+    The rows of a block are written one further to the left each, so that diagonals become columns, which one product
+    with a triangle of ones sums up, from the sums of the row before the block on.
+
+    Args:
+        rows: gives the rows start to stop of the matrix.
+
+    Yields:
+        The place of a block and its sums, which hold until the next.
+    """
+    b = min(BLOCK, m)
+    width = n + b - 1
+    block = rows(0, b)
+    skewed = block.new_zeros(b + 1, width)
+    sums = block.new_empty(b, width)
+    triangle = block.new_ones(b, b + 1).tril(1)
+    unskewed = skewed.as_strided((b, n), (width - 1, 1), width + b - 1), sums.as_strided((b, n), (width - 1, 1), b - 1)
+    for start in range(0, m, b):
+        stop = min(start + b, m)
+        unskewed[0][: stop - start].copy_(block if start == 0 else rows(start, stop))
+        torch.mm(triangle, skewed, out=sums)
+        yield slice(start, stop), unskewed[1][: stop - start]
+        skewed[0, b:].copy_(unskewed[1][-1, : n - 1])
+
+
+def _displacement_dense(tensors: Tensors, m: int, n: int) -> Tensor:
+    row, column, A, B = tensors
+    A, B = _without_first(A), _without_first(B)
+
+    def rows(start: int, stop: int) -> Tensor:
+        block = A[:, start:stop].mT @ B
+        block[:, 0] = column[start:stop]
+        if start == 0:
+            block[0] = row
+        return block
+
+    D = row.new_empty(m, n)
+    for place, sums in _sums_along_diagonals(rows, m, n):
+        D[place].copy_(sums)
+    return D
+
+
+def _displacement_gradients(tensors: Tensors, g: Tensor, x: Tensor) -> list[Tensor]:
+    row, column, A, B = tensors
+    A, B = _without_first(A), _without_first(B)
+    H = _outer(g, x).to(row.dtype)
+    m, n = H.shape
+    row_gradient, column_gradient = torch.empty_like(row), torch.empty_like(column)
+    A_gradient, B_gradient = torch.zeros_like(A), torch.zeros_like(B)
+    # The adjoint sums up the diagonals: an entry of the increment is in all entries below it.
+    for place, sums in _sums_along_diagonals(lambda start, stop: H[m - stop : m - start].flip(0, 1), m, n):
+        rows, upward = slice(m - place.stop, m - place.start), sums.flip(0, 1)
+        column_gradient[rows] = upward[:, 0]
+        A_gradient[:, rows] = B @ upward.mT
+        B_gradient += A[:, rows] @ upward
+        row_gradient.copy_(upward[0])  # the last block is the first of the rows
+    column_gradient[0] = 0  # the first entry is the row's
+    return [row_gradient, column_gradient, _without_first(A_gradient), _without_first(B_gradient)]
+
+
+def _without_first(factors: Tensor) -> Tensor:
+    return pad(factors[:, 1:], (1, 0))
+
+
+def _outer(g: Tensor, x: Tensor) -> Tensor:
+    """H = g^T x, the gradient of D: (m, n)."""
+    return g.mT @ x
+
+
+# Kronecker products, sum_t A_t kron B_t with A (r, m1, n1), B (r, m2, n2): one factor shrinks g or x before they meet.
+
+
+def _kronecker_dense(tensors: Tensors, m: int, n: int) -> Tensor:
+    A, B = tensors
+    if len(A) > 1:
+        return torch.einsum("tij,tkl->ikjl", A, B).reshape(m, n)
+    return (A[0, :, None, :, None] * B[0, None, :, None, :]).view(m, n)
+
+
+def _kronecker_gradients(tensors: Tensors, g: Tensor, x: Tensor) -> list[Tensor]:
+    A, B = tensors
+    (r, m1, n1), (_, m2, n2) = A.shape, B.shape
+    A_gradient, B_gradient = torch.zeros_like(A), torch.zeros_like(B)
+    for g_rows, x_rows in _chunks(A, g, x):
+        G, X = g_rows.view(-1, m1, m2), x_rows.reshape(-1, n2)
+        across = G.permute(1, 0, 2).reshape(m1, -1)
+        for t in range(r):
+            shrunk = (X @ B[t].mT).view(-1, n1, m2)
+            A_gradient[t].addmm_(across, shrunk.permute(1, 0, 2).reshape(n1, -1).mT)
+            B_gradient[t].addmm_((A[t].mT @ G).view(-1, m2).mT, X)
+    return [A_gradient, B_gradient]
+
+
+# Low rank, sum_t B_t A_t with B (m, r) and A (r, n), the terms side by side.
+
+
+def _low_rank_dense(tensors: Tensors, m: int, n: int) -> Tensor:
+    B, A = tensors
+    return B @ A
+
+
+def _low_rank_gradients(tensors: Tensors, g: Tensor, x: Tensor) -> list[Tensor]:
+    B, A = tensors
+    B_gradient, A_gradient = torch.zeros_like(B), torch.zeros_like(A)
+    for g_rows, x_rows in _chunks(B, g, x):
+        B_gradient.addmm_(g_rows.mT, x_rows @ A.mT)
+        A_gradient.addmm_((g_rows @ B).mT, x_rows)
+    return [B_gradient, A_gradient]
+
+
+def _toeplitz_dense(tensors: Tensors, m: int, n: int) -> Tensor:
+    return dense_toeplitz(tensors[0], n).contiguous()
+
+
+def _circulant_dense(tensors: Tensors, m: int, n: int) -> Tensor:
+    return dense_toeplitz(circulant_diagonals(tensors[0], m, n), n).contiguous()
+
+
+def _skew_circulant_dense(tensors: Tensors, m: int, n: int) -> Tensor:
+    return dense_toeplitz(circulant_diagonals(tensors[0], m, n, -1), n).contiguous()
+
+
+KERNELS = {
+    "toeplitz": Kernel(1, _toeplitz_dense, _toeplitz_gradients),
+    "circulant": Kernel(1, _circulant_dense, _circulant_gradients),
+    "skew_circulant": Kernel(1, _skew_circulant_dense, _skew_circulant_gradients),
+    "displacement": Kernel(4, _displacement_dense, _displacement_gradients, passes=8, needs_outer=True),
+    "kronecker": Kernel(2, _kronecker_dense, _kronecker_gradients),
+    "low_rank": Kernel(2, _low_rank_dense, _low_rank_gradients),
+}

@@ -1,0 +1,133 @@
+"""A linear layer with updates, as one operator that torch.compile does not look into.
+
+    y = x (W + D)^T + b                     D has, in each of its parts of rows, a sum of structured matrices
+
+W + D is formed in the forward pass and again in the backward pass; of all that has the size of the tokens, only x is
+kept between them. Without W the result is the update's alone, x D^T.
+"""
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import linear
+
+from surm.structures.kernels import KERNELS, Kernel
+
+
+class Term(NamedTuple):
+    """alpha S in a layer: the rows of W that it updates, S by a kernel and its generators, and alpha."""
+
+    rows: slice
+    kernel: str
+    generators: Sequence[Tensor]
+    alpha: float = 1.0
+
+
+def updated_linear(x: Tensor, weight: Tensor | None, bias: Tensor | None, m: int, terms: Sequence[Term]) -> Tensor:
+    """y = x (W + D)^T + b, or x D^T without W: x (..., n), W (m, n), b (m,) -> (..., m).
+
+    D is formed in the dtype of the generators. In the forward pass that costs O(m n) for each term besides the product
+    with W; in the backward pass, besides the product for the gradient of x, O(m n) again and what the gradients of the
+    generators take. W gets no gradient.
+
+    Raises:
+        RuntimeError: second derivatives are asked for.
+    """
+    plan = ";".join([str(m), *(f"{term.rows.start}:{term.rows.stop}:{term.kernel}:{term.alpha}" for term in terms)])
+    generators = [generator for term in terms for generator in term.generators]
+    y: Tensor = _linear(x, weight, bias, generators, plan)
+    return y
+
+
+class _Place(NamedTuple):
+    rows: slice
+    kernel: Kernel
+    generators: slice  # in the list of all
+    alpha: float
+
+
+@lru_cache(maxsize=1024)
+def _parse(plan: str) -> tuple[int, tuple[_Place, ...]]:
+    m, *terms = plan.split(";")
+    places, first = [], 0
+    for term in terms:
+        start, stop, name, alpha = term.split(":")
+        kernel, last = KERNELS[name], first + KERNELS[name].generators
+        places.append(_Place(slice(int(start), int(stop)), kernel, slice(first, last), float(alpha)))
+        first = last
+    return int(m), tuple(places)
+
+
+def _sum(weight: Tensor | None, generators: Sequence[Tensor], plan: str, n: int, dtype: torch.dtype) -> Tensor:
+    """W + D, or D: (m, n)."""
+    m, places = _parse(plan)
+    if len(places) == 1 and places[0].rows == slice(0, m):
+        alpha, D = places[0].alpha, places[0].kernel.dense(generators, m, n)
+        return (D.mul_(alpha) if weight is None else torch.add(weight, D, alpha=alpha, out=D)).to(dtype)
+    total = generators[0].new_zeros(m, n) if weight is None else weight.clone()
+    for rows, kernel, own, alpha in places:
+        total[rows].add_(kernel.dense(generators[own], rows.stop - rows.start, n), alpha=alpha)
+    return total.to(dtype)
+
+
+@torch.library.custom_op("surm::linear", mutates_args=())
+def _linear(x: Tensor, weight: Tensor | None, bias: Tensor | None, generators: list[Tensor], plan: str) -> Tensor:
+    return linear(x, _sum(weight, generators, plan, x.shape[-1], x.dtype), bias)
+
+
+@_linear.register_fake
+def _(x: Tensor, weight: Tensor | None, bias: Tensor | None, generators: list[Tensor], plan: str) -> Tensor:
+    return x.new_empty(*x.shape[:-1], _parse(plan)[0])
+
+
+@torch.library.custom_op("surm::linear_backward", mutates_args=())
+def _linear_backward(
+    g: Tensor, x: Tensor, weight: Tensor | None, generators: list[Tensor], plan: str, needs_x: bool
+) -> list[Tensor]:
+    """The gradients of the generators and, if it is needed, that of x behind them."""
+    n = x.shape[-1]
+    g_rows, x_rows = g.reshape(-1, g.shape[-1]), x.reshape(-1, n)
+    gradients = []
+    for rows, kernel, own, alpha in _parse(plan)[1]:
+        own_gradients = kernel.gradients(generators[own], g_rows[:, rows], x_rows)
+        gradients += own_gradients if alpha == 1 else [alpha * gradient for gradient in own_gradients]
+    if needs_x:
+        gradients.append(g @ _sum(weight, generators, plan, n, g.dtype))
+    return gradients
+
+
+@_linear_backward.register_fake
+def _(g: Tensor, x: Tensor, weight: Tensor | None, generators: list[Tensor], plan: str, needs_x: bool) -> list[Tensor]:
+    return [torch.empty_like(generator) for generator in generators] + ([torch.empty_like(x)] if needs_x else [])
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, weight, _, generators, plan = inputs
+    ctx.save_for_backward(x, weight, *generators)
+    ctx.plan = plan
+
+
+def _backward(ctx: Any, g: Tensor) -> tuple[Any, ...]:
+    x, weight, *generators = ctx.saved_tensors
+    needs_x, _, needs_bias, *_ = ctx.needs_input_grad
+    gradients = _linear_backward(g, x, weight, generators, ctx.plan, needs_x)
+    bias = g.sum(dim=tuple(range(g.ndim - 1))) if needs_bias else None
+    # Taken out of the list, as autograd copies a gradient that somebody else holds too.
+    x_gradient = gradients.pop() if needs_x else None
+    return x_gradient, None, bias, gradients, None
+
+
+_linear.register_autograd(_backward, setup_context=_keep)
+
+
+def _refuse(ctx: Any, *_: Any) -> None:
+    raise RuntimeError(
+        "surm: second derivatives of an updated layer are not available this way: give backend='fft', whose products "
+        "are differentiable as often as one likes."
+    )
+
+
+_linear_backward.register_autograd(_refuse)
