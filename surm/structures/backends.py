@@ -43,8 +43,8 @@ class Costs:
 
 # Of a CPU with two threads. Only ratios matter, and few choices are close; a GPU's were not measured.
 COSTS = {
-    torch.float32: Costs(multiply_add=10.6e-12, transform=0.06e-9, entry=0.4e-9, call=100e-6),
-    torch.bfloat16: Costs(multiply_add=10.6e-12, transform=0.06e-9, entry=0.4e-9, call=100e-6),
+    torch.float32: Costs(multiply_add=10.6e-12, transform=0.15e-9, entry=0.4e-9, call=100e-6),
+    torch.bfloat16: Costs(multiply_add=10.6e-12, transform=0.15e-9, entry=0.4e-9, call=100e-6),
 }
 
 
@@ -56,13 +56,14 @@ def product(structure: Structure, x: Tensor, backend: str = "auto") -> Tensor:
     Args:
         backend: "fft", "dense", or "auto", which takes the cheaper by the model of costs.
     """
+    if torch._C._are_functorch_transforms_active():  # torch.func, which goes through plain operations only
+        return cast(Tensor, structure(x))
     if backend not in ("fft", "dense"):
         costs = {"fft": fft_seconds(structure, x), "dense": dense_seconds([structure], x)}
         backend = min(costs, key=costs.__getitem__)
     if backend == "dense":
-        device = x.device.type
-        if torch.is_autocast_enabled(device):
-            x = x.to(torch.get_autocast_dtype(device))
+        if autocasts(x):
+            x = x.to(torch.get_autocast_dtype(x.device.type))
         return updated_linear(x, None, None, structure.m, terms(structure, x.dtype))
     if torch.is_grad_enabled():
         return cast(Tensor, checkpoint(structure, x, use_reentrant=False, preserve_rng_state=False))
@@ -73,14 +74,23 @@ def terms(structure: Structure, dtype: torch.dtype, rows: slice | None = None, a
     """alpha W as terms of a layer whose input has this dtype; `rows` are those that W updates, without them all."""
     wide = structure.compute_dtype(dtype)
     place = rows or slice(0, structure.m)
-    with torch.autocast(next(structure.parameters()).device.type, enabled=False):
-        return [Term(place, family.kernel, family.generators(wide), alpha) for family in _families(structure)]
+    return [Term(place, family.kernel, family.generators(wide), alpha) for family in _families(structure)]
+
+
+def autocasts(x: Tensor) -> bool:
+    """Whether products with x are computed in the dtype of `torch.autocast` now."""
+    device = x.device.type
+    known = torch.amp.is_autocast_available(device)
+    return known and torch.is_autocast_enabled(device) and x.dtype != torch.float64
 
 
 def prefers_fused(structures: Sequence[Structure], x: Tensor) -> bool:
     """Whether one product with W + D costs less than products with each structure apart, by the model of costs."""
+    if torch._C._are_functorch_transforms_active():
+        return False
     apart = sum(min(fft_seconds(structure, x), dense_seconds([structure], x)) for structure in structures)
-    return fused_seconds(structures, x) < apart
+    outputs = sum(structure.m for structure in structures) * _rows(x)  # which are written and added to the layer's
+    return fused_seconds(structures, x) < apart + 2 * outputs * _costs(x.dtype).entry
 
 
 def fft_seconds(structure: Structure, x: Tensor) -> float:

@@ -56,8 +56,8 @@ def skew_circulant_product(c: Tensor, x: Tensor, m: int) -> Tensor:
     return skew_unfold(y)[..., :m]
 
 
-def _eta(half: int, like: Tensor) -> Tensor:
-    angles = torch.arange(half, device=like.device, dtype=like.dtype) * (torch.pi / (2 * half))
+def _eta(half: int, like: Tensor, sign: int = 1) -> Tensor:
+    angles = torch.arange(half, device=like.device, dtype=like.dtype) * (sign * torch.pi / (2 * half))
     return torch.polar(torch.ones_like(angles), angles)
 
 
@@ -69,7 +69,7 @@ def skew_fold(v: Tensor, K: int) -> Tensor:
 
 def skew_unfold(v: Tensor) -> Tensor:
     """The inverse of `skew_fold`: complex (..., K / 2) -> (..., K)."""
-    v = v * _eta(v.shape[-1], v.real).conj()
+    v = v * _eta(v.shape[-1], v.real, sign=-1)
     return torch.cat((v.real, v.imag), dim=-1)
 
 
@@ -104,8 +104,8 @@ def ldr_displacement(G: Tensor, H: Tensor, m: int, n: int) -> list[Tensor]:
     W[i, j] = W[i - 1, j - 1] + sum_q A[q, i] B[q, j]: down a diagonal, Z_1(g) is periodic and Z_{-1}(h) but for a sign.
     """
     first_row = torch.cat((G[:, :1], G[:, 1:].flip(-1)), dim=-1)  # of Z_1(g)
-    transposed = torch.cat((H[:, :1], -H[:, 1:].flip(-1)), dim=-1)  # first column of the transpose of Z_{-1}(h)
-    row = skew_circulant_product(transposed, first_row, n).sum(dim=0)
+    transposed = circulant_diagonals(H, H.shape[-1], n, sign=-1).flip(-1)  # diagonals of the transpose of Z_{-1}(h)
+    row = toeplitz_product(transposed, first_row, n).sum(dim=0)
     column = circulant_product(G, H, m).sum(dim=0)
     return [row, column, -2 * G[:, :m], torch.cat((H[:, :1], H[:, 1:].flip(-1)), dim=-1)[:, :n]]
 

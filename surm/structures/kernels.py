@@ -10,6 +10,7 @@ for the output's gradient g (T, m) and the input x (T, n); a generator's gradien
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,8 +20,8 @@ from surm.structures.functional import circulant_diagonals, dense_toeplitz, fast
 
 Tensors = Sequence[Tensor]
 
-CHUNK = {"cpu": 256, "cuda": 16_384}  # rows at a time: on a CPU their transforms stay in the cache
-BLOCK = 64  # rows of D at a time in sums along its diagonals
+CHUNK = {"cpu": 2**19, "cuda": 2**25}  # entries at a time: on a CPU what is made of them stays in the cache
+BLOCK = 32  # rows of D at a time in sums along its diagonals
 
 
 @dataclass(frozen=True)
@@ -42,9 +43,9 @@ class Kernel:
     needs_outer: bool = False
 
 
-def _chunks(like: Tensor, *rows: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """The same few rows of each, in the dtype of `like`."""
-    size = CHUNK.get(like.device.type, CHUNK["cuda"])
+def _chunks(like: Tensor, width: int, *rows: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """The same few rows of each, in the dtype of `like`; `width` is that of what is made of a row."""
+    size = max(1, CHUNK.get(like.device.type, CHUNK["cuda"]) // width)
     for chunk in zip(*(torch.split(tensor, size) for tensor in rows), strict=True):
         yield tuple(part.to(like.dtype) for part in chunk)
 
@@ -55,10 +56,18 @@ def _chunks(like: Tensor, *rows: Tensor) -> Iterator[tuple[Tensor, ...]]:
 def _correlation(g: Tensor, x: Tensor, length: int, like: Tensor) -> Tensor:
     """r[k] = sum over rows and over i - j = k mod `length` of g_i x_j: (length,)."""
     total = like.new_zeros(length // 2 + 1, dtype=torch.promote_types(like.dtype, torch.complex64))
-    for g_rows, x_rows in _chunks(like, g, x):
-        total += torch.linalg.vecdot(torch.fft.rfft(x_rows, n=length), torch.fft.rfft(g_rows, n=length), dim=0)
+    for g_rows, x_rows in _chunks(like, length, g, x):
+        total += _cross_spectrum(torch.fft.rfft(g_rows, n=length), torch.fft.rfft(x_rows, n=length))
     r: Tensor = torch.fft.irfft(total, n=length)
     return r
+
+
+def _cross_spectrum(g: Tensor, x: Tensor) -> Tensor:
+    """Sum over rows of g conj(x); x is overwritten.
+
+    Not by `conj` or `vecdot`: their lazy conjugation is lost where the operator runs in a compiled graph.
+    """
+    return x.conj_physical_().mul_(g).sum(dim=0)
 
 
 def _linear_correlation(g: Tensor, x: Tensor, like: Tensor) -> Tensor:
@@ -86,10 +95,8 @@ def _skew_circulant_gradients(tensors: Tensors, g: Tensor, x: Tensor) -> list[Te
     if len(c) % 2 or fast_length(half) != half:
         return [_wrapped(_linear_correlation(g, x, c), g.shape[-1], x.shape[-1], sign=-1)]
     total = c.new_zeros(half, dtype=torch.promote_types(c.dtype, torch.complex64))
-    for g_rows, x_rows in _chunks(c, g, x):
-        total += torch.linalg.vecdot(
-            torch.fft.fft(skew_fold(x_rows, len(c))), torch.fft.fft(skew_fold(g_rows, len(c))), dim=0
-        )
+    for g_rows, x_rows in _chunks(c, len(c), g, x):
+        total += _cross_spectrum(torch.fft.fft(skew_fold(g_rows, len(c))), torch.fft.fft(skew_fold(x_rows, len(c))))
     return [skew_unfold(torch.fft.ifft(total))]
 
 
@@ -106,75 +113,61 @@ def _wrapped(d: Tensor, m: int, n: int, sign: int) -> Tensor:
 # what A and B have for the first row and column is not used.
 
 
-def _sums_along_diagonals(rows: Callable[[int, int], Tensor], m: int, n: int) -> Iterator[tuple[slice, Tensor]]:
+def _sums_along_diagonals(write: Callable[[slice, Tensor], Any], m: int, n: int, like: Tensor) -> Tensor:
     """Running sums down the diagonals of an m x n matrix, a block of rows after the other.
 
-    The rows of a block are written one further to the left each, so that diagonals become columns, which one product
-    with a triangle of ones sums up, from the sums of the row before the block on.
+    The rows of a block are written one further to the left each, below the sums of the row before the block, so that
+    diagonals become columns.
 
     Args:
-        rows: gives the rows start to stop of the matrix.
-
-    Yields:
-        The place of a block and its sums, which hold until the next.
+        write: (rows, target) writes these rows of the matrix.
+        like: dtype and device.
     """
     b = min(BLOCK, m)
     width = n + b - 1
-    block = rows(0, b)
-    skewed = block.new_zeros(b + 1, width)
-    sums = block.new_empty(b, width)
-    triangle = block.new_ones(b, b + 1).tril(1)
-    unskewed = skewed.as_strided((b, n), (width - 1, 1), width + b - 1), sums.as_strided((b, n), (width - 1, 1), b - 1)
+    strides, first = (width - 1, 1), width + b - 1  # of the block in what is skewed
+    skewed, sums, result = like.new_zeros(b + 1, width), like.new_empty(b + 1, width), like.new_empty(m, n)
+    before, summed = skewed[0, b:], sums.as_strided((b, n), strides, first)
     for start in range(0, m, b):
-        stop = min(start + b, m)
-        unskewed[0][: stop - start].copy_(block if start == 0 else rows(start, stop))
-        torch.mm(triangle, skewed, out=sums)
-        yield slice(start, stop), unskewed[1][: stop - start]
-        skewed[0, b:].copy_(unskewed[1][-1, : n - 1])
+        count = min(b, m - start)
+        rows = slice(start, start + count)
+        write(rows, skewed.as_strided((count, n), strides, first))
+        torch.cumsum(skewed, dim=0, out=sums)
+        result[rows] = summed[:count]
+        before.copy_(summed[-1, : n - 1])
+    return result
 
 
 def _displacement_dense(tensors: Tensors, m: int, n: int) -> Tensor:
     row, column, A, B = tensors
     A, B = _without_first(A), _without_first(B)
 
-    def rows(start: int, stop: int) -> Tensor:
-        block = A[:, start:stop].mT @ B
-        block[:, 0] = column[start:stop]
-        if start == 0:
-            block[0] = row
-        return block
+    def write(rows: slice, target: Tensor) -> None:
+        torch.mm(A[:, rows].mT, B, out=target)
+        target[:, 0] = column[rows]
+        if rows.start == 0:
+            target[0] = row
 
-    D = row.new_empty(m, n)
-    for place, sums in _sums_along_diagonals(rows, m, n):
-        D[place].copy_(sums)
-    return D
+    return _sums_along_diagonals(write, m, n, row)
 
 
 def _displacement_gradients(tensors: Tensors, g: Tensor, x: Tensor) -> list[Tensor]:
-    row, column, A, B = tensors
-    A, B = _without_first(A), _without_first(B)
-    H = _outer(g, x).to(row.dtype)
+    A, B = (_without_first(factors) for factors in tensors[2:])
+    H = (g.mT @ x).to(A.dtype)
     m, n = H.shape
-    row_gradient, column_gradient = torch.empty_like(row), torch.empty_like(column)
-    A_gradient, B_gradient = torch.zeros_like(A), torch.zeros_like(B)
-    # The adjoint sums up the diagonals: an entry of the increment is in all entries below it.
-    for place, sums in _sums_along_diagonals(lambda start, stop: H[m - stop : m - start].flip(0, 1), m, n):
-        rows, upward = slice(m - place.stop, m - place.start), sums.flip(0, 1)
-        column_gradient[rows] = upward[:, 0]
-        A_gradient[:, rows] = B @ upward.mT
-        B_gradient += A[:, rows] @ upward
-        row_gradient.copy_(upward[0])  # the last block is the first of the rows
-    column_gradient[0] = 0  # the first entry is the row's
-    return [row_gradient, column_gradient, _without_first(A_gradient), _without_first(B_gradient)]
+    # An entry of what is summed up is in all entries below it: the adjoint sums up from the last row and column.
+    turned = _sums_along_diagonals(
+        lambda rows, target: target.copy_(H[m - rows.stop : m - rows.start].flip(0, 1)), m, n, H
+    )
+    column = turned[:, -1].flip(0)
+    column[0] = 0  # that entry is the row's
+    A_gradient = (B.flip(1) @ turned.mT).flip(1)
+    B_gradient = (A.flip(1) @ turned).flip(1)
+    return [turned[-1].flip(0), column, _without_first(A_gradient), _without_first(B_gradient)]
 
 
 def _without_first(factors: Tensor) -> Tensor:
     return pad(factors[:, 1:], (1, 0))
-
-
-def _outer(g: Tensor, x: Tensor) -> Tensor:
-    """H = g^T x, the gradient of D: (m, n)."""
-    return g.mT @ x
 
 
 # Kronecker products, sum_t A_t kron B_t with A (r, m1, n1), B (r, m2, n2): one factor shrinks g or x before they meet.
@@ -191,13 +184,15 @@ def _kronecker_gradients(tensors: Tensors, g: Tensor, x: Tensor) -> list[Tensor]
     A, B = tensors
     (r, m1, n1), (_, m2, n2) = A.shape, B.shape
     A_gradient, B_gradient = torch.zeros_like(A), torch.zeros_like(B)
-    for g_rows, x_rows in _chunks(A, g, x):
-        G, X = g_rows.view(-1, m1, m2), x_rows.reshape(-1, n2)
-        across = G.permute(1, 0, 2).reshape(m1, -1)
+    for g_rows, x_rows in _chunks(A, max(m1 * m2, n1 * n2), g, x):
+        count = len(g_rows)
+        G, X = g_rows.reshape(count, m1, m2), x_rows.reshape(count * n1, n2)
         for t in range(r):
-            shrunk = (X @ B[t].mT).view(-1, n1, m2)
-            A_gradient[t].addmm_(across, shrunk.permute(1, 0, 2).reshape(n1, -1).mT)
-            B_gradient[t].addmm_((A[t].mT @ G).view(-1, m2).mT, X)
+            shrunk = (X @ B[t].mT).view(count, n1, m2)
+            A_gradient[t] += torch.bmm(G, shrunk.mT).sum(dim=0)
+            turned = A[t].mT @ G
+            # In n1 products of equal length, as one of this shape would run on one core.
+            B_gradient[t] += torch.bmm(turned.view(n1, count, m2).mT, X.view(n1, count, n2)).sum(dim=0)
     return [A_gradient, B_gradient]
 
 
@@ -212,7 +207,7 @@ def _low_rank_dense(tensors: Tensors, m: int, n: int) -> Tensor:
 def _low_rank_gradients(tensors: Tensors, g: Tensor, x: Tensor) -> list[Tensor]:
     B, A = tensors
     B_gradient, A_gradient = torch.zeros_like(B), torch.zeros_like(A)
-    for g_rows, x_rows in _chunks(B, g, x):
+    for g_rows, x_rows in _chunks(B, max(g.shape[-1], x.shape[-1]), g, x):
         B_gradient.addmm_(g_rows.mT, x_rows @ A.mT)
         A_gradient.addmm_((g_rows @ B).mT, x_rows)
     return [B_gradient, A_gradient]

@@ -6,15 +6,20 @@ W + D is formed in the forward pass and again in the backward pass; of all that 
 kept between them. Without W the result is the update's alone, x D^T.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
 from surm.structures.kernels import KERNELS, Kernel
+
+NO_SECOND_DERIVATIVES = (
+    "surm: second derivatives of a layer with an update are not available this way: give backend='fft', whose products "
+    "are differentiable as often as one likes."
+)
 
 
 class Term(NamedTuple):
@@ -38,8 +43,9 @@ def updated_linear(x: Tensor, weight: Tensor | None, bias: Tensor | None, m: int
     """
     plan = ";".join([str(m), *(f"{term.rows.start}:{term.rows.stop}:{term.kernel}:{term.alpha}" for term in terms)])
     generators = [generator for term in terms for generator in term.generators]
-    y: Tensor = _linear(x, weight, bias, generators, plan)
-    return y
+    if torch.compiler.is_compiling():
+        return cast(Tensor, _operator(x, weight, bias, generators, plan))
+    return cast(Tensor, _Linear.apply(plan, x, weight, bias, *generators))
 
 
 class _Place(NamedTuple):
@@ -73,61 +79,86 @@ def _sum(weight: Tensor | None, generators: Sequence[Tensor], plan: str, n: int,
     return total.to(dtype)
 
 
-@torch.library.custom_op("surm::linear", mutates_args=())
-def _linear(x: Tensor, weight: Tensor | None, bias: Tensor | None, generators: list[Tensor], plan: str) -> Tensor:
+def _forward(x: Tensor, weight: Tensor | None, bias: Tensor | None, generators: list[Tensor], plan: str) -> Tensor:
     return linear(x, _sum(weight, generators, plan, x.shape[-1], x.dtype), bias)
 
 
-@_linear.register_fake
-def _(x: Tensor, weight: Tensor | None, bias: Tensor | None, generators: list[Tensor], plan: str) -> Tensor:
-    return x.new_empty(*x.shape[:-1], _parse(plan)[0])
-
-
-@torch.library.custom_op("surm::linear_backward", mutates_args=())
-def _linear_backward(
+def _gradients(
     g: Tensor, x: Tensor, weight: Tensor | None, generators: list[Tensor], plan: str, needs_x: bool
 ) -> list[Tensor]:
     """The gradients of the generators and, if it is needed, that of x behind them."""
     n = x.shape[-1]
+    # First, as it reads g, and W + D is gone when the others are computed.
+    x_gradient = [g @ _sum(weight, generators, plan, n, g.dtype)] if needs_x else []
     g_rows, x_rows = g.reshape(-1, g.shape[-1]), x.reshape(-1, n)
     gradients = []
     for rows, kernel, own, alpha in _parse(plan)[1]:
         own_gradients = kernel.gradients(generators[own], g_rows[:, rows], x_rows)
         gradients += own_gradients if alpha == 1 else [alpha * gradient for gradient in own_gradients]
-    if needs_x:
-        gradients.append(g @ _sum(weight, generators, plan, n, g.dtype))
-    return gradients
+    return gradients + x_gradient
 
 
-@_linear_backward.register_fake
+def _backward(
+    compute: Callable[..., list[Tensor]], ctx: Any, g: Tensor, needs_x: bool, needs_bias: bool
+) -> tuple[Tensor | None, Tensor | None, list[Tensor]]:
+    """The gradients of x, of the bias and of the generators."""
+    x, weight, *generators = ctx.saved_tensors
+    gradients = compute(g, x, weight, generators, ctx.plan, needs_x)
+    # Taken out of the list, as autograd copies a gradient that somebody else holds too.
+    x_gradient = gradients.pop() if needs_x else None
+    return x_gradient, g.sum(dim=tuple(range(g.ndim - 1))) if needs_bias else None, gradients
+
+
+# In eager mode a plain function of autograd, as an operator of torch.library costs a few hundred microseconds more; the
+# operator is for graphs, which it enters whole.
+
+
+class _Linear(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, plan: str, x: Tensor, weight: Tensor | None, bias: Tensor | None, *generators: Tensor
+    ) -> Tensor:
+        ctx.save_for_backward(x, weight, *generators)
+        ctx.plan = plan
+        return _forward(x, weight, bias, list(generators), plan)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Any, ...]:
+        if torch.is_grad_enabled():  # create_graph=True
+            raise RuntimeError(NO_SECOND_DERIVATIVES)
+        _, needs_x, _, needs_bias, *_ = ctx.needs_input_grad
+        x, bias, generators = _backward(_gradients, ctx, g, needs_x, needs_bias)
+        return None, x, None, bias, *generators
+
+
+_operator = torch.library.custom_op("surm::linear", _forward, mutates_args=())
+_operator_gradients = torch.library.custom_op("surm::linear_backward", _gradients, mutates_args=())
+
+
+@_operator.register_fake
+def _(x: Tensor, weight: Tensor | None, bias: Tensor | None, generators: list[Tensor], plan: str) -> Tensor:
+    return x.new_empty(*x.shape[:-1], _parse(plan)[0])
+
+
+@_operator_gradients.register_fake
 def _(g: Tensor, x: Tensor, weight: Tensor | None, generators: list[Tensor], plan: str, needs_x: bool) -> list[Tensor]:
     return [torch.empty_like(generator) for generator in generators] + ([torch.empty_like(x)] if needs_x else [])
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, weight, _, generators, plan = inputs
+    x, weight, _, generators, ctx.plan = inputs
     ctx.save_for_backward(x, weight, *generators)
-    ctx.plan = plan
 
 
-def _backward(ctx: Any, g: Tensor) -> tuple[Any, ...]:
-    x, weight, *generators = ctx.saved_tensors
+def _operator_backward(ctx: Any, g: Tensor) -> tuple[Any, ...]:
     needs_x, _, needs_bias, *_ = ctx.needs_input_grad
-    gradients = _linear_backward(g, x, weight, generators, ctx.plan, needs_x)
-    bias = g.sum(dim=tuple(range(g.ndim - 1))) if needs_bias else None
-    # Taken out of the list, as autograd copies a gradient that somebody else holds too.
-    x_gradient = gradients.pop() if needs_x else None
-    return x_gradient, None, bias, gradients, None
-
-
-_linear.register_autograd(_backward, setup_context=_keep)
+    x, bias, generators = _backward(_operator_gradients, ctx, g, needs_x, needs_bias)
+    return x, None, bias, generators, None
 
 
 def _refuse(ctx: Any, *_: Any) -> None:
-    raise RuntimeError(
-        "surm: second derivatives of an updated layer are not available this way: give backend='fft', whose products "
-        "are differentiable as often as one likes."
-    )
+    raise RuntimeError(NO_SECOND_DERIVATIVES)
 
 
-_linear_backward.register_autograd(_refuse)
+_operator.register_autograd(_operator_backward, setup_context=_keep)
+_operator_gradients.register_autograd(_refuse)

@@ -145,9 +145,7 @@ def _check_adapter(config: "SurmConfig") -> None:
         if getattr(config, name) != neutral:
             raise ValueError(f"{name}={getattr(config, name)!r} is used in weight form only: leave it at {neutral}.")
     if config.backend == "fused":
-        raise ValueError(
-            "backend='fused' adds to a weight, and form='adapter' has none: give auto, fft or dense."
-        )
+        raise ValueError("backend='fused' adds to a weight, and form='adapter' has none: give auto, fft or dense.")
     if not isinstance(config.adapter_bias, bool):
         raise ValueError(f"adapter_bias={config.adapter_bias!r} is neither True nor False.")
     if config.adapter_activation not in ACTIVATIONS:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from surm.structures import Structure, build
-from surm.structures.backends import prefers_fused, product, terms
+from surm.structures.backends import autocasts, prefers_fused, product, terms
 from surm.structures.ops import updated_linear
 from surm.tuners.config import SurmConfig
 from surm.tuners.keys import OLD_PEFT, put_names_last
@@ -200,7 +200,7 @@ class SurmWeight(nn.Module, SurmLayer, Merging):
         weight = self.frozen_weight(x)
         if not chosen or dropped or weight is None or not backends <= {"auto", "fused"}:
             return None
-        if "auto" in backends and not prefers_fused([structure for _, _, structure in chosen], x):
+        if backends != {"fused"} and not prefers_fused([structure for _, _, structure in chosen], x):
             return None
         starts = [0, *accumulate(self.parts.values())]
         updates = [
@@ -249,9 +249,8 @@ class SurmLinear(SurmWeight):
         weight = base.weight.mT if called_as is Conv1D.forward else base.weight
         # A sharded or packed weight has another shape or type; half precision would round most of the update away.
         whole = type(base.weight) is nn.Parameter and weight.shape == (self.rows, self.columns)
-        exact = x.dtype == weight.dtype and x.dtype in (torch.float32, torch.float64)
-        autocast = torch.is_autocast_enabled(x.device.type)
-        return weight if whole and exact and not autocast and not weight.requires_grad else None
+        exact = x.dtype == weight.dtype and x.dtype in (torch.float32, torch.float64) and not autocasts(x)
+        return weight if whole and exact and not weight.requires_grad else None
 
     def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
         return True

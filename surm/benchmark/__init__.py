@@ -1,0 +1,1 @@
+"""What a training step costs with each kind of update, in time and in memory: ratios, measured side by side."""

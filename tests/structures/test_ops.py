@@ -1,0 +1,100 @@
+"""The operator of updated layers: what torch's own checks say, what it keeps, and many terms at once."""
+
+import pytest
+import torch
+from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
+from torch.library import opcheck
+from torch.nn.functional import linear
+
+from surm.structures import STRUCTURES, build, ops
+from surm.structures.backends import product, terms
+from surm.structures.kernels import KERNELS
+from surm.structures.ops import Term, updated_linear
+
+GENERATORS = {  # by kernel, of a 4 x 6 matrix
+    "toeplitz": [(9,)],
+    "circulant": [(6,)],
+    "skew_circulant": [(6,)],
+    "displacement": [(6,), (4,), (2, 4), (2, 6)],
+    "kronecker": [(1, 2, 3), (1, 2, 2)],
+    "low_rank": [(4, 2), (2, 6)],
+}
+
+
+def draw(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("weighted", [True, False])
+def test_torchs_checks_of_an_operator_pass(kernel, weighted):
+    weight, bias = (draw(4, 6, seed=1), draw(4, seed=2)) if weighted else (None, None)
+    generators = [draw(*shape, seed=3).requires_grad_() for shape in GENERATORS[kernel]]
+    x = draw(3, 6).requires_grad_()
+    opcheck(ops._operator, (x, weight, bias, generators, f"4;0:4:{kernel}:0.5"))
+    detached = [generator.detach() for generator in generators]
+    opcheck(ops._operator_gradients, (draw(3, 4), x.detach(), weight, detached, f"4;0:4:{kernel}:0.5", True))
+
+
+def saved_bytes(call) -> int:
+    """Of all that autograd keeps for the backward pass of a call, each storage once."""
+    storages = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with saved_tensors_hooks(pack, lambda tensor: tensor):
+        call()
+    return sum(storages.values())
+
+
+@pytest.mark.parametrize("structure", STRUCTURES)
+@pytest.mark.parametrize("way", ["fused", "dense", "fft"])
+def test_of_token_size_nothing_is_kept_but_x(structure, way):
+    n, tokens = 24, 4096
+    matrix = build(structure, n, n)
+    x, weight = torch.randn(tokens, n, requires_grad=True), torch.randn(n, n)
+    if way == "fused":
+        kept = saved_bytes(lambda: updated_linear(x, weight, None, n, terms(matrix, x.dtype)))
+    else:
+        kept = saved_bytes(lambda: product(matrix, x, way))
+    token_size = 4 * tokens * n
+    small = 4 * n * n * 8  # the weight and a few vectors
+    assert kept <= token_size + small < 2 * token_size
+
+
+def test_a_layer_takes_several_terms_in_several_places():
+    x, weight, bias = draw(5, 6).requires_grad_(), draw(10, 6, seed=1), draw(10, seed=2).requires_grad_()
+    first, second = build("circulant", 4, 6).double(), build("kronecker+ldr", 6, 6).double()
+    for structure in (first, second):
+        structure.reset_parameters(False)
+    parameters = [*first.parameters(), *second.parameters()]
+    places = [(first, slice(0, 4), 2.0), (second, slice(4, 10), -0.5), (first, slice(6, 10), 1.0)]
+    listed = [term for structure, rows, alpha in places for term in terms(structure, x.dtype, rows, alpha)]
+    y = updated_linear(x, weight, bias, 10, listed)
+    dense = weight.clone()
+    for structure, rows, alpha in places:
+        dense[rows] += alpha * structure.dense()
+    expected = linear(x, dense, bias)
+    torch.testing.assert_close(y, expected)
+    inputs, g = [x, bias, *parameters], draw(5, 10, seed=3)
+    torch.testing.assert_close(torch.autograd.grad(y, inputs, g), torch.autograd.grad(expected, inputs, g))
+
+
+def test_the_gradient_of_x_is_not_copied():
+    x = torch.randn(64, 32, requires_grad=True)
+    structure = build("circulant", 32, 32)
+    y = updated_linear(x, torch.randn(32, 32), None, 32, terms(structure, x.dtype))
+    cpu = torch.profiler.ProfilerActivity.CPU
+    with torch.profiler.profile(activities=[cpu], record_shapes=True) as profile:
+        y.backward(torch.ones_like(y))
+    copies = [event.input_shapes[0] for event in profile.events() if event.name == "aten::clone"]
+    assert list(x.shape) not in copies
+
+
+def test_gradients_of_what_needs_none_are_not_computed():
+    generators = [draw(6)]
+    y = updated_linear(draw(3, 6), None, None, 4, [Term(slice(0, 4), "circulant", generators)])
+    assert not y.requires_grad
