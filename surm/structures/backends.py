@@ -56,7 +56,7 @@ def product(structure: Structure, x: Tensor, backend: str = "auto") -> Tensor:
     Args:
         backend: "fft", "dense", or "auto", which takes the cheaper by the model of costs.
     """
-    if torch._C._are_functorch_transforms_active():  # torch.func, which goes through plain operations only
+    if transformed():
         return cast(Tensor, structure(x))
     if backend not in ("fft", "dense"):
         costs = {"fft": fft_seconds(structure, x), "dense": dense_seconds([structure], x)}
@@ -77,6 +77,11 @@ def terms(structure: Structure, dtype: torch.dtype, rows: slice | None = None, a
     return [Term(place, family.kernel, family.generators(wide), alpha) for family in _families(structure)]
 
 
+def transformed() -> bool:
+    """Whether this runs in a transform of torch.func, which can look through plain operations only."""
+    return torch._C._are_functorch_transforms_active()
+
+
 def autocasts(x: Tensor) -> bool:
     """Whether products with x are computed in the dtype of `torch.autocast` now."""
     device = x.device.type
@@ -86,8 +91,6 @@ def autocasts(x: Tensor) -> bool:
 
 def prefers_fused(structures: Sequence[Structure], x: Tensor) -> bool:
     """Whether one product with W + D costs less than products with each structure apart, by the model of costs."""
-    if torch._C._are_functorch_transforms_active():
-        return False
     apart = sum(min(fft_seconds(structure, x), dense_seconds([structure], x)) for structure in structures)
     outputs = sum(structure.m for structure in structures) * _rows(x)  # which are written and added to the layer's
     return fused_seconds(structures, x) < apart + 2 * outputs * _costs(x.dtype).entry

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from surm.structures import Structure, build
-from surm.structures.backends import autocasts, prefers_fused, product, terms
+from surm.structures.backends import autocasts, prefers_fused, product, terms, transformed
 from surm.structures.ops import updated_linear
 from surm.tuners.config import SurmConfig
 from surm.tuners.keys import OLD_PEFT, put_names_last
@@ -195,10 +195,12 @@ class SurmWeight(nn.Module, SurmLayer, Merging):
     def _fused(self, x: Tensor) -> Tensor | None:
         """The output by one product with W + D, None where that is impossible, not wanted, or dearer than two."""
         chosen = [(name, *item) for name in self.active_adapters for item in self.structures(name)]
+        if not chosen or transformed():
+            return None
         dropped = any(self.training and isinstance(self.surm_dropout[name], nn.Dropout) for name, _, _ in chosen)
         backends = {self.backend[name] for name, _, _ in chosen}
         weight = self.frozen_weight(x)
-        if not chosen or dropped or weight is None or not backends <= {"auto", "fused"}:
+        if dropped or weight is None or not backends <= {"auto", "fused"}:
             return None
         if backends != {"fused"} and not prefers_fused([structure for _, _, structure in chosen], x):
             return None
@@ -248,9 +250,10 @@ class SurmLinear(SurmWeight):
             return None
         weight = base.weight.mT if called_as is Conv1D.forward else base.weight
         # A sharded or packed weight has another shape or type; half precision would round most of the update away.
-        whole = type(base.weight) is nn.Parameter and weight.shape == (self.rows, self.columns)
+        whole = type(base.weight) in (nn.Parameter, Tensor) and weight.shape == (self.rows, self.columns)
         exact = x.dtype == weight.dtype and x.dtype in (torch.float32, torch.float64) and not autocasts(x)
-        return weight if whole and exact and not weight.requires_grad else None
+        trained = weight.requires_grad and torch.is_grad_enabled()
+        return weight if whole and exact and not trained else None
 
     def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
         return True

@@ -108,7 +108,15 @@ def parametrized(model):
     )
 
 
-@pytest.mark.parametrize("change", [with_hook, with_own_forward, with_trained_weight, parametrized])
+def test_a_parametrized_weight_is_added_to():
+    model = adapt(net(), init_weights=False, target_modules=["first"], backend="fused")
+    layer = model.base_model.model.first
+    parametrized(model)
+    assert fuses(layer, ROWS)
+    torch.testing.assert_close(layer(ROWS), dense_output(layer, ROWS))
+
+
+@pytest.mark.parametrize("change", [with_hook, with_own_forward, with_trained_weight])
 @pytest.mark.parametrize("backend", ["auto", "fused"])
 def test_where_the_weight_cannot_be_added_to_the_update_goes_its_own_way(change, backend):
     model = adapt(net(), init_weights=False, target_modules=["first"], backend=backend)
