@@ -26,25 +26,29 @@ BACKENDS = ("auto", "fused", "fft", "dense")
 
 @dataclass(frozen=True)
 class Costs:
-    """Seconds of what the ways are made of, as `scripts/benchmark.py --calibrate` measures them.
+    """Seconds of what the ways are made of.
 
     Attributes:
         multiply_add: one, in a product of large matrices.
-        transform: an entry of a transform and a doubling of its length.
+        narrow: the same in a product with a small factor.
+        transform: an entry of a product by transforms, for each doubling of its length.
         entry: one of D, in each pass over it.
         call: a product by transforms, however few the rows.
     """
 
     multiply_add: float
+    narrow: float
     transform: float
     entry: float
     call: float
 
 
-# Of a CPU with two threads. Only ratios matter, and few choices are close; a GPU's were not measured.
+# From `scripts/benchmark.py --calibrate` on a CPU with two threads; a transform counts three times what the FFT alone
+# takes, and an entry five times what it takes in the cache, as whole layers were measured (docs/speed.md). Only ratios
+# matter, and few choices are close. A GPU's were not measured.
 COSTS = {
-    torch.float32: Costs(multiply_add=10.6e-12, transform=0.15e-9, entry=0.4e-9, call=100e-6),
-    torch.bfloat16: Costs(multiply_add=10.6e-12, transform=0.15e-9, entry=0.4e-9, call=100e-6),
+    torch.float32: Costs(multiply_add=10.3e-12, narrow=31e-12, transform=0.16e-9, entry=0.3e-9, call=120e-6),
+    torch.bfloat16: Costs(multiply_add=5.1e-12, narrow=31e-12, transform=0.16e-9, entry=0.3e-9, call=120e-6),
 }
 
 
@@ -100,7 +104,7 @@ def fft_seconds(structure: Structure, x: Tensor) -> float:
     """Forward, and in training twice for the backward pass and once more to compute again what was not kept."""
     costs = _costs(x.dtype)
     work = [family.row_work() for family in _families(structure)]
-    row = sum(transforms * costs.transform + others * costs.multiply_add for transforms, others in work)
+    row = sum(transforms * costs.transform + others * costs.narrow for transforms, others in work)
     return (4 if torch.is_grad_enabled() else 1) * (costs.call + _rows(x) * row)
 
 
@@ -116,7 +120,7 @@ def fused_seconds(structures: Sequence[Structure], x: Tensor) -> float:
                 seconds += entries * (_rows(x) * costs.multiply_add + kernel.passes * costs.entry)
             elif training:
                 transforms, others = family.row_work()
-                seconds += _rows(x) * (transforms * costs.transform + 2 * others * costs.multiply_add)
+                seconds += _rows(x) * (transforms * costs.transform + others * costs.narrow)
     return seconds
 
 

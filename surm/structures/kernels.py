@@ -20,7 +20,7 @@ from surm.structures.functional import circulant_diagonals, dense_toeplitz, fast
 
 Tensors = Sequence[Tensor]
 
-CHUNK = {"cpu": 2**19, "cuda": 2**25}  # entries at a time: on a CPU what is made of them stays in the cache
+CHUNK = {"cpu": 2**18, "cuda": 2**25}  # entries at a time: on a CPU what is made of them stays in the cache
 BLOCK = 32  # rows of D at a time in sums along its diagonals
 
 
