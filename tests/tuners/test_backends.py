@@ -56,11 +56,11 @@ def test_every_backend_gives_the_same_output_and_gradients(structure, backend):
 
 @pytest.mark.parametrize("structure", STRUCTURES)
 def test_auto_adds_to_the_weight_for_many_rows_and_multiplies_apart_for_few(structure):
-    base = nn.Sequential(nn.Linear(384, 384))
+    base = nn.Sequential(nn.Linear(1024, 1024))
     layer = adapt(base, structure=structure, init_weights=False, target_modules=["0"]).base_model.model[0]
-    assert fuses(layer, torch.randn(2048, 384))
+    assert fuses(layer, torch.randn(2048, 1024))
     with torch.no_grad():
-        assert not fuses(layer, torch.randn(1, 384))
+        assert not fuses(layer, torch.randn(1, 1024))
 
 
 def test_adapters_of_several_structures_and_parts_are_added_to_one_weight():
