@@ -18,6 +18,8 @@ FRACTION ?=
 LAUNCHER ?= basic
 ## RECORDS=         folders of records to read in place of outputs/runs, by `report` and `wandb-sync`
 RECORDS ?=
+## NAME=            of a benchmark: keep it as results/benchmark/NAME.json
+NAME ?=
 ## DRY=1            print the runs and the estimated time, run nothing
 DRY ?=
 
@@ -43,7 +45,7 @@ pytest = OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 WANDB_MODE=offline $(PY) -m pytest -
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup assets launchers reproduce smoke tune status report publish wandb-sync dashboard test test-all test-oldest lint format lock clean
+.PHONY: help setup assets launchers reproduce smoke tune status report publish wandb-sync dashboard benchmark test test-all test-oldest lint format lock clean
 
 help: ## list the targets and the variables
 	@echo "Usage: make TARGET [VARIABLE=value ...]"
@@ -76,6 +78,9 @@ report: $(ASSETS) ## write tables, figures and the page outputs/report.html from
 
 publish: $(ASSETS) ## copy the finished records of a clean tree to results/runs/
 	@$(PY) scripts/records.py publish $(chosen)
+
+benchmark: $(ASSETS) ## measure what a training step costs with each kind of update, in 2 minutes
+	@$(PY) scripts/benchmark.py --quick $(if $(NAME),--save $(NAME))
 
 wandb-sync: $(ASSETS) ## upload runs made without Weights & Biases, each once
 	@$(PY) scripts/records.py wandb-sync $(chosen) $(records)

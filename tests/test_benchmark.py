@@ -21,6 +21,7 @@ from surm.benchmark.measure import Candidate, peak_bytes
 from surm.benchmark.result import TARGETS, Cell, Quartiles, Row, judge, worse_than_plain
 from surm.benchmark.steps import METHODS, measure_steps
 from surm.config import ConfigError
+from surm.record import REPOSITORY
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 CPU = torch.device("cpu")
@@ -238,6 +239,21 @@ def test_numbers_are_stored_printed_and_drawn(tmp_path: Path, monkeypatch: pytes
     lines = written.getvalue().splitlines()
     assert [line.split("  ")[0] for line in lines[2:5]] == ["frozen layer", "circulant", "PEFT HRA r=2"]
     assert f"{cell.measured['circulant'].memory:.2f}" in lines[3].split()
+
+
+@pytest.mark.parametrize("path", sorted((REPOSITORY / "results/benchmark").glob("*.json")), ids=lambda path: path.stem)
+def test_published_tables_are_those_of_the_published_numbers(path: Path) -> None:
+    cells = [Cell.from_json(cell) for cell in json.loads(path.read_text())["cells"]]
+    assert path.with_suffix(".md").read_text() == table.markdown_tables(cells)
+
+
+def test_the_readmes_costs_are_published_ones() -> None:
+    [cell] = json.loads((REPOSITORY / "results/benchmark/quick.json").read_text())["cells"]
+    measured = {row["name"]: (row["time"]["median"], row["memory"]) for row in cell["rows"]}
+    short = {"C3A one block": "C3A", "LoKr full factors": "LoKr", "ldr 1 term": "ldr, 1 term"}
+    lines = {f"| {short.get(name, name)} | {time:.2f} | {memory:.2f} |" for name, (time, memory) in measured.items()}
+    table = (REPOSITORY / "README.md").read_text().split("| update | time | peak memory |\n")[1].split("\n\n")[0]
+    assert set(table.splitlines()[1:]) < lines
 
 
 @pytest.mark.parametrize(

@@ -168,8 +168,7 @@ def _measure(cells: Iterator[Cell], arguments: argparse.Namespace, device: torch
         _store(path, found, arguments, device, before)  # after each, so that a long command loses nothing
         yield from _print(cell)
     yield from _closing(found)
-    table.draw(found, path.with_suffix(".png"))
-    yield f"Numbers: {path}; picture: {path.with_suffix('.png')}"
+    yield from _write(found, path)
 
 
 def _store(
@@ -205,15 +204,22 @@ def _show(path: Path) -> Iterator[Any]:
         cells = [Cell.from_json(cell) for cell in json.loads(path.read_text())["cells"]]
     except (OSError, ValueError, KeyError, TypeError):
         raise ConfigError(f"--draw {path}: that is no result of this benchmark, such as --save NAME leaves.") from None
-    return _draw(cells, path.with_suffix(".png"))
+    return _draw(cells, path)
 
 
 def _draw(cells: Sequence[Cell], path: Path) -> Iterator[Any]:
     for cell in cells:
         yield from _print(cell)
     yield from _closing(cells)
-    table.draw(cells, path)
-    yield f"Picture: {path}"
+    yield from _write(cells, path)
+
+
+def _write(cells: Sequence[Cell], path: Path) -> Iterator[str]:
+    """The table and the picture beside the numbers."""
+    page, picture = path.with_suffix(".md"), path.with_suffix(".png")
+    page.write_text(table.markdown_tables(cells))
+    table.draw(cells, picture)
+    yield f"Numbers: {path}; table: {page}; picture: {picture}"
 
 
 def _calibrate(device: torch.device, path: Path) -> Iterator[Any]:

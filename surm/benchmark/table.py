@@ -1,4 +1,4 @@
-"""A benchmark as a text table and as a picture."""
+"""A benchmark as tables, for a terminal and in Markdown, and as a picture."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -10,7 +10,9 @@ from rich.table import Table
 
 from surm.benchmark.result import TARGET_PLACE, Cell, Row, against_rivals, judge
 from surm.report.figures import Style, legend_below, marks, save, tidy
+from surm.report.tables import markdown
 
+NUMBERS = ("trained", "time", "quartiles", "peak memory")
 MOST_PANELS = 4  # cells in one picture
 LINEAR = 5  # ratios up to this one stand on a linear axis, others on a logarithmic one
 STYLES = {
@@ -31,21 +33,36 @@ LEGEND = {
 
 def text_table(cell: Cell) -> Table:
     """Ratios to the reference; rows of ours say whether they reach their targets, where there are any."""
-    verdicts = {row.name: judge(cell, row) for row in cell.rows}
+    header, rows = _lines(cell)
     table = Table(title=cell.title, title_justify="left", title_style="bold", box=None, pad_edge=False)
-    table.add_column("variant", no_wrap=True)
-    for heading in ("trained", "time", "quartiles", "peak memory"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    if any(verdicts.values()):
-        table.add_column("target")
-    for row in cell.rows:
-        table.add_row(*_cells(row), *([verdicts[row.name]] if any(verdicts.values()) else []))
+    for heading in header:
+        table.add_column(heading, justify="right" if heading in NUMBERS else "left", no_wrap=heading != "target")
+    for line in rows:
+        table.add_row(*line)
     table.caption = f"relative to {cell.reference}; time: median of {cell.rounds} rounds"
     table.caption_justify = "left"
     table.width = (
         Console(width=1000).measure(table).maximum
     )  # a terminal that is too narrow wraps, and cuts nothing off
     return table
+
+
+def markdown_tables(cells: Sequence[Cell]) -> str:
+    """The same as a Markdown page."""
+    return "\n".join(
+        f"## {cell.title}\n\n{markdown(header, rows, right=[heading in NUMBERS for heading in header])}\n"
+        f"Relative to {cell.reference}; time: median of {cell.rounds} rounds.\n"
+        + "".join(f"* {note}\n" for note in notes(cell))
+        for cell in cells
+        for header, rows in [_lines(cell)]
+    )
+
+
+def _lines(cell: Cell) -> tuple[list[str], list[list[str]]]:
+    verdicts = [judge(cell, row) for row in cell.rows]
+    target = ["target"] if any(verdicts) else []
+    rows = [[*_cells(row), *([verdict] if target else [])] for row, verdict in zip(cell.rows, verdicts, strict=True)]
+    return ["variant", *NUMBERS, *target], rows
 
 
 def _cells(row: Row) -> Iterator[str]:
