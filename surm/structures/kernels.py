@@ -4,8 +4,10 @@ A *kernel* stands for one way to write D (m x n) by a few small tensors, its gen
 parameters. Both functions cost far less than a product of D with many rows: D takes O(m n) by views and adds, and a
 gradient works on a few hundred rows at a time, so that its intermediates stay in the cache.
 
-Letters: m outputs, n inputs, K = max(m, n), T rows (tokens), r terms. The gradient of D itself is H = g^T x (m, n)
-for the output's gradient g (T, m) and the input x (T, n); a generator's gradient is a sum over some of H's entries.
+Letters: m outputs, n inputs, K = max(m, n), T rows (tokens), r terms, P parts. The gradient of D itself is H = g^T x
+(m, n) for the output's gradient g (T, m) and the input x (T, n); a generator's gradient is a sum over some of H's
+entries. It is computed for P matrices of one kind at once, which share x, as those of queries, keys and values do: then g
+is (T, P, m), and P is the first dimension of the tensors.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -31,7 +33,7 @@ class Kernel:
     Attributes:
         generators: how many tensors it takes.
         dense: (tensors, m, n) -> D, new and contiguous.
-        gradients: (tensors, g, x) -> the gradients of the tensors, in their dtype.
+        gradients: (tensors, g, x) -> the gradients of the tensors, in their dtype, of several matrices at once.
         passes: about how often D is read or written in memory to form it and add it to a weight.
         needs_outer: whether the gradients are made from H.
     """
@@ -54,28 +56,29 @@ def _chunks(like: Tensor, width: int, *rows: Tensor) -> Iterator[tuple[Tensor, .
 
 
 def _correlation(g: Tensor, x: Tensor, length: int, like: Tensor) -> Tensor:
-    """r[k] = sum over rows and over i - j = k mod `length` of g_i x_j: (length,)."""
-    total = like.new_zeros(length // 2 + 1, dtype=torch.promote_types(like.dtype, torch.complex64))
-    for g_rows, x_rows in _chunks(like, length, g, x):
+    """r[k] = sum over rows and over i - j = k mod `length` of g_i x_j: (P, length)."""
+    parts = g.shape[1]
+    total = like.new_zeros(parts, length // 2 + 1, dtype=torch.promote_types(like.dtype, torch.complex64))
+    for g_rows, x_rows in _chunks(like, parts * length, g, x):
         total += _cross_spectrum(torch.fft.rfft(g_rows, n=length), torch.fft.rfft(x_rows, n=length))
     r: Tensor = torch.fft.irfft(total, n=length)
     return r
 
 
 def _cross_spectrum(g: Tensor, x: Tensor) -> Tensor:
-    """Sum over rows of g conj(x); x is overwritten.
+    """Sum over rows of g conj(x); both are overwritten.
 
     Not by `conj` or `vecdot`: their lazy conjugation is lost where the operator runs in a compiled graph.
     """
-    return x.conj_physical_().mul_(g).sum(dim=0)
+    return g.mul_(x.conj_physical_().unsqueeze(1)).sum(dim=0)
 
 
 def _linear_correlation(g: Tensor, x: Tensor, like: Tensor) -> Tensor:
-    """The gradient of the diagonals of a Toeplitz matrix: (m + n - 1,)."""
+    """The gradient of the diagonals of a Toeplitz matrix: (P, m + n - 1)."""
     m, n = g.shape[-1], x.shape[-1]
     length = fast_length(m + n - 1)
     r = _correlation(g, x, length, like)
-    return torch.cat((r[length - n + 1 :], r[:m]))
+    return torch.cat((r[:, length - n + 1 :], r[:, :m]), dim=-1)
 
 
 def _toeplitz_gradients(tensors: Tensors, g: Tensor, x: Tensor) -> list[Tensor]:
@@ -84,27 +87,29 @@ def _toeplitz_gradients(tensors: Tensors, g: Tensor, x: Tensor) -> list[Tensor]:
 
 def _circulant_gradients(tensors: Tensors, g: Tensor, x: Tensor) -> list[Tensor]:
     [c] = tensors
-    if fast_length(len(c)) == len(c):
-        return [_correlation(g, x, len(c), c)]
+    K = c.shape[-1]
+    if fast_length(K) == K:
+        return [_correlation(g, x, K, c)]
     return [_wrapped(_linear_correlation(g, x, c), g.shape[-1], x.shape[-1], sign=1)]
 
 
 def _skew_circulant_gradients(tensors: Tensors, g: Tensor, x: Tensor) -> list[Tensor]:
     [c] = tensors
-    half = len(c) // 2
-    if len(c) % 2 or fast_length(half) != half:
+    parts, K = c.shape
+    half = K // 2
+    if K % 2 or fast_length(half) != half:
         return [_wrapped(_linear_correlation(g, x, c), g.shape[-1], x.shape[-1], sign=-1)]
-    total = c.new_zeros(half, dtype=torch.promote_types(c.dtype, torch.complex64))
-    for g_rows, x_rows in _chunks(c, len(c), g, x):
-        total += _cross_spectrum(torch.fft.fft(skew_fold(g_rows, len(c))), torch.fft.fft(skew_fold(x_rows, len(c))))
+    total = c.new_zeros(parts, half, dtype=torch.promote_types(c.dtype, torch.complex64))
+    for g_rows, x_rows in _chunks(c, parts * K, g, x):
+        total += _cross_spectrum(torch.fft.fft(skew_fold(g_rows, K)), torch.fft.fft(skew_fold(x_rows, K)))
     return [skew_unfold(torch.fft.ifft(total))]
 
 
 def _wrapped(d: Tensor, m: int, n: int, sign: int) -> Tensor:
     """The gradient of c from that of the diagonals of its circulant, the adjoint of `circulant_diagonals`."""
     K = max(m, n)
-    c = pad(d[n - 1 :], (0, K - m))
-    c[K - n + 1 :] += sign * d[: n - 1]
+    c = pad(d[:, n - 1 :], (0, K - m))
+    c[:, K - n + 1 :] += sign * d[:, : n - 1]
     return c
 
 
@@ -152,8 +157,14 @@ def _displacement_dense(tensors: Tensors, m: int, n: int) -> Tensor:
 
 
 def _displacement_gradients(tensors: Tensors, g: Tensor, x: Tensor) -> list[Tensor]:
-    A, B = (_without_first(factors) for factors in tensors[2:])
-    H = (g.mT @ x).to(A.dtype)
+    _, parts, m = g.shape
+    H = (g.flatten(1).mT @ x).to(tensors[0].dtype).view(parts, m, -1)
+    each = [_displacement_gradient(A, B, own) for A, B, own in zip(*tensors[2:], H, strict=True)]
+    return [torch.stack(gradients) for gradients in zip(*each, strict=True)]
+
+
+def _displacement_gradient(A: Tensor, B: Tensor, H: Tensor) -> list[Tensor]:
+    A, B = _without_first(A), _without_first(B)
     m, n = H.shape
     # An entry of what is summed up is in all entries below it: the adjoint sums up from the last row and column.
     turned = _sums_along_diagonals(
@@ -182,17 +193,20 @@ def _kronecker_dense(tensors: Tensors, m: int, n: int) -> Tensor:
 
 def _kronecker_gradients(tensors: Tensors, g: Tensor, x: Tensor) -> list[Tensor]:
     A, B = tensors
-    (r, m1, n1), (_, m2, n2) = A.shape, B.shape
+    (parts, r, m1, n1), (_, _, m2, n2) = A.shape, B.shape
     A_gradient, B_gradient = torch.zeros_like(A), torch.zeros_like(B)
-    for g_rows, x_rows in _chunks(A, max(m1 * m2, n1 * n2), g, x):
-        count = len(g_rows)
-        G, X = g_rows.reshape(count, m1, m2), x_rows.reshape(count * n1, n2)
-        for t in range(r):
-            shrunk = (X @ B[t].mT).view(count, n1, m2)
-            A_gradient[t] += torch.bmm(G, shrunk.mT).sum(dim=0)
-            turned = A[t].mT @ G
-            # In n1 products of equal length, as one of this shape would run on one core.
-            B_gradient[t] += torch.bmm(turned.view(n1, count, m2).mT, X.view(n1, count, n2)).sum(dim=0)
+    for g_rows, x_rows in _chunks(A, max(parts * m1 * m2, n1 * n2), g, x):
+        count = len(x_rows)
+        X = x_rows.reshape(count * n1, n2)
+        for part in range(parts):
+            G = g_rows[:, part].reshape(count, m1, m2)
+            for t in range(r):
+                shrunk = (X @ B[part, t].mT).view(count, n1, m2)
+                A_gradient[part, t] += torch.bmm(G, shrunk.mT).sum(dim=0)
+                turned = A[part, t].mT @ G
+                # In n1 products of equal length, as one of this shape would run on one core.
+                pieces = torch.bmm(turned.view(n1, count, m2).mT, X.view(n1, count, n2))
+                B_gradient[part, t] += pieces.sum(dim=0)
     return [A_gradient, B_gradient]
 
 
@@ -207,9 +221,10 @@ def _low_rank_dense(tensors: Tensors, m: int, n: int) -> Tensor:
 def _low_rank_gradients(tensors: Tensors, g: Tensor, x: Tensor) -> list[Tensor]:
     B, A = tensors
     B_gradient, A_gradient = torch.zeros_like(B), torch.zeros_like(A)
-    for g_rows, x_rows in _chunks(B, max(g.shape[-1], x.shape[-1]), g, x):
-        B_gradient.addmm_(g_rows.mT, x_rows @ A.mT)
-        A_gradient.addmm_((g_rows @ B).mT, x_rows)
+    for g_rows, x_rows in _chunks(B, max(g.shape[1] * g.shape[2], x.shape[-1]), g, x):
+        for part, own in enumerate(g_rows.unbind(1)):
+            B_gradient[part].addmm_(own.mT, x_rows @ A[part].mT)
+            A_gradient[part].addmm_((own @ B[part]).mT, x_rows)
     return [B_gradient, A_gradient]
 
 

@@ -79,6 +79,21 @@ def _sum(weight: Tensor | None, generators: Sequence[Tensor], plan: str, n: int,
     return total.to(dtype)
 
 
+def _groups(plan: str, generators: Sequence[Tensor]) -> list[list[_Place]]:
+    """Neighbours of one kind and size, whose gradients are computed together."""
+    groups: list[list[_Place]] = []
+    for place in _parse(plan)[1]:
+        last = groups[-1][-1] if groups else place
+        size = place.rows.stop - place.rows.start
+        beside = last.rows == slice(place.rows.start - size, place.rows.start)
+        shapes = [[tensor.shape for tensor in generators[one.generators]] for one in (last, place)]
+        if beside and last.kernel is place.kernel and shapes[0] == shapes[1]:
+            groups[-1].append(place)
+        else:
+            groups.append([place])
+    return groups
+
+
 def _forward(x: Tensor, weight: Tensor | None, bias: Tensor | None, generators: list[Tensor], plan: str) -> Tensor:
     return linear(x, _sum(weight, generators, plan, x.shape[-1], x.dtype), bias)
 
@@ -92,9 +107,12 @@ def _gradients(
     x_gradient = [g @ _sum(weight, generators, plan, n, g.dtype)] if needs_x else []
     g_rows, x_rows = g.reshape(-1, g.shape[-1]), x.reshape(-1, n)
     gradients = []
-    for rows, kernel, own, alpha in _parse(plan)[1]:
-        own_gradients = kernel.gradients(generators[own], g_rows[:, rows], x_rows)
-        gradients += own_gradients if alpha == 1 else [alpha * gradient for gradient in own_gradients]
+    for group in _groups(plan, generators):
+        stacked = [torch.stack(same) for same in zip(*(generators[place.generators] for place in group), strict=True)]
+        g_group = g_rows[:, group[0].rows.start : group[-1].rows.stop]
+        g_group = g_group.view(len(g_rows), len(group), g_group.shape[1] // len(group))
+        found = group[0].kernel.gradients(stacked, g_group, x_rows)
+        gradients += [place.alpha * own[index] for index, place in enumerate(group) for own in found]
     return gradients + x_gradient
 
 

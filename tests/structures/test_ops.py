@@ -83,6 +83,28 @@ def test_a_layer_takes_several_terms_in_several_places():
     torch.testing.assert_close(torch.autograd.grad(y, inputs, g), torch.autograd.grad(expected, inputs, g))
 
 
+@pytest.mark.parametrize("structure", [*STRUCTURES, "circulant+ldr"])
+def test_parts_of_one_kind_and_others_beside_them_have_the_gradients_of_the_dense_matrices(structure):
+    """Three of one kind, whose gradients share transforms of x, then one of another number of terms."""
+    x = draw(300, 12).requires_grad_()
+    parts = [build(structure, 6, 12, terms=terms).double() for terms in (1, 1, 1, 2)]
+    for part in parts:
+        part.reset_parameters(False)
+    weight, g = draw(24, 12, seed=1), draw(300, 24, seed=2)
+    rows = [slice(start, start + 6) for start in (0, 6, 12, 18)]
+    listed = [
+        t
+        for part, place, alpha in zip(parts, rows, (1, 2, 3, 4), strict=True)
+        for t in terms(part, x.dtype, place, alpha)
+    ]
+    dense = weight + torch.cat([alpha * part.dense() for alpha, part in zip((1, 2, 3, 4), parts, strict=True)])
+    inputs = [x, *(parameter for part in parts for parameter in part.parameters())]
+    torch.testing.assert_close(
+        torch.autograd.grad(updated_linear(x, weight, None, 24, listed), inputs, g),
+        torch.autograd.grad(linear(x, dense), inputs, g),
+    )
+
+
 def test_the_gradient_of_x_is_not_copied():
     x = torch.randn(64, 32, requires_grad=True)
     structure = build("circulant", 32, 32)
