@@ -6,8 +6,8 @@ gradient works on a few hundred rows at a time, so that its intermediates stay i
 
 Letters: m outputs, n inputs, K = max(m, n), T rows (tokens), r terms, P parts. The gradient of D itself is H = g^T x
 (m, n) for the output's gradient g (T, m) and the input x (T, n); a generator's gradient is a sum over some of H's
-entries. It is computed for P matrices of one kind at once, which share x, as those of queries, keys and values do: then g
-is (T, P, m), and P is the first dimension of the tensors.
+entries. It is computed for P matrices of one kind at once, which share x, as those of queries, keys and values do: then
+g is (T, P, m), and P is the first dimension of the tensors.
 """
 
 from collections.abc import Callable, Iterator, Sequence

@@ -396,7 +396,7 @@ def test_compiles_without_a_graph_break(row: Row, multiply) -> None:
 
 
 @pytest.mark.slow
-@rows
+@pytest.mark.parametrize("row", {row.name: row for row in ROWS}.values(), ids=str)
 @backends
 def test_compiles_with_inductor(row: Row, multiply) -> None:
     compiled_equals_eager(random_structure(row, 6, 9, torch.float32), multiply, "inductor")

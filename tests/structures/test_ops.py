@@ -91,13 +91,10 @@ def test_parts_of_one_kind_and_others_beside_them_have_the_gradients_of_the_dens
     for part in parts:
         part.reset_parameters(False)
     weight, g = draw(24, 12, seed=1), draw(300, 24, seed=2)
-    rows = [slice(start, start + 6) for start in (0, 6, 12, 18)]
-    listed = [
-        t
-        for part, place, alpha in zip(parts, rows, (1, 2, 3, 4), strict=True)
-        for t in terms(part, x.dtype, place, alpha)
-    ]
-    dense = weight + torch.cat([alpha * part.dense() for alpha, part in zip((1, 2, 3, 4), parts, strict=True)])
+    listed = []
+    for index, part in enumerate(parts):
+        listed += terms(part, x.dtype, slice(6 * index, 6 * index + 6), index + 1)
+    dense = weight + torch.cat([(index + 1) * part.dense() for index, part in enumerate(parts)])
     inputs = [x, *(parameter for part in parts for parameter in part.parameters())]
     torch.testing.assert_close(
         torch.autograd.grad(updated_linear(x, weight, None, 24, listed), inputs, g),
