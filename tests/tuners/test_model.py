@@ -369,9 +369,10 @@ from peft import get_peft_model_state_dict
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 from tests.tuners.helpers import TWO, X, adapt, net
-kind, file = sys.argv[1:]
+kind, backend, file = sys.argv[1:]
 dist.init_process_group("gloo", init_method=f"file://{file}", rank=0, world_size=1)
-model, plain = (adapt(net(), structure="ldr", target_modules=TWO, init_weights=False) for _ in range(2))
+settings = {"structure": "ldr", "target_modules": TWO, "init_weights": False, "backend": backend}
+model, plain = (adapt(net(), **settings) for _ in range(2))
 wrapped = {"ddp": DistributedDataParallel, "fsdp2": fully_shard}[kind](model)
 for one in (wrapped, plain):
     optimizer = torch.optim.SGD([p for p in one.parameters() if p.requires_grad], lr=0.1)
@@ -391,7 +392,8 @@ dist.destroy_process_group()
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["ddp", "fsdp2"])
-def test_data_parallel_training_is_training(kind, tmp_path):
-    command = [sys.executable, "-c", DISTRIBUTED, kind, tmp_path / "meeting"]
+@pytest.mark.parametrize("backend", ["fused", "dense", "fft"])
+def test_data_parallel_training_is_training(kind, backend, tmp_path):
+    command = [sys.executable, "-c", DISTRIBUTED, kind, backend, tmp_path / "meeting"]
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"HF_HUB_OFFLINE": "1"})
     assert done.returncode == 0, done.stderr
