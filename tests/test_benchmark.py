@@ -146,6 +146,7 @@ def test_trained_parameters_are_those_of_the_papers(monkeypatch: pytest.MonkeyPa
     )
 
 
+@pytest.mark.slow
 def test_rows_of_a_large_cell(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("surm.benchmark.layers.LARGE", 100)
     cell = measure_layers(layers().values(), 64, 2, torch.float32, CPU, rounds=4)
@@ -281,6 +282,7 @@ def test_a_mistake_is_one_sentence(arguments: list[str], words: str) -> None:
     assert "\n" not in str(refusal.value)
 
 
+@pytest.mark.slow
 def test_a_mistake_ends_the_script_before_anything_is_measured(tmp_path: Path) -> None:
     script = [sys.executable, str(REPOSITORY / "scripts/benchmark.py"), "--peft", "peft:Lora"]
     done = subprocess.run(script, cwd=tmp_path, capture_output=True, text=True, env={"PYTHONPATH": str(REPOSITORY)})

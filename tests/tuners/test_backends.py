@@ -192,7 +192,9 @@ def test_gradient_checkpointing_changes_no_gradient(backend, reentrant):
     torch.testing.assert_close([p.grad for p in parameters], list(expected))
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(
+    "backend", ["fused", "fft", *(pytest.param(b, marks=pytest.mark.slow) for b in ("auto", "dense"))]
+)
 def test_compiled_layers_equal_eager_ones(backend):
     model = adapt(net(), structure="ldr", init_weights=False, target_modules=TWO, backend=backend)
     parameters = [p for p in model.parameters() if p.requires_grad]
