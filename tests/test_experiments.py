@@ -79,7 +79,12 @@ FEW = {
 FEW["table5_glue"] = "structure=linear_probe,lora,kronecker,bottleneck"
 
 
-@pytest.mark.parametrize("name", [*PAPER, *SMALL])
+LONG = ("fig6_low_data", "table5_glue")  # their small twins are quick tests
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] if name in LONG else []) for name in [*PAPER, *SMALL]]
+)
 def test_every_experiment_runs_to_its_table(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     few = FEW.get(name, "structure=lora,circulant" if name.startswith(("table7", "fig6", "small_fig6")) else "")
     table = run_to_table(name, tmp_path, [few] if few else [], monkeypatch)

@@ -42,7 +42,6 @@ BACKENDS: dict[str, Callable[[Structure, Tensor], Tensor]] = {
     "module": lambda structure, x: structure(x),
     "fft": lambda structure, x: product(structure, x, "fft"),
     "dense": lambda structure, x: product(structure, x, "dense"),
-    "auto": product,
     "fused": beside_a_weight,
 }
 
