@@ -41,9 +41,8 @@ def text_table(cell: Cell) -> Table:
         table.add_row(*line)
     table.caption = f"relative to {cell.reference}; time: median of {cell.rounds} rounds"
     table.caption_justify = "left"
-    table.width = (
-        Console(width=1000).measure(table).maximum
-    )  # a terminal that is too narrow wraps, and cuts nothing off
+    # A terminal that is too narrow wraps, and cuts nothing off.
+    table.width = Console(width=1000).measure(table).maximum
     return table
 
 

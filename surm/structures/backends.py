@@ -135,7 +135,7 @@ def _families(structure: Structure) -> list[Family]:
 
 
 def _costs(dtype: torch.dtype) -> Costs:
-    return COSTS[torch.float32 if dtype == torch.float64 else torch.bfloat16 if dtype == torch.float16 else dtype]
+    return COSTS[torch.float32 if dtype in (torch.float32, torch.float64) else torch.bfloat16]
 
 
 def _rows(x: Tensor) -> int:

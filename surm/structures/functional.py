@@ -134,6 +134,12 @@ def symmetric_diagonals(t: Tensor, m: int, n: int) -> Tensor:
     return torch.cat((t[..., 1:n].flip(-1), t[..., :m]), dim=-1)
 
 
+def dense_kronecker(A: Tensor, B: Tensor) -> Tensor:
+    """sum_i A_i kron B_i: A (r, m1, n1), B (r, m2, n2) -> (m1 m2, n1 n2)."""
+    (_, m1, n1), (_, m2, n2) = A.shape, B.shape
+    return torch.einsum("tij,tkl->ikjl", A, B).reshape(m1 * m2, n1 * n2)
+
+
 def dense_toeplitz(d: Tensor, n: int) -> Tensor:
     """The Toeplitz matrix of diagonals d: (..., m + n - 1) -> (..., m, n)."""
     return d.unfold(-1, n, 1).flip(-1)

@@ -18,7 +18,14 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from surm.structures.functional import circulant_diagonals, dense_toeplitz, fast_length, skew_fold, skew_unfold
+from surm.structures.functional import (
+    circulant_diagonals,
+    dense_kronecker,
+    dense_toeplitz,
+    fast_length,
+    skew_fold,
+    skew_unfold,
+)
 
 Tensors = Sequence[Tensor]
 
@@ -53,6 +60,18 @@ def _chunks(like: Tensor, width: int, *rows: Tensor) -> Iterator[tuple[Tensor, .
 
 
 # Matrices with constant diagonals: the gradient is a correlation of g and x, summed over rows in the frequency domain.
+
+
+def _toeplitz_dense(tensors: Tensors, m: int, n: int) -> Tensor:
+    return dense_toeplitz(tensors[0], n).contiguous()
+
+
+def _circulant_dense(tensors: Tensors, m: int, n: int) -> Tensor:
+    return dense_toeplitz(circulant_diagonals(tensors[0], m, n), n).contiguous()
+
+
+def _skew_circulant_dense(tensors: Tensors, m: int, n: int) -> Tensor:
+    return dense_toeplitz(circulant_diagonals(tensors[0], m, n, -1), n).contiguous()
 
 
 def _correlation(g: Tensor, x: Tensor, length: int, like: Tensor) -> Tensor:
@@ -185,10 +204,7 @@ def _without_first(factors: Tensor) -> Tensor:
 
 
 def _kronecker_dense(tensors: Tensors, m: int, n: int) -> Tensor:
-    A, B = tensors
-    if len(A) > 1:
-        return torch.einsum("tij,tkl->ikjl", A, B).reshape(m, n)
-    return (A[0, :, None, :, None] * B[0, None, :, None, :]).view(m, n)
+    return dense_kronecker(*tensors)
 
 
 def _kronecker_gradients(tensors: Tensors, g: Tensor, x: Tensor) -> list[Tensor]:
@@ -226,18 +242,6 @@ def _low_rank_gradients(tensors: Tensors, g: Tensor, x: Tensor) -> list[Tensor]:
             B_gradient[part].addmm_(own.mT, x_rows @ A[part].mT)
             A_gradient[part].addmm_((own @ B[part]).mT, x_rows)
     return [B_gradient, A_gradient]
-
-
-def _toeplitz_dense(tensors: Tensors, m: int, n: int) -> Tensor:
-    return dense_toeplitz(tensors[0], n).contiguous()
-
-
-def _circulant_dense(tensors: Tensors, m: int, n: int) -> Tensor:
-    return dense_toeplitz(circulant_diagonals(tensors[0], m, n), n).contiguous()
-
-
-def _skew_circulant_dense(tensors: Tensors, m: int, n: int) -> Tensor:
-    return dense_toeplitz(circulant_diagonals(tensors[0], m, n, -1), n).contiguous()
 
 
 KERNELS = {

@@ -73,8 +73,7 @@ class Kronecker(Family):
         return 0, self.options["terms"] * m2 * n1 * (n2 + m1)
 
     def _dense(self, dtype: torch.dtype) -> Tensor:
-        A, B = self._factors(dtype)
-        return torch.einsum("tij,tkl->ikjl", A, B).reshape(self.m, self.n)
+        return functional.dense_kronecker(*self._factors(dtype))
 
     def _randomise(self, factor: Tensor, *, authors: bool) -> None:
         if authors:

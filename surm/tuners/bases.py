@@ -19,6 +19,8 @@ SUPPORTED = "linear layers (also quantised ones and Conv1D of transformers), Emb
 class SurmConv1D(SurmLinear):
     """A linear layer as in GPT-2, whose weight (inputs, outputs) is W transposed."""
 
+    kind = Conv1D
+
     @classmethod
     def sizes(cls, base: Any) -> tuple[int, int]:
         inputs, outputs = base.weight.shape

@@ -8,7 +8,6 @@ from typing import Any, ClassVar, cast
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
 
 from surm.structures import Structure, build
 from surm.structures.backends import autocasts, prefers_fused, product, terms, transformed
@@ -236,6 +235,8 @@ def _is_plain(base: nn.Module) -> bool:
 class SurmLinear(SurmWeight):
     """W x + b + sum over active adapters of alpha S x, also around a quantised W."""
 
+    kind: ClassVar[type[nn.Module]] = nn.Linear  # the class whose forward is W x + b
+
     @classmethod
     def sizes(cls, base: Any) -> tuple[int, int]:
         return base.out_features, base.in_features
@@ -245,15 +246,14 @@ class SurmLinear(SurmWeight):
 
     def frozen_weight(self, x: Tensor) -> Tensor | None:
         base: Any = self.base_layer
-        called_as = type(base).forward
-        if called_as not in (nn.Linear.forward, Conv1D.forward) or not _is_plain(base):
+        if type(base).forward is not self.kind.forward or not _is_plain(base):
             return None
-        weight = base.weight.mT if called_as is Conv1D.forward else base.weight
+        weight = base.weight
         # A sharded or packed weight has another shape or type; half precision would round most of the update away.
-        whole = type(base.weight) in (nn.Parameter, Tensor) and weight.shape == (self.rows, self.columns)
+        whole = type(weight) in (nn.Parameter, Tensor) and weight.shape == self.weight_shape
         exact = x.dtype == weight.dtype and x.dtype in (torch.float32, torch.float64) and not autocasts(x)
         trained = weight.requires_grad and torch.is_grad_enabled()
-        return weight if whole and exact and not trained else None
+        return self.as_matrix(weight) if whole and exact and not trained else None
 
     def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
         return True
