@@ -59,7 +59,11 @@ def product(structure: Structure, x: Tensor, backend: str = "auto") -> Tensor:
 
     Args:
         backend: "fft", "dense", or "auto", which takes the cheaper by the model of costs.
+
+    Raises:
+        ValueError: x has another last dimension than n.
     """
+    structure.check_input(x)
     if transformed():
         return cast(Tensor, structure(x))
     if backend not in ("fft", "dense"):

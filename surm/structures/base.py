@@ -78,10 +78,14 @@ class Structure(nn.Module, ABC):
 
     def forward(self, x: Tensor) -> Tensor:
         """y = W x: (..., n) -> (..., m), computed in float32 or float64, returned in the dtype of x."""
-        if x.shape[-1:] != (self.n,):  # an FFT would cut or pad it without a word
-            raise ValueError(f"{self.name}: x has shape {tuple(x.shape)}; give it a last dimension of n={self.n}.")
+        self.check_input(x)
         with torch.autocast(x.device.type, enabled=False):
             return self._product(x.to(self.compute_dtype(x.dtype))).to(x.dtype)
+
+    def check_input(self, x: Tensor) -> None:
+        """Raises ValueError for an x that W cannot be multiplied by, which an FFT would cut or pad without a word."""
+        if x.shape[-1:] != (self.n,):
+            raise ValueError(f"{self.name}: x has shape {tuple(x.shape)}; give it a last dimension of n={self.n}.")
 
     def dense(self) -> Tensor:
         """W (m, n), differentiable, in the dtype of the parameters."""

@@ -103,11 +103,15 @@ def ldr_displacement(G: Tensor, H: Tensor, m: int, n: int) -> list[Tensor]:
 
     W[i, j] = W[i - 1, j - 1] + sum_q A[q, i] B[q, j]: down a diagonal, Z_1(g) is periodic and Z_{-1}(h) but for a sign.
     """
-    first_row = torch.cat((G[:, :1], G[:, 1:].flip(-1)), dim=-1)  # of Z_1(g)
     transposed = circulant_diagonals(H, H.shape[-1], n, sign=-1).flip(-1)  # diagonals of the transpose of Z_{-1}(h)
-    row = toeplitz_product(transposed, first_row, n).sum(dim=0)
+    row = toeplitz_product(transposed, _first_row(G), n).sum(dim=0)
     column = circulant_product(G, H, m).sum(dim=0)
-    return [row, column, -2 * G[:, :m], torch.cat((H[:, :1], H[:, 1:].flip(-1)), dim=-1)[:, :n]]
+    return [row, column, -2 * G[:, :m], _first_row(H)[:, :n]]
+
+
+def _first_row(c: Tensor) -> Tensor:
+    """Of the circulant with first column c: (..., K) -> (..., K)."""
+    return torch.cat((c[..., :1], c[..., 1:].flip(-1)), dim=-1)
 
 
 def toeplitz_pair_displacement(d1: Tensor, d2: Tensor, m: int, n: int) -> list[Tensor]:

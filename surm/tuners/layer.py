@@ -251,9 +251,10 @@ class SurmLinear(SurmWeight):
         weight = base.weight
         # A sharded or packed weight has another shape or type; half precision would round most of the update away.
         whole = type(weight) in (nn.Parameter, Tensor) and weight.shape == self.weight_shape
+        fits = x.shape[-1:] == (self.columns,)  # else the base layer says so
         exact = x.dtype == weight.dtype and x.dtype in (torch.float32, torch.float64) and not autocasts(x)
         trained = weight.requires_grad and torch.is_grad_enabled()
-        return self.as_matrix(weight) if whole and exact and not trained else None
+        return self.as_matrix(weight) if whole and fits and exact and not trained else None
 
     def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
         return True

@@ -113,6 +113,7 @@ def test_leading_dimensions(row: Row, batch: tuple[int, ...], multiply) -> None:
 
 @rows
 @pytest.mark.parametrize("shape", [(), (5,), (7,), (6, 4)], ids=str)
-def test_refuses_another_last_dimension(row: Row, shape: tuple[int, ...]) -> None:
+@pytest.mark.parametrize("way", ["module", "fft", "dense"])
+def test_refuses_another_last_dimension(row: Row, shape: tuple[int, ...], way: str) -> None:
     with pytest.raises(ValueError, match="give it a last dimension of n=6"):
-        random_structure(row, 4, 6)(draw(*shape))
+        BACKENDS[way](random_structure(row, 4, 6), draw(*shape))

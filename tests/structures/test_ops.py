@@ -115,6 +115,13 @@ def test_the_gradient_of_x_is_not_copied():
     assert list(x.shape) not in copies
 
 
+@pytest.mark.parametrize("batch", [(), (5,), (2, 3)])
+def test_a_bias_has_its_gradient_for_any_leading_dimensions(batch):
+    bias, g = draw(4).requires_grad_(), draw(*batch, 4, seed=1)
+    updated_linear(draw(*batch, 6), draw(4, 6), bias, 4, [Term(slice(0, 4), "circulant", [draw(6)])]).backward(g)
+    torch.testing.assert_close(bias.grad, g.reshape(-1, 4).sum(0))
+
+
 def test_an_input_that_needs_no_gradient_costs_no_sum_in_the_backward_pass():
     term = Term(slice(0, 4), "circulant", [draw(6).requires_grad_()])
     with patch.object(ops, "_sum", wraps=ops._sum) as formed:

@@ -127,6 +127,14 @@ def test_where_the_weight_cannot_be_added_to_the_update_goes_its_own_way(change,
     torch.testing.assert_close(layer(ROWS), layer.get_base_layer()(ROWS) + update)
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("shape", [(5, 11), (300, 13)])
+def test_an_input_of_another_width_is_refused_as_by_the_base_layer(backend, shape):
+    layer = adapt(net(), target_modules=["first"], backend=backend).base_model.model.first
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        layer(torch.zeros(shape, dtype=torch.float64))
+
+
 def test_a_dropped_input_goes_its_own_way_in_training_only():
     model = adapt(net(), init_weights=False, target_modules=["first"], dropout=0.5, backend="fused")
     layer = model.base_model.model.first
