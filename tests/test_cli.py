@@ -91,7 +91,7 @@ def test_only_finished_records_of_a_clean_tree_are_promoted(somewhere: Path, dir
     ("command", "words"),
     [
         (["reproduce.py", "--scale", "labtop"], "did you mean laptop?"),
-        (["reproduce.py", "--only", "laptop_digit"], "laptop_digits"),
+        pytest.param(["reproduce.py", "--only", "laptop_digit"], "laptop_digits", marks=pytest.mark.slow),
         (["tune.py", "--only", "nothing"], "conf/experiment has"),
     ],
 )

@@ -87,7 +87,12 @@ def test_a_bad_command_is_one_sentence(arguments: list[str], words: list[str]) -
 
 
 @pytest.mark.parametrize(
-    "arguments", [["structure=circulnt"], ["trainer.epochs=minus"], ["structure=ldr", "structure.terms=0"]]
+    "arguments",
+    [
+        ["structure=circulnt"],
+        pytest.param(["trainer.epochs=minus"], marks=pytest.mark.slow),
+        pytest.param(["structure=ldr", "structure.terms=0"], marks=pytest.mark.slow),
+    ],
 )
 def test_a_bad_command_writes_nothing_and_exits_with_an_error(arguments: list[str], tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}

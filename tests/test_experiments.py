@@ -79,7 +79,8 @@ FEW = {
 FEW["table5_glue"] = "structure=linear_probe,lora,kronecker,bottleneck"
 
 
-LONG = ("fig6_low_data", "table5_glue")  # their small twins are quick tests
+# Slow; their small twins, which differ in backbone and data alone, are quick.
+LONG = [name for name in PAPER if f"small_{name}" in SMALL]
 
 
 @pytest.mark.parametrize(
