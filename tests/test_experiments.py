@@ -79,7 +79,7 @@ FEW = {
 FEW["table5_glue"] = "structure=linear_probe,lora,kronecker,bottleneck"
 
 
-# Slow; their small twins, which differ in backbone and data alone, are quick.
+# Slow tests: each has a small twin among the quick ones.
 LONG = [name for name in PAPER if f"small_{name}" in SMALL]
 
 
