@@ -23,7 +23,7 @@ class LowDisplacementRank(Family):
 
     name = "ldr"
     equation = "sections 3 and 5.1, appendix A.1"
-    kernel = "displacement"
+    kernel = "ldr"
     option_rules: ClassVar = {"terms": count()}
 
     @classmethod
@@ -36,8 +36,7 @@ class LowDisplacementRank(Family):
         return functional.ldr_product(G, H, x, self.m)
 
     def generators(self, dtype: torch.dtype) -> list[Tensor]:
-        G, H = self._factors(dtype)
-        return functional.ldr_displacement(G, H, self.m, self.n)
+        return self._factors(dtype)
 
     def row_work(self) -> tuple[float, float]:
         return (1 + 3 * self.options["terms"]) * functional.transform_work(max(self.m, self.n)), 0

@@ -98,36 +98,6 @@ def kronecker_product(A: Tensor, B: Tensor, x: Tensor) -> Tensor:
     return torch.matmul(A.permute(1, 2, 0).reshape(m1, n1 * r), XB).flatten(-2)
 
 
-def ldr_displacement(G: Tensor, H: Tensor, m: int, n: int) -> list[Tensor]:
-    """First row (n,), first column (m,), A (r, m) and B (r, n) of W = sum_i Z_1(g_i) Z_{-1}(h_i), G, H (r, K).
-
-    W[i, j] = W[i - 1, j - 1] + sum_q A[q, i] B[q, j]: down a diagonal, Z_1(g) is periodic and Z_{-1}(h) but for a sign.
-    """
-    transposed = circulant_diagonals(H, H.shape[-1], n, sign=-1).flip(-1)  # diagonals of the transpose of Z_{-1}(h)
-    row = toeplitz_product(transposed, _first_row(G), n).sum(dim=0)
-    column = circulant_product(G, H, m).sum(dim=0)
-    return [row, column, -2 * G[:, :m], _first_row(H)[:, :n]]
-
-
-def _first_row(c: Tensor) -> Tensor:
-    """Of the circulant with first column c: (..., K) -> (..., K)."""
-    return torch.cat((c[..., :1], c[..., 1:].flip(-1)), dim=-1)
-
-
-def toeplitz_pair_displacement(d1: Tensor, d2: Tensor, m: int, n: int) -> list[Tensor]:
-    """First row (n,), first column (m,), A (2 r, m) and B (2 r, n) of W = sum_i T1_i T2_i, K = max(m, n).
-
-    T1 is m x K with diagonals d1 (r, m + K - 1), T2 is K x n with diagonals d2 (r, K + n - 1).
-    W[i, j] = W[i - 1, j - 1] + sum_q A[q, i] B[q, j]: down a diagonal, the sum over k shifts by one.
-    """
-    K = max(m, n)
-    row = toeplitz_product(d2.flip(-1), d1[:, :K].flip(-1), n).sum(dim=0)
-    column = toeplitz_product(d1, d2[:, n - 1 :], m).sum(dim=0)
-    A = torch.cat((d1[:, K - 1 :], -pad(d1[:, : m - 1], (1, 0))))
-    B = torch.cat((d2[:, :n].flip(-1), pad(d2[:, K:].flip(-1), (1, 0))))
-    return [row, column, A, B]
-
-
 def circulant_diagonals(c: Tensor, m: int, n: int, sign: int = 1) -> Tensor:
     """Diagonals of the leading block of Z_sign(c): c (..., K) -> (..., m + n - 1)."""
     return torch.cat((sign * c[..., c.shape[-1] - n + 1 :], c[..., :m]), dim=-1)
@@ -139,9 +109,8 @@ def symmetric_diagonals(t: Tensor, m: int, n: int) -> Tensor:
 
 
 def dense_kronecker(A: Tensor, B: Tensor) -> Tensor:
-    """sum_i A_i kron B_i: A (r, m1, n1), B (r, m2, n2) -> (m1 m2, n1 n2)."""
-    (_, m1, n1), (_, m2, n2) = A.shape, B.shape
-    return torch.einsum("tij,tkl->ikjl", A, B).reshape(m1 * m2, n1 * n2)
+    """sum_i A_i kron B_i: A (..., r, m1, n1), B (..., r, m2, n2) -> (..., m1 m2, n1 n2)."""
+    return torch.einsum("...tij,...tkl->...ikjl", A, B).flatten(-2).flatten(-3, -2)
 
 
 def dense_toeplitz(d: Tensor, n: int) -> Tensor:

@@ -67,52 +67,80 @@ def _parse(plan: str) -> tuple[int, tuple[_Place, ...]]:
     return int(m), tuple(places)
 
 
-def _sum(weight: Tensor | None, generators: Sequence[Tensor], plan: str, n: int, dtype: torch.dtype) -> Tensor:
-    """W + D, or D: (m, n)."""
-    m, places = _parse(plan)
-    if len(places) == 1 and places[0].rows == slice(0, m):
-        alpha, D = places[0].alpha, places[0].kernel.dense(generators, m, n)
-        return (D.mul_(alpha) if weight is None else torch.add(weight, D, alpha=alpha, out=D)).to(dtype)
-    total = generators[0].new_zeros(m, n) if weight is None else weight.clone()
-    for rows, kernel, own, alpha in places:
-        total[rows].add_(kernel.dense(generators[own], rows.stop - rows.start, n), alpha=alpha)
-    return total.to(dtype)
+class _Group(NamedTuple):
+    """Neighbours of one kind and size, which are computed together, with their generators side by side."""
+
+    rows: slice
+    places: list[_Place]
+    generators: list[Tensor]  # each (parts, ...)
 
 
-def _groups(plan: str, generators: Sequence[Tensor]) -> list[list[_Place]]:
-    """Neighbours of one kind and size, whose gradients are computed together."""
+def _groups(plan: str, generators: Sequence[Tensor]) -> list[_Group]:
     groups: list[list[_Place]] = []
     for place in _parse(plan)[1]:
-        last = groups[-1][-1] if groups else place
-        size = place.rows.stop - place.rows.start
-        beside = last.rows == slice(place.rows.start - size, place.rows.start)
-        shapes = [[tensor.shape for tensor in generators[one.generators]] for one in (last, place)]
-        if beside and last.kernel is place.kernel and shapes[0] == shapes[1]:
+        if groups and _beside(groups[-1][-1], place, generators):
             groups[-1].append(place)
         else:
             groups.append([place])
-    return groups
+    return [
+        _Group(
+            slice(places[0].rows.start, places[-1].rows.stop),
+            places,
+            [_side_by_side(same) for same in zip(*(generators[place.generators] for place in places), strict=True)],
+        )
+        for places in groups
+    ]
+
+
+def _beside(last: _Place, place: _Place, generators: Sequence[Tensor]) -> bool:
+    size = place.rows.stop - place.rows.start
+    follows = last.rows == slice(place.rows.start - size, place.rows.start)
+    if not follows or (last.kernel, last.alpha) != (place.kernel, place.alpha):
+        return False
+    shapes = [[tensor.shape for tensor in generators[one.generators]] for one in (last, place)]
+    return shapes[0] == shapes[1]
+
+
+def _side_by_side(tensors: Sequence[Tensor]) -> Tensor:
+    return tensors[0].unsqueeze(0) if len(tensors) == 1 else torch.stack(list(tensors))
+
+
+def _sum(weight: Tensor | None, groups: Sequence[_Group], m: int, n: int, dtype: torch.dtype) -> Tensor:
+    """W + D, or D: (m, n)."""
+    if len(groups) == 1 and groups[0].rows == slice(0, m):
+        D, alpha = _dense(groups[0], n), groups[0].places[0].alpha
+        return (D.mul_(alpha) if weight is None else torch.add(weight, D, alpha=alpha, out=D)).to(dtype)
+    total = groups[0].generators[0].new_zeros(m, n) if weight is None else weight.clone()
+    for group in groups:
+        total[group.rows].add_(_dense(group, n), alpha=group.places[0].alpha)
+    return total.to(dtype)
+
+
+def _dense(group: _Group, n: int) -> Tensor:
+    rows, places, generators = group
+    return places[0].kernel.dense(generators, (rows.stop - rows.start) // len(places), n).flatten(0, 1)
 
 
 def _forward(x: Tensor, weight: Tensor | None, bias: Tensor | None, generators: list[Tensor], plan: str) -> Tensor:
-    return linear(x, _sum(weight, generators, plan, x.shape[-1], x.dtype), bias)
+    m, n = _parse(plan)[0], x.shape[-1]
+    return linear(x, _sum(weight, _groups(plan, generators), m, n, x.dtype), bias)
 
 
 def _gradients(
     g: Tensor, x: Tensor, weight: Tensor | None, generators: list[Tensor], plan: str, needs_x: bool
 ) -> list[Tensor]:
     """The gradients of the generators and, if it is needed, that of x behind them."""
-    n = x.shape[-1]
+    m, n = g.shape[-1], x.shape[-1]
+    groups = _groups(plan, generators)
     # First, as it reads g, and W + D is gone when the others are computed.
-    x_gradient = [g @ _sum(weight, generators, plan, n, g.dtype)] if needs_x else []
-    g_rows, x_rows = g.reshape(-1, g.shape[-1]), x.reshape(-1, n)
+    x_gradient = [g @ _sum(weight, groups, m, n, g.dtype)] if needs_x else []
+    g_rows, x_rows = g.reshape(-1, m), x.reshape(-1, n)
     gradients = []
-    for group in _groups(plan, generators):
-        stacked = [torch.stack(same) for same in zip(*(generators[place.generators] for place in group), strict=True)]
-        g_group = g_rows[:, group[0].rows.start : group[-1].rows.stop]
-        g_group = g_group.view(len(g_rows), len(group), g_group.shape[1] // len(group))
-        found = group[0].kernel.gradients(stacked, g_group, x_rows)
-        gradients += [place.alpha * own[index] for index, place in enumerate(group) for own in found]
+    for rows, places, own in groups:
+        own_g = g_rows[:, rows].view(len(g_rows), len(places), (rows.stop - rows.start) // len(places))
+        found = places[0].kernel.gradients(own, own_g, x_rows)
+        # New tensors, which share nothing.
+        gradients += [places[0].alpha * gradient for part in zip(*found, strict=True) for gradient in part]
     return gradients + x_gradient
 
 

@@ -46,15 +46,14 @@ class Toeplitz(ConstantDiagonals):
 
     @property
     def kernel(self) -> str:
-        return "toeplitz" if self.is_linear() else "displacement"
+        return "toeplitz" if self.is_linear() else "toeplitz_pair"
 
     def generators(self, dtype: torch.dtype) -> list[Tensor]:
         if self.is_linear():
             return [self.diagonals(self.generator(dtype))]
         K = max(self.m, self.n)
         t1, t2 = self._factors(dtype)
-        d1, d2 = self._diagonals(t1, self.m, K), self._diagonals(t2, K, self.n)
-        return functional.toeplitz_pair_displacement(d1, d2, self.m, self.n)
+        return [self._diagonals(t1, self.m, K), self._diagonals(t2, K, self.n)]
 
     def row_work(self) -> tuple[float, float]:
         if self.is_linear():

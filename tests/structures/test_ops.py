@@ -18,7 +18,8 @@ GENERATORS = {  # by kernel, of a 4 x 6 matrix
     "toeplitz": [(9,)],
     "circulant": [(6,)],
     "skew_circulant": [(6,)],
-    "displacement": [(6,), (4,), (2, 4), (2, 6)],
+    "ldr": [(2, 6), (2, 6)],
+    "toeplitz_pair": [(2, 9), (2, 11)],
     "kronecker": [(1, 2, 3), (1, 2, 2)],
     "low_rank": [(4, 2), (2, 6)],
 }

@@ -1,0 +1,54 @@
+"""Kronecker products and products of low rank: one factor shrinks g or x before they meet."""
+
+import torch
+from torch import Tensor
+
+from surm.structures.functional import dense_kronecker
+from surm.structures.kernels.kernel import Kernel, Tensors, chunks
+
+# sum_t A_t kron B_t with A (P, r, m1, n1), B (P, r, m2, n2).
+
+
+def _kronecker_dense(tensors: Tensors, m: int, n: int) -> Tensor:
+    return dense_kronecker(*tensors)
+
+
+def _kronecker_gradients(tensors: Tensors, g: Tensor, x: Tensor) -> list[Tensor]:
+    A, B = tensors
+    (parts, r, m1, n1), (_, _, m2, n2) = A.shape, B.shape
+    A_gradient, B_gradient = torch.zeros_like(A), torch.zeros_like(B)
+    for g_rows, x_rows in chunks(A, max(parts * m1 * m2, n1 * n2), g, x):
+        count = len(x_rows)
+        X = x_rows.reshape(count * n1, n2)
+        for part in range(parts):
+            G = g_rows[:, part].reshape(count, m1, m2)
+            for t in range(r):
+                shrunk = (X @ B[part, t].mT).view(count, n1, m2)
+                A_gradient[part, t] += torch.bmm(G, shrunk.mT).sum(dim=0)
+                turned = A[part, t].mT @ G
+                # In n1 products of equal length, as one of this shape would run on one core.
+                pieces = torch.bmm(turned.view(n1, count, m2).mT, X.view(n1, count, n2))
+                B_gradient[part, t] += pieces.sum(dim=0)
+    return [A_gradient, B_gradient]
+
+
+# sum_t B_t A_t with B (P, m, r) and A (P, r, n), the terms side by side.
+
+
+def _low_rank_dense(tensors: Tensors, m: int, n: int) -> Tensor:
+    B, A = tensors
+    return B @ A
+
+
+def _low_rank_gradients(tensors: Tensors, g: Tensor, x: Tensor) -> list[Tensor]:
+    B, A = tensors
+    B_gradient, A_gradient = torch.zeros_like(B), torch.zeros_like(A)
+    for g_rows, x_rows in chunks(B, max(g.shape[1] * g.shape[2], x.shape[-1]), g, x):
+        for part, own in enumerate(g_rows.unbind(1)):
+            B_gradient[part].addmm_(own.mT, x_rows @ A[part].mT)
+            A_gradient[part].addmm_((own @ B[part]).mT, x_rows)
+    return [B_gradient, A_gradient]
+
+
+KRONECKER = Kernel(2, _kronecker_dense, _kronecker_gradients)
+LOW_RANK = Kernel(2, _low_rank_dense, _low_rank_gradients)

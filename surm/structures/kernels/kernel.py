@@ -1,0 +1,37 @@
+"""What a kernel is, and rows taken a few at a time."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+Tensors = Sequence[Tensor]
+
+CHUNK = {"cpu": 2**18, "cuda": 2**25}  # entries at a time: on a CPU what is made of them stays in the cache
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One way to write an m x n matrix D by a few small tensors; both functions work on P matrices at once.
+
+    Attributes:
+        generators: how many tensors it takes.
+        dense: (tensors, m, n) -> D (P, m, n), new and contiguous.
+        gradients: (tensors, g, x) -> the gradients of the tensors, in their dtype.
+        passes: about how often D is read or written in memory to form it and add it to a weight.
+        needs_outer: whether the gradients are made from H.
+    """
+
+    generators: int
+    dense: Callable[[Tensors, int, int], Tensor]
+    gradients: Callable[[Tensors, Tensor, Tensor], list[Tensor]]
+    passes: int = 2
+    needs_outer: bool = False
+
+
+def chunks(like: Tensor, width: int, *rows: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """The same few rows of each, in the dtype of `like`; `width` is that of what is made of a row."""
+    size = max(1, CHUNK.get(like.device.type, CHUNK["cuda"]) // width)
+    for chunk in zip(*(torch.split(tensor, size) for tensor in rows), strict=True):
+        yield tuple(part.to(like.dtype) for part in chunk)
