@@ -64,7 +64,7 @@ def _eta(half: int, like: Tensor, sign: int = 1) -> Tensor:
 def skew_fold(v: Tensor, K: int) -> Tensor:
     """(..., <= K) -> complex (..., K / 2), K even, whose transforms multiply as polynomials do modulo z^K + 1."""
     low, high = pad(v, (0, K - v.shape[-1])).chunk(2, dim=-1)
-    return torch.complex(low, high) * _eta(K // 2, v)
+    return torch.complex(low, high).mul_(_eta(K // 2, v))
 
 
 def skew_unfold(v: Tensor) -> Tensor:

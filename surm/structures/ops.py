@@ -117,6 +117,7 @@ def _sum(weight: Tensor | None, groups: Sequence[_Group], m: int, n: int, dtype:
 
 
 def _dense(group: _Group, n: int) -> Tensor:
+    """D of the group, one part below the other."""
     rows, places, generators = group
     return places[0].kernel.dense(generators, (rows.stop - rows.start) // len(places), n).flatten(0, 1)
 
@@ -132,9 +133,10 @@ def _gradients(
     """The gradients of the generators and, if it is needed, that of x behind them."""
     m, n = g.shape[-1], x.shape[-1]
     groups = _groups(plan, generators)
-    # First, as it reads g, and W + D is gone when the others are computed.
-    x_gradient = [g @ _sum(weight, groups, m, n, g.dtype)] if needs_x else []
+    # As matrices: a product of g as it comes, with a W + D for each example, would be slow where g is not contiguous.
     g_rows, x_rows = g.reshape(-1, m), x.reshape(-1, n)
+    # First, as it reads g, and W + D is gone when the others are computed.
+    x_gradient = [(g_rows @ _sum(weight, groups, m, n, g.dtype)).view(x.shape)] if needs_x else []
     gradients = []
     for rows, places, own in groups:
         own_g = g_rows[:, rows].view(len(g_rows), len(places), (rows.stop - rows.start) // len(places))

@@ -1,5 +1,7 @@
 """Matrices with constant diagonals: the gradient is a correlation of g and x, summed over rows in frequencies."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
@@ -22,20 +24,25 @@ def _skew_circulant_dense(tensors: Tensors, m: int, n: int) -> Tensor:
 
 def _correlation(g: Tensor, x: Tensor, length: int, like: Tensor) -> Tensor:
     """r[k] = sum over rows and over i - j = k mod `length` of g_i x_j: (P, length)."""
-    parts = g.shape[1]
-    total = like.new_zeros(parts, length // 2 + 1, dtype=torch.promote_types(like.dtype, torch.complex64))
-    for g_rows, x_rows in chunks(like, parts * length, g, x):
-        total += _cross_spectrum(torch.fft.rfft(g_rows, n=length), torch.fft.rfft(x_rows, n=length))
+    total = _cross_spectrum(lambda rows: torch.fft.rfft(rows, n=length), length, g, x, like)
     r: Tensor = torch.fft.irfft(total, n=length)
     return r
 
 
-def _cross_spectrum(g: Tensor, x: Tensor) -> Tensor:
-    """Sum over rows of g conj(x); both are overwritten.
+def _cross_spectrum(transform: Callable[[Tensor], Tensor], width: int, g: Tensor, x: Tensor, like: Tensor) -> Tensor:
+    """Sum over rows of the transform of g times the conjugate of that of x, each (..., width) or smaller: (P, ...).
 
     Not by `conj` or `vecdot`: their lazy conjugation is lost where the operator runs in a compiled graph.
     """
-    return g.mul_(x.conj_physical_().unsqueeze(1)).sum(dim=0)
+    total = None
+    for g_rows, x_rows in chunks(like, (g.shape[1] + 1) * width, g, x):
+        G, X = transform(g_rows), transform(x_rows).conj_physical_().unsqueeze(1)
+        if total is None:
+            total = G.mul_(X)
+        else:
+            total[: len(G)].addcmul_(G, X)
+    assert total is not None  # without rows there is one chunk of none
+    return total.sum(dim=0)
 
 
 def _linear_correlation(g: Tensor, x: Tensor, like: Tensor) -> Tensor:
@@ -60,13 +67,11 @@ def _circulant_gradients(tensors: Tensors, g: Tensor, x: Tensor) -> list[Tensor]
 
 def _skew_circulant_gradients(tensors: Tensors, g: Tensor, x: Tensor) -> list[Tensor]:
     [c] = tensors
-    parts, K = c.shape
+    K = c.shape[-1]
     half = K // 2
     if K % 2 or fast_length(half) != half:
         return [_wrapped(_linear_correlation(g, x, c), g.shape[-1], x.shape[-1], sign=-1)]
-    total = c.new_zeros(parts, half, dtype=torch.promote_types(c.dtype, torch.complex64))
-    for g_rows, x_rows in chunks(c, parts * K, g, x):
-        total += _cross_spectrum(torch.fft.fft(skew_fold(g_rows, K)), torch.fft.fft(skew_fold(x_rows, K)))
+    total = _cross_spectrum(lambda rows: torch.fft.fft(skew_fold(rows, K)), K, g, x, c)
     return [skew_unfold(torch.fft.ifft(total))]
 
 

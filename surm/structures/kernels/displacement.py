@@ -11,7 +11,8 @@ Rows are taken in blocks of b. From the row above a block, s + 1 steps down a di
     D[start + s, j] = D[start - 1, j - s - 1] + sum_{v = 0..s} A[:, start + s - v] . B[:, j - v].
 
 The sum is a product of a matrix of m x (q b) with one of (q b) x n, for all blocks at once. The rows above the blocks
-follow from each other by running sums along diagonals, of m / b rows only.
+follow from each other by running sums along diagonals, of m / b rows only: a product with a triangle of ones, which is
+faster than `cumsum`.
 """
 
 from math import prod
@@ -93,7 +94,7 @@ def _dense(given: Displacement) -> Tensor:
     above[:, :, :BLOCK] = pad(given.column, (0, -m % BLOCK)).view(parts, blocks, BLOCK).flip(-1)
     above[:, 0, BLOCK:-1] = given.row
     above[:, 1:, BLOCK:] = left[:, BLOCK - 1 : -1 : BLOCK] @ right  # the last row of each block but for what is above
-    above = _straight(skewed.cumsum(dim=1), n)
+    above = _straight(skewed.new_ones(blocks, blocks).tril() @ skewed, n)  # the sums of all rows so far
     D = _shifted(above[..., :-1], n).flatten(1, 2)
     return D.baddbmm_(left, right)[:, :m].contiguous()
 
@@ -111,7 +112,7 @@ def _gradients(given: Displacement, g: Tensor, x: Tensor) -> Displacement:
     # As in `_dense`, from its last line to its first.
     above, skewed = _above(parts, blocks, n, H)
     above[..., :-1] = _shifted_gradient(H.view(parts, blocks, BLOCK, n))
-    above = _straight(skewed.flip(1).cumsum(dim=1).flip(1), n)
+    above = _straight(skewed.new_ones(blocks, blocks).triu() @ skewed, n)
     row, column = above[:, 0, BLOCK:-1], above[:, :, :BLOCK].flip(-1).flatten(1)[:, :m]
     H[:, BLOCK - 1 : -1 : BLOCK] += above[:, 1:, BLOCK:]
     A = _with_room((parts, q, blocks, BLOCK), BLOCK, H)

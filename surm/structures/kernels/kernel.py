@@ -2,13 +2,14 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from math import ceil
 
 import torch
 from torch import Tensor
 
 Tensors = Sequence[Tensor]
 
-CHUNK = {"cpu": 2**18, "cuda": 2**25}  # entries at a time: on a CPU what is made of them stays in the cache
+CHUNK = {"cpu": 2**19, "cuda": 2**25}  # entries at a time: on a CPU what is made of them stays in the cache
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,8 @@ class Kernel:
 
 
 def chunks(like: Tensor, width: int, *rows: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """The same few rows of each, in the dtype of `like`; `width` is that of what is made of a row."""
-    size = max(1, CHUNK.get(like.device.type, CHUNK["cuda"]) // width)
+    """The same few rows of each in the dtype of `like`, never more than at first; `width` is what is made of a row."""
+    most, count = max(1, CHUNK.get(like.device.type, CHUNK["cuda"]) // width), len(rows[0])
+    size = ceil(count / max(1, ceil(count / most))) or 1
     for chunk in zip(*(torch.split(tensor, size) for tensor in rows), strict=True):
         yield tuple(part.to(like.dtype) for part in chunk)
