@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from surm.structures.autocast import autocasts
 from surm.structures.base import Structure
 from surm.structures.family import Family
 from surm.structures.kernels import KERNELS
@@ -88,13 +89,6 @@ def terms(structure: Structure, dtype: torch.dtype, rows: slice | None = None, a
 def transformed() -> bool:
     """Whether this runs in a transform of torch.func, which can look through plain operations only."""
     return torch._C._are_functorch_transforms_active()
-
-
-def autocasts(x: Tensor) -> bool:
-    """Whether products with x are computed in the dtype of `torch.autocast` now."""
-    device = x.device.type
-    known = torch.amp.is_autocast_available(device)
-    return known and torch.is_autocast_enabled(device) and x.dtype != torch.float64
 
 
 def prefers_fused(structures: Sequence[Structure], x: Tensor) -> bool:

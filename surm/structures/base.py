@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
+from surm.structures.autocast import without_autocast
 from surm.structures.options import Option, is_count
 from surm.structures.projection import Fit
 
@@ -79,7 +80,7 @@ class Structure(nn.Module, ABC):
     def forward(self, x: Tensor) -> Tensor:
         """y = W x: (..., n) -> (..., m), computed in float32 or float64, returned in the dtype of x."""
         self.check_input(x)
-        with torch.autocast(x.device.type, enabled=False):
+        with without_autocast(x):
             return self._product(x.to(self.compute_dtype(x.dtype))).to(x.dtype)
 
     def check_input(self, x: Tensor) -> None:
@@ -90,7 +91,7 @@ class Structure(nn.Module, ABC):
     def dense(self) -> Tensor:
         """W (m, n), differentiable, in the dtype of the parameters."""
         parameter = next(self.parameters())
-        with torch.autocast(parameter.device.type, enabled=False):
+        with without_autocast(parameter):
             return self._dense(self.compute_dtype(parameter.dtype)).to(parameter.dtype)
 
     @abstractmethod

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
+from surm.structures.autocast import without_autocast
 from surm.structures.kernels import KERNELS, Kernel
 
 NO_SECOND_DERIVATIVES = (
@@ -124,7 +125,8 @@ def _dense(group: _Group, n: int) -> Tensor:
 
 def _forward(x: Tensor, weight: Tensor | None, bias: Tensor | None, generators: list[Tensor], plan: str) -> Tensor:
     m, n = _parse(plan)[0], x.shape[-1]
-    return linear(x, _sum(weight, _groups(plan, generators), m, n, x.dtype), bias)
+    with without_autocast(x):  # in whose dtype D would be formed
+        return linear(x, _sum(weight, _groups(plan, generators), m, n, x.dtype), bias)
 
 
 def _gradients(
@@ -132,17 +134,18 @@ def _gradients(
 ) -> list[Tensor]:
     """The gradients of the generators and, if it is needed, that of x behind them."""
     m, n = g.shape[-1], x.shape[-1]
-    groups = _groups(plan, generators)
     # As matrices: a product of g as it comes, with a W + D for each example, would be slow where g is not contiguous.
     g_rows, x_rows = g.reshape(-1, m), x.reshape(-1, n)
-    # First, as it reads g, and W + D is gone when the others are computed.
-    x_gradient = [(g_rows @ _sum(weight, groups, m, n, g.dtype)).view(x.shape)] if needs_x else []
     gradients = []
-    for rows, places, own in groups:
-        own_g = g_rows[:, rows].view(len(g_rows), len(places), (rows.stop - rows.start) // len(places))
-        found = places[0].kernel.gradients(own, own_g, x_rows)
-        # New tensors, which share nothing.
-        gradients += [places[0].alpha * gradient for part in zip(*found, strict=True) for gradient in part]
+    with without_autocast(x):
+        groups = _groups(plan, generators)
+        # First, as it reads g, and W + D is gone when the others are computed.
+        x_gradient = [(g_rows @ _sum(weight, groups, m, n, g.dtype)).view(x.shape)] if needs_x else []
+        for rows, places, own in groups:
+            own_g = g_rows[:, rows].view(len(g_rows), len(places), (rows.stop - rows.start) // len(places))
+            found = places[0].kernel.gradients(own, own_g, x_rows)
+            # New tensors, which share nothing.
+            gradients += [places[0].alpha * gradient for part in zip(*found, strict=True) for gradient in part]
     return gradients + x_gradient
 
 

@@ -10,7 +10,8 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from surm.structures import Structure, build
-from surm.structures.backends import autocasts, prefers_fused, product, terms, transformed
+from surm.structures.autocast import autocasts
+from surm.structures.backends import prefers_fused, product, terms, transformed
 from surm.structures.ops import updated_linear
 from surm.tuners.config import SurmConfig
 from surm.tuners.keys import OLD_PEFT, put_names_last

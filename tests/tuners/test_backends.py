@@ -170,6 +170,24 @@ def test_half_precision_keeps_a_small_update(backend, dtype, autocast, structure
     torch.testing.assert_close(y, y_base + expected, rtol=step, atol=step * expected.abs().max().item())
 
 
+@pytest.mark.parametrize("structure", STRUCTURES)
+def test_a_backward_pass_under_autocast_stays_exact(structure):
+    """The gradients in float32 of a layer that was called outside of it."""
+    model = adapt(net(), structure=structure, init_weights=False, target_modules=["first"], backend="fused")
+    layer = model.base_model.model.first.float()
+    twin = copy.deepcopy(layer).double()
+    x, g = ROWS.clone().requires_grad_(), torch.ones(len(ROWS), layer.out_features).cumsum(1)
+    y = x @ (twin.get_base_layer().weight + twin.surm_update["default"].dense()).mT
+    expected = torch.autograd.grad(y, [x, *twin.surm_update.parameters()], g.double())
+    x = x.detach().float().requires_grad_()
+    y = layer(x)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = torch.autograd.grad(y, [x, *layer.surm_update.parameters()], g)
+    for gradient, exact in zip(found, expected, strict=True):
+        assert gradient.dtype == torch.float32
+        assert (gradient - exact).norm() < 1e-5 * exact.norm()
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_parameters_written_behind_autograds_back_are_seen(backend):
     model = adapt(net(), init_weights=False, target_modules=TWO, backend=backend).eval()
@@ -227,8 +245,9 @@ def test_an_adapted_model_is_exported():
     torch.testing.assert_close(exported.module()(ROWS), model(ROWS))
 
 
-def test_the_meta_device_computes_shapes():
-    model = copy.deepcopy(adapt(net(), target_modules=TWO, backend="fused")).to("meta")
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_meta_device_computes_shapes(backend):
+    model = copy.deepcopy(adapt(net(), target_modules=TWO, backend=backend)).to("meta")
     assert model(ROWS.to("meta")).shape == (300, 3)
 
 

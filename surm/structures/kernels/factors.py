@@ -17,7 +17,7 @@ def _kronecker_gradients(tensors: Tensors, g: Tensor, x: Tensor) -> list[Tensor]
     A, B = tensors
     (parts, r, m1, n1), (_, _, m2, n2) = A.shape, B.shape
     A_gradient, B_gradient = torch.zeros_like(A), torch.zeros_like(B)
-    for g_rows, x_rows in chunks(A, max(parts * m1 * m2, n1 * n2), g, x):
+    for g_rows, x_rows in chunks(A, parts * m1 * m2 + n1 * n2, g, x):
         count = len(x_rows)
         X = x_rows.reshape(count * n1, n2)
         for part in range(parts):
@@ -43,7 +43,7 @@ def _low_rank_dense(tensors: Tensors, m: int, n: int) -> Tensor:
 def _low_rank_gradients(tensors: Tensors, g: Tensor, x: Tensor) -> list[Tensor]:
     B, A = tensors
     B_gradient, A_gradient = torch.zeros_like(B), torch.zeros_like(A)
-    for g_rows, x_rows in chunks(B, max(g.shape[1] * g.shape[2], x.shape[-1]), g, x):
+    for g_rows, x_rows in chunks(B, g.shape[1] * g.shape[2] + x.shape[-1], g, x):
         for part, own in enumerate(g_rows.unbind(1)):
             B_gradient[part].addmm_(own.mT, x_rows @ A[part].mT)
             A_gradient[part].addmm_((own @ B[part]).mT, x_rows)
