@@ -30,19 +30,24 @@ def _correlation(g: Tensor, x: Tensor, length: int, like: Tensor) -> Tensor:
 
 
 def _cross_spectrum(transform: Callable[[Tensor], Tensor], width: int, g: Tensor, x: Tensor, like: Tensor) -> Tensor:
-    """Sum over rows of the transform of g times the conjugate of that of x, each (..., width) or smaller: (P, ...).
+    """Sum over rows of the transform of g times the conjugate of that of x, each (..., width) or smaller: (P, ...)."""
+    total = None
+    for g_rows, x_rows in chunks(like, (g.shape[1] + 1) * width, g, x):
+        total = _add_products(total, transform(g_rows), transform(x_rows))
+    assert total is not None  # without rows there is one chunk of none
+    return total.sum(dim=0)
+
+
+def _add_products(total: Tensor | None, g: Tensor, x: Tensor) -> Tensor:
+    """total + g conj(x), in place: all are lost. Only the first chunk starts a total, and none is longer.
 
     Not by `conj` or `vecdot`: their lazy conjugation is lost where the operator runs in a compiled graph.
     """
-    total = None
-    for g_rows, x_rows in chunks(like, (g.shape[1] + 1) * width, g, x):
-        G, X = transform(g_rows), transform(x_rows).conj_physical_().unsqueeze(1)
-        if total is None:
-            total = G.mul_(X)
-        else:
-            total[: len(G)].addcmul_(G, X)
-    assert total is not None  # without rows there is one chunk of none
-    return total.sum(dim=0)
+    x = x.conj_physical_().unsqueeze(1)
+    if total is None:
+        return g.mul_(x)
+    total[: len(g)].addcmul_(g, x)
+    return total
 
 
 def _linear_correlation(g: Tensor, x: Tensor, like: Tensor) -> Tensor:

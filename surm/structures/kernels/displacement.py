@@ -222,5 +222,5 @@ def _convolution_gradients(v: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, Ten
     return back[0, ..., : a.shape[-1]], back[1, ..., : b.shape[-1]]
 
 
-LDR = Kernel(2, _ldr_dense, _ldr_gradients, passes=4, needs_outer=True)
-TOEPLITZ_PAIR = Kernel(2, _pair_dense, _pair_gradients, passes=4, needs_outer=True)
+LDR = Kernel(2, _ldr_dense, _ldr_gradients, passes=12, needs_outer=True)
+TOEPLITZ_PAIR = Kernel(2, _pair_dense, _pair_gradients, passes=12, needs_outer=True)

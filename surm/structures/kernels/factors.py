@@ -18,18 +18,27 @@ def _kronecker_gradients(tensors: Tensors, g: Tensor, x: Tensor) -> list[Tensor]
     (parts, r, m1, n1), (_, _, m2, n2) = A.shape, B.shape
     A_gradient, B_gradient = torch.zeros_like(A), torch.zeros_like(B)
     for g_rows, x_rows in chunks(A, parts * m1 * m2 + n1 * n2, g, x):
-        count = len(x_rows)
-        X = x_rows.reshape(count * n1, n2)
+        X = x_rows.reshape(-1, n1, n2)
         for part in range(parts):
-            G = g_rows[:, part].reshape(count, m1, m2)
+            G = g_rows[:, part].reshape(-1, m1, m2)
             for t in range(r):
-                shrunk = (X @ B[part, t].mT).view(count, n1, m2)
-                A_gradient[part, t] += torch.bmm(G, shrunk.mT).sum(dim=0)
-                turned = A[part, t].mT @ G
-                # In n1 products of equal length, as one of this shape would run on one core.
-                pieces = torch.bmm(turned.view(n1, count, m2).mT, X.view(n1, count, n2))
-                B_gradient[part, t] += pieces.sum(dim=0)
+                A_gradient[part, t] += _left_gradient(G, X, B[part, t])
+                B_gradient[part, t] += _right_gradient(G, X, A[part, t])
     return [A_gradient, B_gradient]
+
+
+def _left_gradient(G: Tensor, X: Tensor, B: Tensor) -> Tensor:
+    """Of A: sum over rows of G (m1, m2) times B X^T, X (n1, n2)."""
+    shrunk = (X.flatten(0, 1) @ B.mT).view(*X.shape[:2], len(B))
+    return torch.bmm(G, shrunk.mT).sum(dim=0)
+
+
+def _right_gradient(G: Tensor, X: Tensor, A: Tensor) -> Tensor:
+    """Of B: sum over rows of G^T A X."""
+    count, n1, n2 = X.shape
+    turned = A.mT @ G
+    # In n1 products of equal length, as one of this shape would run on one core.
+    return torch.bmm(turned.view(n1, count, -1).mT, X.view(n1, count, n2)).sum(dim=0)
 
 
 # sum_t B_t A_t with B (P, m, r) and A (P, r, n), the terms side by side.

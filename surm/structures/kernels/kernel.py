@@ -9,7 +9,7 @@ from torch import Tensor
 
 Tensors = Sequence[Tensor]
 
-CHUNK = {"cpu": 5 * 2**16, "cuda": 2**25}  # entries at a time: on a CPU what is made of them stays in the cache
+CHUNK = {"cpu": 2**19, "cuda": 2**25}  # entries at a time: on a CPU what is made of them stays in the cache
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Kernel:
         generators: how many tensors it takes.
         dense: (tensors, m, n) -> D (P, m, n), new and contiguous.
         gradients: (tensors, g, x) -> the gradients of the tensors, in their dtype.
-        passes: about how often D is read or written in memory to form it and add it to a weight.
+        passes: what it takes to form D and add it to a weight, in the time for D to be read or written once.
         needs_outer: whether the gradients are made from H.
     """
 
