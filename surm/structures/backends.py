@@ -44,8 +44,8 @@ class Costs:
     call: float
 
 
-# From `scripts/benchmark.py --calibrate` on a CPU with two threads; a transform counts twice what the FFT alone takes, an
-# entry three times what it takes in the cache, as whole layers were measured (docs/speed.md). Only ratios matter, and
+# From `scripts/benchmark.py --calibrate` on a CPU with two threads; a transform counts twice what the FFT alone takes,
+# an entry three times what it takes in the cache, as whole layers were measured (docs/speed.md). Only ratios matter,
 # few choices are close. A GPU's were not measured.
 COSTS = {
     torch.float32: Costs(multiply_add=10.3e-12, narrow=31e-12, transform=0.1e-9, entry=0.2e-9, call=120e-6),
