@@ -10,7 +10,8 @@ All give the same numbers up to rounding, and keep of token size nothing but x f
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import cast
+from functools import lru_cache
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -18,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 from surm.structures.autocast import autocasts
 from surm.structures.base import Structure
-from surm.structures.family import Family
+from surm.structures.family import Family, Work
 from surm.structures.kernels import KERNELS
 from surm.structures.ops import Term, updated_linear
 
@@ -44,13 +45,16 @@ class Costs:
     call: float
 
 
-# From `scripts/benchmark.py --calibrate` on a CPU with two threads; a transform counts twice what the FFT alone takes,
-# an entry three times what it takes in the cache, as whole layers were measured (docs/speed.md). Only ratios matter,
-# few choices are close. A GPU's were not measured.
+# From `scripts/benchmark.py --calibrate` on a CPU with two threads; a transform counts 2.5 times what the FFT alone
+# takes, an entry five times what it takes in the cache, as whole layers were measured (docs/speed.md). Only ratios
+# matter, and few choices are close. A GPU's were not measured.
 COSTS = {
-    torch.float32: Costs(multiply_add=10.3e-12, narrow=31e-12, transform=0.1e-9, entry=0.2e-9, call=120e-6),
-    torch.bfloat16: Costs(multiply_add=5.1e-12, narrow=31e-12, transform=0.1e-9, entry=0.2e-9, call=120e-6),
+    torch.float32: Costs(multiply_add=9.5e-12, narrow=31e-12, transform=0.1e-9, entry=0.2e-9, call=120e-6),
+    torch.bfloat16: Costs(multiply_add=2.2e-12, narrow=31e-12, transform=0.1e-9, entry=0.2e-9, call=120e-6),
 }
+# A product by transforms holds all rows at once: beyond so many entries, times their doublings, they leave the cache,
+# and each takes so many times as long.
+CACHED, STREAMED = 2**28, 3
 
 
 def product(structure: Structure, x: Tensor, backend: str = "auto") -> Tensor:
@@ -68,22 +72,24 @@ def product(structure: Structure, x: Tensor, backend: str = "auto") -> Tensor:
     if transformed():
         return cast(Tensor, structure(x))
     if backend not in ("fft", "dense"):
-        costs = {"fft": fft_seconds(structure, x), "dense": dense_seconds([structure], x)}
-        backend = min(costs, key=costs.__getitem__)
+        backend = "fft" if prefers_fft(structure, x) else "dense"
     if backend == "dense":
         if autocasts(x):
             x = x.to(torch.get_autocast_dtype(x.device.type))
-        return updated_linear(x, None, None, structure.m, terms(structure, x.dtype))
+        return updated_linear(x, None, None, structure.m, terms(structure, x))
     if torch.is_grad_enabled():
         return cast(Tensor, checkpoint(structure, x, use_reentrant=False, preserve_rng_state=False))
     return cast(Tensor, structure(x))
 
 
-def terms(structure: Structure, dtype: torch.dtype, rows: slice | None = None, alpha: float = 1.0) -> list[Term]:
-    """alpha W as terms of a layer whose input has this dtype; `rows` are those that W updates, without them all."""
-    wide = structure.compute_dtype(dtype)
-    place = rows or slice(0, structure.m)
-    return [Term(place, family.kernel, family.generators(wide), alpha) for family in _families(structure)]
+def terms(structure: Structure, x: Tensor, rows: slice | None = None, alpha: float = 1.0) -> list[Term]:
+    """alpha W as terms of a layer with the input x; `rows` are those that W updates, without them all."""
+    wide = structure.compute_dtype(x.dtype)
+    place, count = rows or slice(0, structure.m), _rows(x)
+    return [
+        Term(place, family.kernel, family.generators(wide), alpha, outer=_gradient(family.work, count, x.dtype).outer)
+        for family in _families(structure)
+    ]
 
 
 def transformed() -> bool:
@@ -93,43 +99,70 @@ def transformed() -> bool:
 
 def prefers_fused(structures: Sequence[Structure], x: Tensor) -> bool:
     """Whether one product with W + D costs less than products with each structure apart, by the model of costs."""
-    apart = sum(min(fft_seconds(structure, x), dense_seconds([structure], x)) for structure in structures)
-    outputs = sum(structure.m for structure in structures) * _rows(x)  # which are written and added to the layer's
-    return fused_seconds(structures, x) < apart + 2 * outputs * _costs(x.dtype).entry
+    work, training = tuple(map(_work, structures)), torch.is_grad_enabled()
+    return _prefers_fused(work, _rows(x), x.dtype, training)
 
 
-def fft_seconds(structure: Structure, x: Tensor) -> float:
+def prefers_fft(structure: Structure, x: Tensor) -> bool:
+    """Whether a product by transforms costs less than one with D, by the model of costs."""
+    work, rows, training = _work(structure), _rows(x), torch.is_grad_enabled()
+    return _fft_seconds(work, rows, x.dtype, training) < _dense_seconds(work, rows, x.dtype, training)
+
+
+@lru_cache(maxsize=4096)
+def _prefers_fused(structures: tuple[tuple[Work, ...], ...], rows: int, dtype: torch.dtype, training: bool) -> bool:
+    case = rows, dtype, training
+    apart = sum(min(_fft_seconds(work, *case), _dense_seconds(work, *case)) for work in structures)
+    outputs = rows * sum(work[0].m for work in structures)  # which are written and added to the layer's
+    together = sum(_fused_seconds(work, *case) for work in structures)
+    return together < apart + 2 * outputs * _costs(dtype).entry
+
+
+def _fft_seconds(work: tuple[Work, ...], rows: int, dtype: torch.dtype, training: bool) -> float:
     """Forward, and in training twice for the backward pass and once more to compute again what was not kept."""
-    costs = _costs(x.dtype)
-    work = [family.row_work() for family in _families(structure)]
-    row = sum(transforms * costs.transform + others * costs.narrow for transforms, others in work)
-    return (4 if torch.is_grad_enabled() else 1) * (costs.call + _rows(x) * row)
+    costs = _costs(dtype)
+    transforms = rows * sum(part.transforms for part in work)
+    seconds = costs.call + transforms * costs.transform * (STREAMED if transforms > CACHED else 1)
+    return (4 if training else 1) * (seconds + rows * sum(part.others for part in work) * costs.narrow)
 
 
-def fused_seconds(structures: Sequence[Structure], x: Tensor) -> float:
+def _fused_seconds(work: tuple[Work, ...], rows: int, dtype: torch.dtype, training: bool) -> float:
     """What D adds to a layer: it is formed in each pass, and in training its generators have gradients."""
-    costs, training = _costs(x.dtype), torch.is_grad_enabled()
-    seconds = 0.0
-    for structure in structures:
-        for family in _families(structure):
-            kernel, entries = KERNELS[family.kernel], structure.m * structure.n
-            seconds += (2 if training else 1) * kernel.passes * entries * costs.entry
-            if training and kernel.needs_outer:
-                seconds += entries * (_rows(x) * costs.multiply_add + kernel.passes * costs.entry)
-            elif training:
-                transforms, others = family.row_work()
-                seconds += _rows(x) * (transforms * costs.transform + others * costs.narrow)
-    return seconds
+    forming = sum(KERNELS[part.kernel].passes * part.m * part.n for part in work) * _costs(dtype).entry
+    if not training:
+        return forming
+    return 2 * forming + sum(_gradient(part, rows, dtype).seconds for part in work)
 
 
-def dense_seconds(structures: Sequence[Structure], x: Tensor) -> float:
+def _dense_seconds(work: tuple[Work, ...], rows: int, dtype: torch.dtype, training: bool) -> float:
     """As fused, and a product with D of its own in each pass."""
-    own = sum(structure.m * structure.n for structure in structures) * _rows(x) * _costs(x.dtype).multiply_add
-    return fused_seconds(structures, x) + (2 if torch.is_grad_enabled() else 1) * own
+    product = work[0].m * work[0].n * rows * _costs(dtype).multiply_add
+    return _fused_seconds(work, rows, dtype, training) + (2 if training else 1) * product
+
+
+class _Gradient(NamedTuple):
+    seconds: float
+    outer: bool
+
+
+@lru_cache(maxsize=4096)
+def _gradient(work: Work, rows: int, dtype: torch.dtype) -> _Gradient:
+    """The cheaper of a kernel's ways to the gradients of its generators."""
+    kernel, costs, ways = KERNELS[work.kernel], _costs(dtype), []
+    if kernel.by_rows:
+        ways.append(_Gradient(rows * (work.transforms * costs.transform + work.others * costs.narrow), outer=False))
+    if kernel.by_outer:
+        seconds = work.m * work.n * (rows * costs.multiply_add + kernel.passes * costs.entry)
+        ways.append(_Gradient(seconds, outer=True))
+    return min(ways)
 
 
 def _families(structure: Structure) -> list[Family]:
     return cast(list[Family], structure.summands())
+
+
+def _work(structure: Structure) -> tuple[Work, ...]:
+    return tuple(family.work for family in _families(structure))
 
 
 def _costs(dtype: torch.dtype) -> Costs:

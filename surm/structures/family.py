@@ -1,7 +1,7 @@
 """Families with parameters of their own, and the linear ones among them."""
 
 from abc import abstractmethod
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +11,24 @@ from surm.structures.base import Device, Structure
 from surm.structures.projection import Fit
 
 UPDATE_STD = 0.02  # of what is otherwise zero, under init_weights=False
+
+
+class Work(NamedTuple):
+    """What computing with a matrix takes, for a model of costs.
+
+    Attributes:
+        kernel: name of its kernel.
+        m: rows of the matrix.
+        n: columns.
+        transforms: what `forward` transforms for a row of x: entries, times the doublings of their number.
+        others: its multiplications with additions for a row outside of transforms.
+    """
+
+    kernel: str
+    m: int
+    n: int
+    transforms: float
+    others: float
 
 
 class Family(Structure):
@@ -25,6 +43,7 @@ class Family(Structure):
     def _build(self, device: Device, dtype: torch.dtype | None) -> None:
         for name, shape in self._parameter_shapes(self.m, self.n, **self.options).items():
             self.register_parameter(name, nn.Parameter(torch.empty(shape, device=device, dtype=dtype)))
+        self.work = Work(self.kernel, self.m, self.n, *self.row_work())
 
     @torch.no_grad()
     def reset_parameters(self, init_weights: bool | str = True) -> None:
@@ -46,9 +65,7 @@ class Family(Structure):
 
     @abstractmethod
     def row_work(self) -> tuple[float, float]:
-        """What `forward` does for a row: entries that are transformed, times the doublings of their number, and
-        multiplications with additions outside of transforms.
-        """
+        """`transforms` and `others` of its `Work`."""
 
     def summands(self) -> list[Structure]:
         return [self]

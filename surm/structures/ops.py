@@ -24,12 +24,21 @@ NO_SECOND_DERIVATIVES = (
 
 
 class Term(NamedTuple):
-    """alpha S in a layer: the rows of W that it updates, S by a kernel and its generators, and alpha."""
+    """alpha S in a layer.
+
+    Attributes:
+        rows: those of W that it updates.
+        kernel: by which S is written.
+        generators: the kernel's.
+        alpha: the factor.
+        outer: whether the kernel makes its gradients from H = g^T x.
+    """
 
     rows: slice
     kernel: str
     generators: Sequence[Tensor]
     alpha: float = 1.0
+    outer: bool = False
 
 
 def updated_linear(x: Tensor, weight: Tensor | None, bias: Tensor | None, m: int, terms: Sequence[Term]) -> Tensor:
@@ -42,7 +51,9 @@ def updated_linear(x: Tensor, weight: Tensor | None, bias: Tensor | None, m: int
     Raises:
         RuntimeError: second derivatives are asked for.
     """
-    plan = ";".join([str(m), *(f"{term.rows.start}:{term.rows.stop}:{term.kernel}:{term.alpha}" for term in terms)])
+    plan = ";".join(
+        [str(m), *(f"{term.rows.start}:{term.rows.stop}:{term.kernel}:{term.alpha}:{term.outer:d}" for term in terms)]
+    )
     generators = [generator for term in terms for generator in term.generators]
     if torch.compiler.is_compiling():
         return cast(Tensor, _operator(x, weight, bias, generators, plan))
@@ -54,6 +65,7 @@ class _Place(NamedTuple):
     kernel: Kernel
     generators: slice  # in the list of all
     alpha: float
+    outer: bool
 
 
 @lru_cache(maxsize=1024)
@@ -61,9 +73,9 @@ def _parse(plan: str) -> tuple[int, tuple[_Place, ...]]:
     m, *terms = plan.split(";")
     places, first = [], 0
     for term in terms:
-        start, stop, name, alpha = term.split(":")
+        start, stop, name, alpha, outer = term.split(":")
         kernel, last = KERNELS[name], first + KERNELS[name].generators
-        places.append(_Place(slice(int(start), int(stop)), kernel, slice(first, last), float(alpha)))
+        places.append(_Place(slice(int(start), int(stop)), kernel, slice(first, last), float(alpha), outer == "1"))
         first = last
     return int(m), tuple(places)
 
@@ -96,7 +108,7 @@ def _groups(plan: str, generators: Sequence[Tensor]) -> list[_Group]:
 def _beside(last: _Place, place: _Place, generators: Sequence[Tensor]) -> bool:
     size = place.rows.stop - place.rows.start
     follows = last.rows == slice(place.rows.start - size, place.rows.start)
-    if not follows or (last.kernel, last.alpha) != (place.kernel, place.alpha):
+    if not follows or (last.kernel, last.alpha, last.outer) != (place.kernel, place.alpha, place.outer):
         return False
     shapes = [[tensor.shape for tensor in generators[one.generators]] for one in (last, place)]
     return shapes[0] == shapes[1]
@@ -143,7 +155,7 @@ def _gradients(
         x_gradient = [(g_rows @ _sum(weight, groups, m, n, g.dtype)).view(x.shape)] if needs_x else []
         for rows, places, own in groups:
             own_g = g_rows[:, rows].view(len(g_rows), len(places), (rows.stop - rows.start) // len(places))
-            found = places[0].kernel.gradients(own, own_g, x_rows)
+            found = places[0].kernel.gradients(places[0].outer)(own, own_g, x_rows)
             # New tensors, which share nothing.
             gradients += [places[0].alpha * gradient for part in zip(*found, strict=True) for gradient in part]
     return gradients + x_gradient

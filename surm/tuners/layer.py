@@ -208,7 +208,7 @@ class SurmWeight(nn.Module, SurmLayer, Merging):
         updates = [
             term
             for name, index, structure in chosen
-            for term in terms(structure, weight.dtype, slice(starts[index], starts[index + 1]), self.alpha[name])
+            for term in terms(structure, x, slice(starts[index], starts[index + 1]), self.alpha[name])
         ]
         return updated_linear(x, weight, cast(nn.Linear, self.base_layer).bias, self.rows, updates)
 

@@ -9,6 +9,7 @@ from torch.nn.functional import linear
 
 from surm.structures import Structure, build
 from surm.structures.backends import product, terms
+from surm.structures.kernels import KERNELS
 from surm.structures.ops import updated_linear
 from tests.contract.rows import ROWS, Row
 
@@ -25,11 +26,12 @@ SHAPES = {
 
 
 def beside_a_weight(structure: Structure, x: Tensor) -> Tensor:
-    """W x as what it adds to a layer that has a weight and a bias."""
+    """W x as what it adds to a layer that has a weight and a bias, with gradients from H, which few rows never take."""
     m, n = structure.m, structure.n
     numbers = torch.arange(m * n + m, dtype=x.dtype).sin()  # which torch.compile can follow, unlike a generator
     weight, bias = numbers[m:].reshape(m, n), numbers[:m]
-    return updated_linear(x, weight, bias, m, terms(structure, x.dtype)) - linear(x, weight, bias)
+    by_outer = [term._replace(outer=KERNELS[term.kernel].by_outer is not None) for term in terms(structure, x)]
+    return updated_linear(x, weight, bias, m, by_outer) - linear(x, weight, bias)
 
 
 BACKENDS: dict[str, Callable[[Structure, Tensor], Tensor]] = {

@@ -23,21 +23,25 @@ GENERATORS = {  # by kernel, of a 4 x 6 matrix
     "kronecker": [(1, 2, 3), (1, 2, 2)],
     "low_rank": [(4, 2), (2, 6)],
 }
+WAYS = [(name, False) for name, kernel in KERNELS.items() if kernel.by_rows] + [
+    (name, True) for name, kernel in KERNELS.items() if kernel.by_outer
+]
 
 
 def draw(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize(("kernel", "outer"), WAYS)
 @pytest.mark.parametrize("weighted", [True, False])
-def test_torchs_checks_of_an_operator_pass(kernel, weighted):
+def test_torchs_checks_of_an_operator_pass(kernel, outer, weighted):
     weight, bias = (draw(4, 6, seed=1), draw(4, seed=2)) if weighted else (None, None)
     generators = [draw(*shape, seed=3).requires_grad_() for shape in GENERATORS[kernel]]
     x = draw(3, 6).requires_grad_()
-    opcheck(ops._operator, (x, weight, bias, generators, f"4;0:4:{kernel}:0.5"))
+    plan = f"4;0:4:{kernel}:0.5:{outer:d}"
+    opcheck(ops._operator, (x, weight, bias, generators, plan))
     detached = [generator.detach() for generator in generators]
-    opcheck(ops._operator_gradients, (draw(3, 4), x.detach(), weight, detached, f"4;0:4:{kernel}:0.5", True))
+    opcheck(ops._operator_gradients, (draw(3, 4), x.detach(), weight, detached, plan, True))
 
 
 def saved_bytes(call) -> int:
@@ -60,7 +64,7 @@ def test_of_token_size_nothing_is_kept_but_x(structure, way):
     matrix = build(structure, n, n)
     x, weight = torch.randn(tokens, n, requires_grad=True), torch.randn(n, n)
     if way == "fused":
-        kept = saved_bytes(lambda: updated_linear(x, weight, None, n, terms(matrix, x.dtype)))
+        kept = saved_bytes(lambda: updated_linear(x, weight, None, n, terms(matrix, x)))
     else:
         kept = saved_bytes(lambda: product(matrix, x, way))
     token_size = 4 * tokens * n
@@ -75,7 +79,7 @@ def test_a_layer_takes_several_terms_in_several_places():
         structure.reset_parameters(False)
     parameters = [*first.parameters(), *second.parameters()]
     places = [(first, slice(0, 4), 2.0), (second, slice(4, 10), -0.5), (first, slice(6, 10), 1.0)]
-    listed = [term for structure, rows, alpha in places for term in terms(structure, x.dtype, rows, alpha)]
+    listed = [term for structure, rows, alpha in places for term in terms(structure, x, rows, alpha)]
     y = updated_linear(x, weight, bias, 10, listed)
     dense = weight.clone()
     for structure, rows, alpha in places:
@@ -86,9 +90,10 @@ def test_a_layer_takes_several_terms_in_several_places():
     torch.testing.assert_close(torch.autograd.grad(y, inputs, g), torch.autograd.grad(expected, inputs, g))
 
 
+@pytest.mark.parametrize("outer", [False, True])
 @pytest.mark.parametrize("structure", [*STRUCTURES, "circulant+ldr"])
-def test_parts_of_one_kind_and_others_beside_them_have_the_gradients_of_the_dense_matrices(structure):
-    """Three of one kind, whose gradients share transforms of x, then one of another number of terms."""
+def test_parts_of_one_kind_and_others_beside_them_have_the_gradients_of_the_dense_matrices(structure, outer):
+    """Three of one kind, which are computed together, then one of another number of terms."""
     x = draw(300, 12).requires_grad_()
     parts = [build(structure, 6, 12, terms=terms).double() for terms in (1, 1, 1, 2)]
     for part in parts:
@@ -96,8 +101,10 @@ def test_parts_of_one_kind_and_others_beside_them_have_the_gradients_of_the_dens
     weight, g = draw(24, 12, seed=1), draw(300, 24, seed=2)
     listed = []
     for index, part in enumerate(parts):
-        listed += terms(part, x.dtype, slice(6 * index, 6 * index + 6), index + 1)
-    dense = weight + torch.cat([(index + 1) * part.dense() for index, part in enumerate(parts)])
+        listed += terms(part, x, slice(6 * index, 6 * index + 6), 2.0)
+    if outer:
+        listed = [term._replace(outer=KERNELS[term.kernel].by_outer is not None) for term in listed]
+    dense = weight + 2.0 * torch.cat([part.dense() for part in parts])
     inputs = [x, *(parameter for part in parts for parameter in part.parameters())]
     torch.testing.assert_close(
         torch.autograd.grad(updated_linear(x, weight, None, 24, listed), inputs, g),
@@ -108,7 +115,7 @@ def test_parts_of_one_kind_and_others_beside_them_have_the_gradients_of_the_dens
 def test_the_gradient_of_x_is_not_copied():
     x = torch.randn(64, 32, requires_grad=True)
     structure = build("circulant", 32, 32)
-    y = updated_linear(x, torch.randn(32, 32), None, 32, terms(structure, x.dtype))
+    y = updated_linear(x, torch.randn(32, 32), None, 32, terms(structure, x))
     cpu = torch.profiler.ProfilerActivity.CPU
     with torch.profiler.profile(activities=[cpu], record_shapes=True) as profile:
         y.backward(torch.ones_like(y))

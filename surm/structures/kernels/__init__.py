@@ -1,13 +1,15 @@
 """What a linear layer with an update needs of a structured matrix D: D itself, and the gradients of its generators.
 
 A *kernel* stands for one way to write D (m x n) by a few small tensors, its generators, which a structure makes of its
-parameters. Both functions cost far less than a product of D with many rows: D takes O(m n) by views and adds, and a
-gradient works on a few hundred rows at a time, so that its intermediates stay in the cache.
+parameters. D takes O(m n) by views and adds.
 
 Letters: m outputs, n inputs, K = max(m, n), T rows (tokens), r terms, P parts. The gradient of D itself is H = g^T x
 (m, n) for the output's gradient g (T, m) and the input x (T, n); a generator's gradient is a sum over some of H's
-entries. Kernels work on P matrices of one kind at once, which share x, as those of queries, keys and values do: then
-g is (T, P, m), and P is the first dimension of the tensors.
+entries. Most kernels have a way to it without H, which works on a few hundred rows at a time, so that its intermediates
+stay in the cache; where products are cheap beside transforms, as in bfloat16, H is the better way.
+
+Kernels work on P matrices of one kind at once, which share x, as those of queries, keys and values do: then g is
+(T, P, m), and P is the first dimension of the tensors.
 """
 
 from surm.structures.kernels import diagonals, displacement, factors

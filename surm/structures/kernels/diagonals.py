@@ -1,4 +1,7 @@
-"""Matrices with constant diagonals: the gradient is a correlation of g and x, summed over rows in frequencies."""
+"""Matrices with constant diagonals: the gradient is a correlation of g and x, summed over rows in frequencies.
+
+Or H is summed along diagonals.
+"""
 
 from collections.abc import Callable
 
@@ -8,6 +11,7 @@ from torch.nn.functional import pad
 
 from surm.structures.functional import circulant_diagonals, dense_toeplitz, fast_length, skew_fold, skew_unfold
 from surm.structures.kernels.kernel import Kernel, Tensors, chunks
+from surm.structures.kernels.shifts import diagonal_sums, outer
 
 
 def _toeplitz_dense(tensors: Tensors, m: int, n: int) -> Tensor:
@@ -58,11 +62,11 @@ def _linear_correlation(g: Tensor, x: Tensor, like: Tensor) -> Tensor:
     return torch.cat((r[:, length - n + 1 :], r[:, :m]), dim=-1)
 
 
-def _toeplitz_gradients(tensors: Tensors, g: Tensor, x: Tensor) -> list[Tensor]:
+def _toeplitz_by_rows(tensors: Tensors, g: Tensor, x: Tensor) -> list[Tensor]:
     return [_linear_correlation(g, x, tensors[0])]
 
 
-def _circulant_gradients(tensors: Tensors, g: Tensor, x: Tensor) -> list[Tensor]:
+def _circulant_by_rows(tensors: Tensors, g: Tensor, x: Tensor) -> list[Tensor]:
     [c] = tensors
     K = c.shape[-1]
     if fast_length(K) == K:
@@ -70,7 +74,7 @@ def _circulant_gradients(tensors: Tensors, g: Tensor, x: Tensor) -> list[Tensor]
     return [_wrapped(_linear_correlation(g, x, c), g.shape[-1], x.shape[-1], sign=1)]
 
 
-def _skew_circulant_gradients(tensors: Tensors, g: Tensor, x: Tensor) -> list[Tensor]:
+def _skew_circulant_by_rows(tensors: Tensors, g: Tensor, x: Tensor) -> list[Tensor]:
     [c] = tensors
     K = c.shape[-1]
     half = K // 2
@@ -88,6 +92,20 @@ def _wrapped(d: Tensor, m: int, n: int, sign: int) -> Tensor:
     return c
 
 
-TOEPLITZ = Kernel(1, _toeplitz_dense, _toeplitz_gradients)
-CIRCULANT = Kernel(1, _circulant_dense, _circulant_gradients)
-SKEW_CIRCULANT = Kernel(1, _skew_circulant_dense, _skew_circulant_gradients)
+def _toeplitz_by_outer(tensors: Tensors, g: Tensor, x: Tensor) -> list[Tensor]:
+    return [diagonal_sums(outer(g, x, tensors[0]), g.shape[-1])]
+
+
+def _circulant_by_outer(tensors: Tensors, g: Tensor, x: Tensor) -> list[Tensor]:
+    [d] = _toeplitz_by_outer(tensors, g, x)
+    return [_wrapped(d, g.shape[-1], x.shape[-1], sign=1)]
+
+
+def _skew_circulant_by_outer(tensors: Tensors, g: Tensor, x: Tensor) -> list[Tensor]:
+    [d] = _toeplitz_by_outer(tensors, g, x)
+    return [_wrapped(d, g.shape[-1], x.shape[-1], sign=-1)]
+
+
+TOEPLITZ = Kernel(1, _toeplitz_dense, _toeplitz_by_rows, _toeplitz_by_outer)
+CIRCULANT = Kernel(1, _circulant_dense, _circulant_by_rows, _circulant_by_outer)
+SKEW_CIRCULANT = Kernel(1, _skew_circulant_dense, _skew_circulant_by_rows, _skew_circulant_by_outer)

@@ -15,7 +15,6 @@ follow from each other by running sums along diagonals, of m / b rows only: a pr
 faster than `cumsum`.
 """
 
-from math import prod
 from typing import NamedTuple
 
 import torch
@@ -24,8 +23,17 @@ from torch.nn.functional import pad
 
 from surm.structures.functional import fast_length
 from surm.structures.kernels.kernel import Kernel, Tensors
-
-BLOCK = 16  # rows: longer ones cost more multiplications, shorter ones more rows above blocks
+from surm.structures.kernels.shifts import (
+    BLOCK,
+    above_blocks,
+    block_sums,
+    in_blocks,
+    outer,
+    shifted,
+    shifted_gradient,
+    straight,
+    with_room,
+)
 
 
 class Displacement(NamedTuple):
@@ -37,51 +45,13 @@ class Displacement(NamedTuple):
     B: Tensor
 
 
-def _shifted(v: Tensor, n: int) -> Tensor:
-    """v (..., n + b - 1) moved to the right by 0 ... b - 1: (..., b, n), with entry (s, j) = v[j - s + b - 1]."""
-    return v.unfold(-1, n, 1).flip(-2)
-
-
-def _with_room(lead: tuple[int, ...], n: int, like: Tensor) -> Tensor:
-    """Zeros (*lead, n), whose rows stand BLOCK zeros apart in memory, so that they can be read shifted."""
-    stored = like.new_zeros(prod(lead) * (BLOCK + n) + BLOCK)
-    return stored[:-BLOCK].view(*lead, BLOCK + n)[..., BLOCK:]
-
-
-def _shifted_gradient(g: Tensor) -> Tensor:
-    """The adjoint of `_shifted`: g (..., b, n), made by `_with_room`, -> (..., n + b - 1)."""
-    *lead, b, n = g.shape
-    *strides, width, _ = g.stride()
-    back = g.as_strided((*lead, b, n + b - 1), (*strides, width + 1, 1), g.storage_offset() + 1 - b)
-    return back.sum(dim=-2)
-
-
 def _blocks(given: Displacement) -> tuple[Tensor, Tensor]:
     """The two factors of the sums within blocks: (P, rows, q BLOCK) and (P, q BLOCK, n), rows a multiple of BLOCK."""
-    parts, q, m = given.A.shape
+    parts, q, _ = given.A.shape
     n = given.B.shape[-1]
-    A = pad(given.A, (0, -m % BLOCK)).reshape(parts, q, -1, BLOCK)
-    left = _shifted(pad(A, (BLOCK - 1, 0)), BLOCK).permute(0, 2, 4, 1, 3)
-    right = _shifted(pad(given.B, (BLOCK - 1, 0)), n)
+    left = shifted(pad(in_blocks(given.A), (BLOCK - 1, 0)), BLOCK).permute(0, 2, 4, 1, 3)
+    right = shifted(pad(given.B, (BLOCK - 1, 0)), n)
     return left.reshape(parts, -1, q * BLOCK), right.reshape(parts, q * BLOCK, n)
-
-
-def _above(parts: int, blocks: int, n: int, like: Tensor) -> tuple[Tensor, Tensor]:
-    """Room for the rows above blocks, with BLOCK entries to the left of D: as (P, blocks, BLOCK + n), and in memory.
-
-    In memory (P, blocks, width) each row begins BLOCK further to the left than the one before it, so that diagonals are
-    columns there.
-    """
-    width = n + blocks * BLOCK
-    skewed = like.new_zeros(parts, blocks, width)
-    return _straight(skewed, n), skewed
-
-
-def _straight(skewed: Tensor, n: int) -> Tensor:
-    """What `_above` gives, of its room in memory."""
-    parts, blocks, width = skewed.shape
-    strides = (blocks * width, width - BLOCK, 1)
-    return skewed.as_strided((parts, blocks, BLOCK + n), strides, (blocks - 1) * BLOCK)
 
 
 def _dense(given: Displacement) -> Tensor:
@@ -90,12 +60,12 @@ def _dense(given: Displacement) -> Tensor:
     n = given.B.shape[-1]
     left, right = _blocks(given)
     blocks = left.shape[1] // BLOCK
-    above, skewed = _above(parts, blocks, n, given.A)
-    above[:, :, :BLOCK] = pad(given.column, (0, -m % BLOCK)).view(parts, blocks, BLOCK).flip(-1)
+    above, skewed = above_blocks(parts, blocks, n, given.A)
+    above[:, :, :BLOCK] = in_blocks(given.column).flip(-1)
     above[:, 0, BLOCK:-1] = given.row
     above[:, 1:, BLOCK:] = left[:, BLOCK - 1 : -1 : BLOCK] @ right  # the last row of each block but for what is above
-    above = _straight(skewed.new_ones(blocks, blocks).tril() @ skewed, n)  # the sums of all rows so far
-    D = _shifted(above[..., :-1], n).flatten(1, 2)
+    above = straight(skewed.new_ones(blocks, blocks).tril() @ skewed, n)  # the sums of all rows so far
+    D = shifted(above[..., :-1], n).flatten(1, 2)
     return D.baddbmm_(left, right)[:, :m].contiguous()
 
 
@@ -104,31 +74,19 @@ def _gradients(given: Displacement, g: Tensor, x: Tensor) -> Displacement:
     _, parts, m = g.shape
     q, n = given.B.shape[1:]
     left, right = _blocks(given)
-    rows = left.shape[1]
-    blocks = rows // BLOCK
-    H = _with_room((parts, rows), n, given.A)
-    for part in range(parts):
-        _outer(g[:, part], x, out=H[part, :m])
+    blocks = left.shape[1] // BLOCK
+    H = outer(g, x, given.A)
     # As in `_dense`, from its last line to its first.
-    above, skewed = _above(parts, blocks, n, H)
-    above[..., :-1] = _shifted_gradient(H.view(parts, blocks, BLOCK, n))
-    above = _straight(skewed.new_ones(blocks, blocks).triu() @ skewed, n)
+    _, skewed = block_sums(H)
+    above = straight(skewed.new_ones(blocks, blocks).triu() @ skewed, n)
     row, column = above[:, 0, BLOCK:-1], above[:, :, :BLOCK].flip(-1).flatten(1)[:, :m]
     H[:, BLOCK - 1 : -1 : BLOCK] += above[:, 1:, BLOCK:]
-    A = _with_room((parts, q, blocks, BLOCK), BLOCK, H)
+    A = with_room((parts, q, blocks, BLOCK), BLOCK, H)
     A.copy_((H @ right.mT).view(parts, blocks, BLOCK, q, BLOCK).permute(0, 3, 1, 4, 2))
-    B = _with_room((parts, q, BLOCK), n, H)
+    B = with_room((parts, q, BLOCK), n, H)
     B.copy_((left.mT @ H).view(B.shape))
-    A, B = (_shifted_gradient(of)[..., BLOCK - 1 :] for of in (A, B))
+    A, B = (shifted_gradient(of)[..., BLOCK - 1 :] for of in (A, B))
     return Displacement(row, column, A.flatten(2)[..., :m], B)
-
-
-def _outer(g: Tensor, x: Tensor, out: Tensor) -> None:
-    """H = g^T x, in the dtype of `out`."""
-    if g.dtype == out.dtype:
-        torch.mm(g.mT, x, out=out)
-    else:
-        out.copy_(g.mT @ x)
 
 
 # sum_i Z_1(g_i) Z_{-1}(h_i) with G, H (P, r, K): down a diagonal the one is periodic, the other but for a sign. With
@@ -222,5 +180,5 @@ def _convolution_gradients(v: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, Ten
     return back[0, ..., : a.shape[-1]], back[1, ..., : b.shape[-1]]
 
 
-LDR = Kernel(2, _ldr_dense, _ldr_gradients, passes=12, needs_outer=True)
-TOEPLITZ_PAIR = Kernel(2, _pair_dense, _pair_gradients, passes=12, needs_outer=True)
+LDR = Kernel(2, _ldr_dense, by_outer=_ldr_gradients, passes=12)
+TOEPLITZ_PAIR = Kernel(2, _pair_dense, by_outer=_pair_gradients, passes=12)

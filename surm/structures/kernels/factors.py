@@ -5,6 +5,7 @@ from torch import Tensor
 
 from surm.structures.functional import dense_kronecker
 from surm.structures.kernels.kernel import Kernel, Tensors, chunks
+from surm.structures.kernels.shifts import outer
 
 # sum_t A_t kron B_t with A (P, r, m1, n1), B (P, r, m2, n2).
 
@@ -13,7 +14,7 @@ def _kronecker_dense(tensors: Tensors, m: int, n: int) -> Tensor:
     return dense_kronecker(*tensors)
 
 
-def _kronecker_gradients(tensors: Tensors, g: Tensor, x: Tensor) -> list[Tensor]:
+def _kronecker_by_rows(tensors: Tensors, g: Tensor, x: Tensor) -> list[Tensor]:
     A, B = tensors
     (parts, r, m1, n1), (_, _, m2, n2) = A.shape, B.shape
     A_gradient, B_gradient = torch.zeros_like(A), torch.zeros_like(B)
@@ -25,6 +26,13 @@ def _kronecker_gradients(tensors: Tensors, g: Tensor, x: Tensor) -> list[Tensor]
                 A_gradient[part, t] += _left_gradient(G, X, B[part, t])
                 B_gradient[part, t] += _right_gradient(G, X, A[part, t])
     return [A_gradient, B_gradient]
+
+
+def _kronecker_by_outer(tensors: Tensors, g: Tensor, x: Tensor) -> list[Tensor]:
+    A, B = tensors
+    (_, _, m1, n1), (_, _, m2, n2) = A.shape, B.shape
+    H = outer(g, x, A)[:, : m1 * m2].reshape(-1, m1, m2, n1, n2)
+    return [torch.einsum("pikjl,ptkl->ptij", H, B), torch.einsum("pikjl,ptij->ptkl", H, A)]
 
 
 def _left_gradient(G: Tensor, X: Tensor, B: Tensor) -> Tensor:
@@ -49,7 +57,7 @@ def _low_rank_dense(tensors: Tensors, m: int, n: int) -> Tensor:
     return B @ A
 
 
-def _low_rank_gradients(tensors: Tensors, g: Tensor, x: Tensor) -> list[Tensor]:
+def _low_rank_by_rows(tensors: Tensors, g: Tensor, x: Tensor) -> list[Tensor]:
     B, A = tensors
     B_gradient, A_gradient = torch.zeros_like(B), torch.zeros_like(A)
     for g_rows, x_rows in chunks(B, g.shape[1] * g.shape[2] + x.shape[-1], g, x):
@@ -59,5 +67,5 @@ def _low_rank_gradients(tensors: Tensors, g: Tensor, x: Tensor) -> list[Tensor]:
     return [B_gradient, A_gradient]
 
 
-KRONECKER = Kernel(2, _kronecker_dense, _kronecker_gradients)
-LOW_RANK = Kernel(2, _low_rank_dense, _low_rank_gradients)
+KRONECKER = Kernel(2, _kronecker_dense, _kronecker_by_rows, _kronecker_by_outer)
+LOW_RANK = Kernel(2, _low_rank_dense, _low_rank_by_rows)

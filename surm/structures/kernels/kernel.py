@@ -8,27 +8,34 @@ import torch
 from torch import Tensor
 
 Tensors = Sequence[Tensor]
+Gradients = Callable[[Tensors, Tensor, Tensor], list[Tensor]]
 
 CHUNK = {"cpu": 2**19, "cuda": 2**25}  # entries at a time: on a CPU what is made of them stays in the cache
 
 
 @dataclass(frozen=True)
 class Kernel:
-    """One way to write an m x n matrix D by a few small tensors; both functions work on P matrices at once.
+    """One way to write an m x n matrix D by a few small tensors; its functions work on P matrices at once.
 
     Attributes:
         generators: how many tensors it takes.
         dense: (tensors, m, n) -> D (P, m, n), new and contiguous.
-        gradients: (tensors, g, x) -> the gradients of the tensors, in their dtype.
+        by_rows: (tensors, g, x) -> the gradients of the tensors, in their dtype, without H; None if there is no way.
+        by_outer: the same from H, which costs a product with as many rows, and O(m n); None where that is never less.
         passes: what it takes to form D and add it to a weight, in the time for D to be read or written once.
-        needs_outer: whether the gradients are made from H.
     """
 
     generators: int
     dense: Callable[[Tensors, int, int], Tensor]
-    gradients: Callable[[Tensors, Tensor, Tensor], list[Tensor]]
+    by_rows: Gradients | None = None
+    by_outer: Gradients | None = None
     passes: int = 2
-    needs_outer: bool = False
+
+    def gradients(self, outer: bool) -> Gradients:
+        """By H if `outer`, which must be a way that there is."""
+        compute = self.by_outer if outer else self.by_rows
+        assert compute is not None
+        return compute
 
 
 def chunks(like: Tensor, width: int, *rows: Tensor) -> Iterator[tuple[Tensor, ...]]:
