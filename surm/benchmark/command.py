@@ -12,7 +12,7 @@ import torch
 from peft import PeftConfig
 
 from surm.benchmark import table
-from surm.benchmark.layers import SHOWN_PLAIN, Layer, configured, layers, measure_layers, peft_layer
+from surm.benchmark.layers import EVERY_PLAIN, SHOWN_PLAIN, Layer, configured, layers, measure_layers, peft_layer
 from surm.benchmark.result import FLOOR, Cell, worse_than_plain
 from surm.benchmark.steps import METHODS, MODELS, measure_steps
 from surm.config import ConfigError
@@ -99,14 +99,26 @@ def _layers(arguments: argparse.Namespace, device: torch.device) -> Iterator[Cel
     dtypes: list[str] = arguments.dtype or sizes["dtype"]
     known = layers(arguments.backend)
     added = _added(arguments, widths)
-    if arguments.only:
-        chosen = [known[FLOOR], *(_named(known, name) for name in arguments.only if name != FLOOR)]
-    else:
-        chosen = [layer for layer in known.values() if layer.kind != "plain" or layer.name in SHOWN_PLAIN]
+    only = [known[FLOOR], *(_named(known, name) for name in arguments.only or () if name != FLOOR)]
+
+    def chosen(width: int, rows: int) -> list[Layer]:
+        if arguments.only:
+            return only
+        every = arguments.full and rows * width**2 <= EVERY_PLAIN
+        return [layer for layer in known.values() if every or layer.kind != "plain" or layer.name in SHOWN_PLAIN]
+
     places = [(dtype, width, rows) for dtype in dtypes for width in widths for rows in tokens]
     seconds = QUICK_SECONDS if len(places) == 1 and not arguments.full else None
     return (
-        measure_layers([*chosen, *added], width, rows, DTYPES[dtype], device, rounds=arguments.rounds, seconds=seconds)
+        measure_layers(
+            [*chosen(width, rows), *added],
+            width,
+            rows,
+            DTYPES[dtype],
+            device,
+            rounds=arguments.rounds,
+            seconds=seconds,
+        )
         for dtype, width, rows in places
     )
 

@@ -141,7 +141,8 @@ def layers(backend: str = "auto") -> dict[str, Layer]:
     return {layer.name: layer for layer in found}
 
 
-SHOWN_PLAIN = (PLAIN + "circulant", PLAIN + "Kronecker")  # the others where they are asked for
+SHOWN_PLAIN = (PLAIN + "circulant", PLAIN + "Kronecker")  # the others where they are asked for, or by --full
+EVERY_PLAIN = 4e9  # tokens x width^2, up to which: beyond, forming D is little beside the products, and alike for all
 
 
 # --- their measurement ------------------------------------------------------------------------------------------------

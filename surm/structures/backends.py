@@ -149,8 +149,9 @@ class _Gradient(NamedTuple):
 def _gradient(work: Work, rows: int, dtype: torch.dtype) -> _Gradient:
     """The cheaper of a kernel's ways to the gradients of its generators."""
     kernel, costs, ways = KERNELS[work.kernel], _costs(dtype), []
-    if kernel.by_rows:
-        ways.append(_Gradient(rows * (work.transforms * costs.transform + work.others * costs.narrow), outer=False))
+    if kernel.by_rows:  # as many transforms as in a product, of x and g, but twice the multiplications, for two factors
+        seconds = rows * (work.transforms * costs.transform + 2 * work.others * costs.narrow)
+        ways.append(_Gradient(seconds, outer=False))
     if kernel.by_outer:
         seconds = work.m * work.n * (rows * costs.multiply_add + kernel.passes * costs.entry)
         ways.append(_Gradient(seconds, outer=True))
