@@ -84,8 +84,14 @@ class _Group(NamedTuple):
     """Neighbours of one kind and size, which are computed together, with their generators side by side."""
 
     rows: slice
-    places: list[_Place]
+    first: _Place  # whose kernel, alpha and way to the gradients are those of all
+    parts: int
     generators: list[Tensor]  # each (parts, ...)
+
+    @property
+    def size(self) -> int:
+        """Rows of a part."""
+        return int(self.rows.stop - self.rows.start) // self.parts
 
 
 def _groups(plan: str, generators: Sequence[Tensor]) -> list[_Group]:
@@ -98,7 +104,8 @@ def _groups(plan: str, generators: Sequence[Tensor]) -> list[_Group]:
     return [
         _Group(
             slice(places[0].rows.start, places[-1].rows.stop),
-            places,
+            places[0],
+            len(places),
             [_side_by_side(same) for same in zip(*(generators[place.generators] for place in places), strict=True)],
         )
         for places in groups
@@ -121,18 +128,17 @@ def _side_by_side(tensors: Sequence[Tensor]) -> Tensor:
 def _sum(weight: Tensor | None, groups: Sequence[_Group], m: int, n: int, dtype: torch.dtype) -> Tensor:
     """W + D, or D: (m, n)."""
     if len(groups) == 1 and groups[0].rows == slice(0, m):
-        D, alpha = _dense(groups[0], n), groups[0].places[0].alpha
+        D, alpha = _dense(groups[0], n), groups[0].first.alpha
         return (D.mul_(alpha) if weight is None else torch.add(weight, D, alpha=alpha, out=D)).to(dtype)
     total = groups[0].generators[0].new_zeros(m, n) if weight is None else weight.clone()
     for group in groups:
-        total[group.rows].add_(_dense(group, n), alpha=group.places[0].alpha)
+        total[group.rows].add_(_dense(group, n), alpha=group.first.alpha)
     return total.to(dtype)
 
 
 def _dense(group: _Group, n: int) -> Tensor:
     """D of the group, one part below the other."""
-    rows, places, generators = group
-    return places[0].kernel.dense(generators, (rows.stop - rows.start) // len(places), n).flatten(0, 1)
+    return group.first.kernel.dense(group.generators, group.size, n).flatten(0, 1)
 
 
 def _forward(x: Tensor, weight: Tensor | None, bias: Tensor | None, generators: list[Tensor], plan: str) -> Tensor:
@@ -153,11 +159,11 @@ def _gradients(
         groups = _groups(plan, generators)
         # First, as it reads g, and W + D is gone when the others are computed.
         x_gradient = [(g_rows @ _sum(weight, groups, m, n, g.dtype)).view(x.shape)] if needs_x else []
-        for rows, places, own in groups:
-            own_g = g_rows[:, rows].view(len(g_rows), len(places), (rows.stop - rows.start) // len(places))
-            found = places[0].kernel.gradients(places[0].outer)(own, own_g, x_rows)
+        for group in groups:
+            compute = group.first.kernel.gradients(group.first.outer)
+            found = compute(group.generators, g_rows[:, group.rows].view(-1, group.parts, group.size), x_rows)
             # New tensors, which share nothing.
-            gradients += [places[0].alpha * gradient for part in zip(*found, strict=True) for gradient in part]
+            gradients += [group.first.alpha * gradient for part in zip(*found, strict=True) for gradient in part]
     return gradients + x_gradient
 
 

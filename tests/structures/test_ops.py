@@ -93,18 +93,19 @@ def test_a_layer_takes_several_terms_in_several_places():
 @pytest.mark.parametrize("outer", [False, True])
 @pytest.mark.parametrize("structure", [*STRUCTURES, "circulant+ldr"])
 def test_parts_of_one_kind_and_others_beside_them_have_the_gradients_of_the_dense_matrices(structure, outer):
-    """Three of one kind, which are computed together, then one of another number of terms."""
+    """Three of one kind, which are computed together, then one of another number of terms and alpha."""
     x = draw(300, 12).requires_grad_()
     parts = [build(structure, 6, 12, terms=terms).double() for terms in (1, 1, 1, 2)]
     for part in parts:
         part.reset_parameters(False)
     weight, g = draw(24, 12, seed=1), draw(300, 24, seed=2)
     listed = []
-    for index, part in enumerate(parts):
-        listed += terms(part, x, slice(6 * index, 6 * index + 6), 2.0)
+    alphas = (2.0, 2.0, 2.0, -0.5)
+    for index, (part, alpha) in enumerate(zip(parts, alphas, strict=True)):
+        listed += terms(part, x, slice(6 * index, 6 * index + 6), alpha)
     if outer:
         listed = [term._replace(outer=KERNELS[term.kernel].by_outer is not None) for term in listed]
-    dense = weight + 2.0 * torch.cat([part.dense() for part in parts])
+    dense = weight + torch.cat([alpha * part.dense() for part, alpha in zip(parts, alphas, strict=True)])
     inputs = [x, *(parameter for part in parts for parameter in part.parameters())]
     torch.testing.assert_close(
         torch.autograd.grad(updated_linear(x, weight, None, 24, listed), inputs, g),

@@ -11,8 +11,8 @@ Rows are taken in blocks of b. From the row above a block, s + 1 steps down a di
     D[start + s, j] = D[start - 1, j - s - 1] + sum_{v = 0..s} A[:, start + s - v] . B[:, j - v].
 
 The sum is a product of a matrix of m x (q b) with one of (q b) x n, for all blocks at once. The rows above the blocks
-follow from each other by running sums along diagonals, of m / b rows only: a product with a triangle of ones, which is
-faster than `cumsum`.
+follow from each other by running sums along diagonals, of m / b rows only: a product with a triangle of ones, which
+for many rows is faster than `cumsum`.
 """
 
 from typing import NamedTuple
@@ -77,7 +77,7 @@ def _gradients(given: Displacement, g: Tensor, x: Tensor) -> Displacement:
     blocks = left.shape[1] // BLOCK
     H = outer(g, x, given.A)
     # As in `_dense`, from its last line to its first.
-    _, skewed = block_sums(H)
+    skewed = block_sums(H)
     above = straight(skewed.new_ones(blocks, blocks).triu() @ skewed, n)
     row, column = above[:, 0, BLOCK:-1], above[:, :, :BLOCK].flip(-1).flatten(1)[:, :m]
     H[:, BLOCK - 1 : -1 : BLOCK] += above[:, 1:, BLOCK:]

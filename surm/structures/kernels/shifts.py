@@ -64,15 +64,14 @@ def outer(g: Tensor, x: Tensor, like: Tensor) -> Tensor:
     return H
 
 
-def block_sums(H: Tensor) -> tuple[Tensor, Tensor]:
-    """The sums of H, as `outer` makes it, along diagonals within blocks: as `above_blocks`, which they lead to."""
+def block_sums(H: Tensor) -> Tensor:
+    """The sums of H, as `outer` makes it, along diagonals within blocks, in the memory of `above_blocks`."""
     parts, rows, n = H.shape
     above, skewed = above_blocks(parts, rows // BLOCK, n, H)
     above[..., :-1] = shifted_gradient(H.view(parts, -1, BLOCK, n))
-    return above, skewed
+    return skewed
 
 
 def diagonal_sums(H: Tensor, m: int) -> Tensor:
     """The sums along whole diagonals, from the upper right corner to the lower left: (P, m + n - 1)."""
-    _, skewed = block_sums(H)
-    return skewed.sum(dim=1).flip(-1)[:, 1 : m + H.shape[-1]]
+    return block_sums(H).sum(dim=1).flip(-1)[:, 1 : m + H.shape[-1]]
