@@ -14,6 +14,7 @@ from surm.report.tables import markdown
 
 NUMBERS = ("trained", "time", "quartiles", "peak memory")
 MOST_PANELS = 4  # cells in one picture
+CLOSE = 0.05  # an axis goes at least so far from 1, so that smaller differences look as small as they are
 LINEAR = 5  # ratios up to this one stand on a linear axis, others on a logarithmic one
 STYLES = {
     "ours": Style("#0072B2", "o", filled=True),
@@ -113,6 +114,8 @@ def _draw(axes: Axes, rows: Sequence[Row], values: Sequence[tuple[float, float, 
         axes.plot(median, place, color=style.color, linestyle="", label=LEGEND[row.kind], **marks(style))
     if max(high for _, _, high in values) > LINEAR:
         axes.set_xscale("log", base=2)
+    low, high = axes.get_xlim()
+    axes.set_xlim(min(low, 1 - CLOSE), max(high, 1 + CLOSE))
     axes.xaxis.set_major_formatter("{x:g}")
     axes.set_yticks(range(len(rows)), [_full_name(row) for row in rows], fontsize=8)
     axes.set_ylim(-0.6, len(rows) - 0.4)
