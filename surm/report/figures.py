@@ -237,14 +237,17 @@ def _limit(axes: Axes, methods: Sequence[Method]) -> None:
 
 
 def _draw_baselines(axes: Axes, experiment: Experiment) -> None:
-    """Scores that need no training, where the picture reaches them."""
-    low, high = axes.get_ylim()
+    """Scores that need no training, where the picture reaches them; equal scores share a line."""
+    names: dict[float, list[str]] = defaultdict(list)
     for name, value in experiment.finished[0].happened.get("baselines", {}).items():
-        if low < 100 * value < high:
-            axes.axhline(100 * value, color="0.5", linestyle=":", linewidth=1.0, zorder=0)
+        names[100 * value].append(name)
+    low, high = axes.get_ylim()
+    for value, equal in names.items():
+        if low < value < high:
+            axes.axhline(value, color="0.5", linestyle=":", linewidth=1.0, zorder=0)
             axes.annotate(
-                name,
-                (1.0, 100 * value),
+                ", ".join(equal),
+                (1.0, value),
                 (-4, 3),
                 xycoords=axes.get_yaxis_transform(),
                 textcoords="offset points",
