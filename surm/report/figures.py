@@ -237,24 +237,15 @@ def _limit(axes: Axes, methods: Sequence[Method]) -> None:
 
 
 def _draw_baselines(axes: Axes, experiment: Experiment) -> None:
-    """Scores that need no training, where the picture reaches them; equal scores share a line."""
+    """Scores that need no training, where the picture reaches them; the legend names them, equal ones together."""
     names: dict[float, list[str]] = defaultdict(list)
     for name, value in experiment.finished[0].happened.get("baselines", {}).items():
         names[100 * value].append(name)
     low, high = axes.get_ylim()
     for value, equal in names.items():
         if low < value < high:
-            axes.axhline(value, color="0.5", linestyle=":", linewidth=1.0, zorder=0)
-            axes.annotate(
-                ", ".join(equal),
-                (1.0, value),
-                (-4, 3),
-                xycoords=axes.get_yaxis_transform(),
-                textcoords="offset points",
-                fontsize=8,
-                color="0.35",
-                ha="right",
-            )
+            label = f"{', '.join(equal)} ({value:.2f} %)"
+            axes.axhline(value, color="0.5", linestyle=":", linewidth=1.0, zorder=0, label=label)
 
 
 # --- shared by all pictures ------------------------------------------------------------------------------------------
