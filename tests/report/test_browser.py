@@ -97,6 +97,18 @@ def test_every_figure_is_drawn_when_it_is_reached(show):
         assert box["height"] > 150
 
 
+@pytest.mark.parametrize("width", [1200, 800, 390])
+def test_titles_of_panels_end_within_their_figure(show, width):
+    page = show(width=width)
+    scroll_through(page)
+    for figure in page.locator(".plot").all():
+        box = figure.bounding_box()
+        for title in figure.locator(".annotation-text").all():
+            edges = title.bounding_box()
+            assert edges["x"] + edges["width"] <= box["x"] + box["width"], title.text_content()
+            assert edges["y"] >= box["y"], title.text_content()
+
+
 def test_a_click_or_a_key_sorts_a_column_by_its_numbers(show):
     page = show()
     table = page.locator("#section-laptop_digits table.sortable").first

@@ -39,7 +39,10 @@ function draw(box) {
   const columns = Math.max(1, Math.min(figure.columns, count, fitting)), lines = Math.ceil(count / columns);
   const names = figure.rows.map((name) => wrapped(name, width < 500 ? 16 : 30));
   const folds = Math.max(0, ...names.map((name) => name.split("<br>").length - 1));
-  const height = figure.height + 13 * folds * names.length;
+  const beside = 7 * Math.max(0, ...names.flatMap((name) => name.split("<br>").map((line) => line.length)));
+  const titles = figure.panels.map((panel) => wrapped(panel.title, Math.floor((width - beside) / columns / 8)));
+  const taller = 17 * Math.max(0, ...titles.map((title) => title.split("<br>").length - 2)); // than titles of two lines
+  const height = figure.height + 13 * folds * names.length + taller;
   const seen = new Set(), traces = [];
   const text = { color: css("--ink"), size: 13, family: getComputedStyle(document.body).fontFamily };
   const axis = {
@@ -51,7 +54,7 @@ function draw(box) {
     dragmode: matchMedia("(pointer: coarse)").matches ? false : "zoom", shapes: [], annotations: [],
     hoverlabel: { bgcolor: css("--paper"), bordercolor: css("--rule"), font: { color: css("--ink") } },
     modebar: { bgcolor: "transparent", color: css("--muted"), activecolor: css("--ink") },
-    grid: { rows: lines, columns, pattern: "independent", xgap: named ? 0.06 : 0.22, ygap: 100 / height },
+    grid: { rows: lines, columns, pattern: "independent", xgap: named ? 0.06 : 0.22, ygap: (100 + taller) / height },
   };
   figure.panels.forEach((panel, place) => {
     const number = place ? place + 1 : "", x = `x${number}`, y = `y${number}`;
@@ -72,7 +75,7 @@ function draw(box) {
     layout.shapes.push(...panel.shapes.map((s) => ({ ...s, xref: x, yref: `${y} domain`, layer: "below" })));
     if (panel.title) {
       layout.annotations.push({
-        text: wrapped(panel.title, Math.floor(width / columns / 8)), xref: `${x} domain`, yref: `${y} domain`,
+        text: titles[place], xref: `${x} domain`, yref: `${y} domain`,
         x: 0, y: 1, yshift: 4, xanchor: "left", yanchor: "bottom", align: "left", showarrow: false, font: { size: 13 },
       });
     }
@@ -81,7 +84,7 @@ function draw(box) {
   const legend = entries.length > 1 ? 21 * Math.ceil(entries.length / across) + 16 : 0;
   layout.showlegend = legend > 0;
   layout.legend = { orientation: "h", yref: "container", y: 0, yanchor: "bottom", x: 0, xanchor: "left", font: { size: 12 } };
-  layout.margin = { t: 44, r: 12, l: 56, b: 52 + legend };
+  layout.margin = { t: 44 + taller, r: 12, l: 56, b: 52 + legend };
   layout.height = lines * height + legend;
   const config = { displaylogo: false, modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"] };
   Plotly.react(box, themed(traces), themed(layout), config);
