@@ -8,10 +8,10 @@
 All give the same numbers up to rounding, and keep of token size nothing but x for the backward pass.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import NamedTuple, cast
+from functools import lru_cache, wraps
+from typing import NamedTuple, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -22,6 +22,8 @@ from surm.structures.base import Structure
 from surm.structures.family import Family, Work
 from surm.structures.kernels import KERNELS
 from surm.structures.ops import Term, updated_linear
+
+R = TypeVar("R")
 
 BACKENDS = ("auto", "fused", "fft", "dense")
 
@@ -109,7 +111,18 @@ def prefers_fft(structure: Structure, x: Tensor) -> bool:
     return _fft_seconds(work, rows, x.dtype, training) < _dense_seconds(work, rows, x.dtype, training)
 
 
-@lru_cache(maxsize=4096)
+def _remembered(function: Callable[..., R]) -> Callable[..., R]:
+    """`lru_cache`, but not in what `torch.compile` follows, which warns of a cache and ignores it."""
+    cached = lru_cache(maxsize=4096)(function)
+
+    @wraps(function)
+    def call(*arguments: Hashable) -> R:
+        return (function if torch.compiler.is_compiling() else cached)(*arguments)
+
+    return call
+
+
+@_remembered
 def _prefers_fused(structures: tuple[tuple[Work, ...], ...], rows: int, dtype: torch.dtype, training: bool) -> bool:
     case = rows, dtype, training
     apart = sum(min(_fft_seconds(work, *case), _dense_seconds(work, *case)) for work in structures)
@@ -145,7 +158,7 @@ class _Gradient(NamedTuple):
     outer: bool
 
 
-@lru_cache(maxsize=4096)
+@_remembered
 def _gradient(work: Work, rows: int, dtype: torch.dtype) -> _Gradient:
     """The cheaper of a kernel's ways to the gradients of its generators."""
     kernel, costs, ways = KERNELS[work.kernel], _costs(dtype), []

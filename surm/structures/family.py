@@ -43,6 +43,7 @@ class Family(Structure):
     def _build(self, device: Device, dtype: torch.dtype | None) -> None:
         for name, shape in self._parameter_shapes(self.m, self.n, **self.options).items():
             self.register_parameter(name, nn.Parameter(torch.empty(shape, device=device, dtype=dtype)))
+        # Once, as every call of a layer asks for it.
         self.work = Work(self.kernel, self.m, self.n, *self.row_work())
 
     @torch.no_grad()

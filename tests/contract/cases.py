@@ -1,6 +1,6 @@
 """What the suite multiplies, and how: shapes, random members with their twins, and every backend."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from torch.nn.functional import linear
 from surm.structures import Structure, build
 from surm.structures.backends import product, terms
 from surm.structures.kernels import KERNELS
-from surm.structures.ops import updated_linear
+from surm.structures.ops import Term, updated_linear
 from tests.contract.rows import ROWS, Row
 
 SHAPES = {
@@ -25,13 +25,19 @@ SHAPES = {
 }
 
 
+def by_way(terms: Sequence[Term], *, outer: bool) -> list[Term]:
+    """The terms with gradients from H, or without it, where the kernel has that way."""
+    kernels = [KERNELS[term.kernel] for term in terms]
+    ways = [kernel.by_outer is not None if outer else kernel.by_rows is None for kernel in kernels]
+    return [term._replace(outer=way) for term, way in zip(terms, ways, strict=True)]
+
+
 def beside_a_weight(structure: Structure, x: Tensor) -> Tensor:
     """W x as what it adds to a layer that has a weight and a bias, with gradients from H, which few rows never take."""
     m, n = structure.m, structure.n
     numbers = torch.arange(m * n + m, dtype=x.dtype).sin()  # which torch.compile can follow, unlike a generator
     weight, bias = numbers[m:].reshape(m, n), numbers[:m]
-    by_outer = [term._replace(outer=KERNELS[term.kernel].by_outer is not None) for term in terms(structure, x)]
-    return updated_linear(x, weight, bias, m, by_outer) - linear(x, weight, bias)
+    return updated_linear(x, weight, bias, m, by_way(terms(structure, x), outer=True)) - linear(x, weight, bias)
 
 
 BACKENDS: dict[str, Callable[[Structure, Tensor], Tensor]] = {

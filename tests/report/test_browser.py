@@ -101,6 +101,7 @@ def test_every_figure_is_drawn_when_it_is_reached(show):
 def test_titles_of_panels_end_within_their_figure(show, width):
     page = show(width=width)
     scroll_through(page)
+    assert page.locator(".plot .annotation-text").count() > 10
     for figure in page.locator(".plot").all():
         box = figure.bounding_box()
         for title in figure.locator(".annotation-text").all():

@@ -13,6 +13,7 @@ from surm.structures import STRUCTURES, build, ops
 from surm.structures.backends import product, terms
 from surm.structures.kernels import KERNELS
 from surm.structures.ops import Term, updated_linear
+from tests.contract.cases import by_way
 
 GENERATORS = {  # by kernel, of a 4 x 6 matrix
     "toeplitz": [(9,)],
@@ -103,12 +104,11 @@ def test_parts_of_one_kind_and_others_beside_them_have_the_gradients_of_the_dens
     alphas = (2.0, 2.0, 2.0, -0.5)
     for index, (part, alpha) in enumerate(zip(parts, alphas, strict=True)):
         listed += terms(part, x, slice(6 * index, 6 * index + 6), alpha)
-    if outer:
-        listed = [term._replace(outer=KERNELS[term.kernel].by_outer is not None) for term in listed]
     dense = weight + torch.cat([alpha * part.dense() for part, alpha in zip(parts, alphas, strict=True)])
     inputs = [x, *(parameter for part in parts for parameter in part.parameters())]
+    y = updated_linear(x, weight, None, 24, by_way(listed, outer=outer))
     torch.testing.assert_close(
-        torch.autograd.grad(updated_linear(x, weight, None, 24, listed), inputs, g),
+        torch.autograd.grad(y, inputs, g),
         torch.autograd.grad(linear(x, dense), inputs, g),
     )
 

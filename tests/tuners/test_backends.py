@@ -221,7 +221,8 @@ def test_gradient_checkpointing_changes_no_gradient(backend, reentrant):
 @pytest.mark.parametrize(
     "backend", ["fused", "fft", *(pytest.param(b, marks=pytest.mark.slow) for b in ("auto", "dense"))]
 )
-def test_compiled_layers_equal_eager_ones(backend):
+def test_compiled_layers_equal_eager_ones(backend, monkeypatch, recwarn):
+    monkeypatch.setattr(torch._dynamo.utils, "warn_once_cache", set())  # torch warns once in a process
     model = adapt(net(), structure="ldr", init_weights=False, target_modules=TWO, backend=backend)
     parameters = [p for p in model.parameters() if p.requires_grad]
     torch._dynamo.reset()
@@ -231,6 +232,7 @@ def test_compiled_layers_equal_eager_ones(backend):
         torch.testing.assert_close(
             torch.autograd.grad(compiled(x).sum(), parameters), torch.autograd.grad(model(x).sum(), parameters)
         )
+    assert [str(warning.message) for warning in recwarn if "Dynamo" in str(warning.message)] == []
 
 
 def test_a_merged_model_is_exported():

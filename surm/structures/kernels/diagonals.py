@@ -1,16 +1,18 @@
-"""Matrices with constant diagonals: the gradient is a correlation of g and x, summed over rows in frequencies.
+"""Matrices with constant diagonals.
 
-Or H is summed along diagonals.
+The gradient is a correlation of g and x, summed over rows in frequencies; or H is summed along diagonals. `sign` is 1
+for a circulant and -1 for a skew-circulant matrix.
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
 from surm.structures.functional import circulant_diagonals, dense_toeplitz, fast_length, skew_fold, skew_unfold
-from surm.structures.kernels.kernel import Kernel, Tensors, chunks
+from surm.structures.kernels.kernel import Gradients, Kernel, Tensors, chunks
 from surm.structures.kernels.shifts import diagonal_sums, outer
 
 
@@ -18,12 +20,8 @@ def _toeplitz_dense(tensors: Tensors, m: int, n: int) -> Tensor:
     return dense_toeplitz(tensors[0], n).contiguous()
 
 
-def _circulant_dense(tensors: Tensors, m: int, n: int) -> Tensor:
-    return dense_toeplitz(circulant_diagonals(tensors[0], m, n), n).contiguous()
-
-
-def _skew_circulant_dense(tensors: Tensors, m: int, n: int) -> Tensor:
-    return dense_toeplitz(circulant_diagonals(tensors[0], m, n, -1), n).contiguous()
+def _circulant_dense(tensors: Tensors, m: int, n: int, *, sign: int) -> Tensor:
+    return dense_toeplitz(circulant_diagonals(tensors[0], m, n, sign), n).contiguous()
 
 
 def _correlation(g: Tensor, x: Tensor, length: int, like: Tensor) -> Tensor:
@@ -96,16 +94,15 @@ def _toeplitz_by_outer(tensors: Tensors, g: Tensor, x: Tensor) -> list[Tensor]:
     return [diagonal_sums(outer(g, x, tensors[0]), g.shape[-1])]
 
 
-def _circulant_by_outer(tensors: Tensors, g: Tensor, x: Tensor) -> list[Tensor]:
+def _circulant_by_outer(tensors: Tensors, g: Tensor, x: Tensor, *, sign: int) -> list[Tensor]:
     [d] = _toeplitz_by_outer(tensors, g, x)
-    return [_wrapped(d, g.shape[-1], x.shape[-1], sign=1)]
+    return [_wrapped(d, g.shape[-1], x.shape[-1], sign)]
 
 
-def _skew_circulant_by_outer(tensors: Tensors, g: Tensor, x: Tensor) -> list[Tensor]:
-    [d] = _toeplitz_by_outer(tensors, g, x)
-    return [_wrapped(d, g.shape[-1], x.shape[-1], sign=-1)]
+def _circulant_kernel(by_rows: Gradients, sign: int) -> Kernel:
+    return Kernel(1, partial(_circulant_dense, sign=sign), by_rows, partial(_circulant_by_outer, sign=sign))
 
 
 TOEPLITZ = Kernel(1, _toeplitz_dense, _toeplitz_by_rows, _toeplitz_by_outer)
-CIRCULANT = Kernel(1, _circulant_dense, _circulant_by_rows, _circulant_by_outer)
-SKEW_CIRCULANT = Kernel(1, _skew_circulant_dense, _skew_circulant_by_rows, _skew_circulant_by_outer)
+CIRCULANT = _circulant_kernel(_circulant_by_rows, sign=1)
+SKEW_CIRCULANT = _circulant_kernel(_skew_circulant_by_rows, sign=-1)
