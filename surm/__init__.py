@@ -4,8 +4,7 @@ Importing this package registers the method `SURM` with Hugging Face PEFT; a pro
 import it first.
 """
 
-from surm.advisor import advise
 from surm.tuners import SurmConfig, SurmModel
 
 __version__ = "0.1.0"
-__all__ = ["SurmConfig", "SurmModel", "__version__", "advise"]
+__all__ = ["SurmConfig", "SurmModel", "__version__"]

@@ -262,7 +262,6 @@ def imports_of_unit(name: str) -> set[str]:
     [
         ("surm.structures", {"torch", "surm.structures"}),
         ("surm.tuners", {"torch", "peft", "transformers", "huggingface_hub", "surm.structures", "surm.tuners"}),
-        ("surm.advisor", {"torch", "surm.structures", "surm.tuners", "surm.threads"}),
     ],
 )
 def test_library_imports(package, allowed):
