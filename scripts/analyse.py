@@ -10,11 +10,12 @@ Writes <to>/analysis/<signature>.json (`to` is output_dir if not given), and the
 import sys
 from pathlib import Path
 
-from surm.analyse import Given, analyse
-from surm.cli import command, console
-from surm.config import ConfigError
-from surm.record import REPOSITORY, write_json
-from surm.report import analysis
+from surm.experiments.cli import command, console
+from surm.records.storage import write_json
+from surm.report.studies import weights as analysis
+from surm.shared.errors import ConfigError
+from surm.shared.paths import REPOSITORY
+from surm.studies.weights import Given, analyse
 
 SETTINGS = ("run", "output_dir", "to", "model_path", "dataset_path")
 

@@ -10,10 +10,12 @@ import sys
 import hydra
 from omegaconf import DictConfig
 
-from surm.cli import command
-from surm.compose import APPROXIMATE, check_command, is_sweep, register_schema, typed
-from surm.launch import sweep
-from surm.runner import run_study
+from surm.config.command import check_command, is_sweep
+from surm.config.compose import register_schema, typed
+from surm.experiments.cli import command
+from surm.experiments.launch import sweep
+from surm.experiments.runner import run_study
+from surm.studies.entry import APPROXIMATE
 
 
 @hydra.main(config_path="../conf", config_name="approximate", version_base="1.3")

@@ -8,10 +8,15 @@ python scripts/benchmark.py --draw results/benchmark/full.json
 """
 
 import argparse
+import sys
 
-from surm.benchmark.command import options, run
-from surm.cli import command, console
-from surm.config import ConfigError
+from surm.shared.paths import REPOSITORY
+
+sys.path.insert(0, str(REPOSITORY))  # the benchmarks lie beside the package, and are not installed with it
+
+from benchmarks.command import options, run  # noqa: E402
+from surm.experiments.cli import command, console
+from surm.shared.errors import ConfigError
 
 
 def main() -> None:

@@ -6,9 +6,9 @@ python scripts/dashboard.py --scale laptop --json outputs/workspace.json   (with
 
 from pathlib import Path
 
-from surm.cli import chosen_experiments, command, experiment_parser
-from surm.dashboard import build_views, save_views, write_views
-from surm.tracking import tracking_options
+from surm.experiments.cli import chosen_experiments, command, experiment_parser
+from surm.experiments.dashboard import build_views, save_views, write_views
+from surm.experiments.upload import tracking_options
 
 
 def main() -> None:

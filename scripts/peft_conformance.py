@@ -15,7 +15,7 @@ from collections import Counter
 from pathlib import Path
 from xml.etree import ElementTree
 
-from surm.record import REPOSITORY
+from surm.shared.paths import REPOSITORY
 
 FILES = (
     "custom_models",

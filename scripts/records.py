@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from surm.cli import chosen_experiments, command, experiment_parser
-from surm.overview import status
-from surm.results import publish, wandb_sync
+from surm.experiments.cli import chosen_experiments, command, experiment_parser
+from surm.experiments.publish import publish, wandb_sync
+from surm.experiments.status import status
 
 
 def main() -> None:

@@ -5,10 +5,10 @@ python scripts/report.py --scale published --picture results/figures/report_page
 
 from pathlib import Path
 
-from surm.cli import chosen_experiments, command, experiment_parser, make_options
-from surm.compose import load_scale
+from surm.experiments.cli import chosen_experiments, command, experiment_parser, make_options
+from surm.experiments.plan import load_scale
+from surm.experiments.publish import report
 from surm.report.html.picture import take_picture
-from surm.results import report
 
 
 def main() -> None:

@@ -1,11 +1,12 @@
 """Run the experiments of a scale, then write tables, figures and verdicts: `make reproduce`."""
 
-from surm.cli import chosen_experiments, command, experiment_parser, make_options
-from surm.compose import check_launcher, load_scale
-from surm.launch import launch_experiments
-from surm.overview import print_plan
-from surm.results import report
-from surm.runner import run_all
+from surm.config.command import check_launcher
+from surm.experiments.cli import chosen_experiments, command, experiment_parser, make_options
+from surm.experiments.launch import launch_experiments
+from surm.experiments.plan import load_scale
+from surm.experiments.publish import report
+from surm.experiments.runner import run_all
+from surm.experiments.status import print_plan
 
 
 def main() -> None:

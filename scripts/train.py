@@ -11,10 +11,11 @@ import sys
 import hydra
 from omegaconf import DictConfig
 
-from surm.cli import command
-from surm.compose import TRAIN, check_command, is_sweep, register_schema, typed
-from surm.launch import sweep
-from surm.runner import run_with_bar
+from surm.config.command import check_command, is_sweep
+from surm.config.compose import TRAIN, register_schema, typed
+from surm.experiments.cli import command
+from surm.experiments.launch import sweep
+from surm.experiments.runner import run_with_bar
 
 
 @hydra.main(config_path="../conf", config_name="config", version_base="1.3")

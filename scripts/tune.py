@@ -5,10 +5,10 @@ from pathlib import Path
 
 import yaml
 
-from surm.cli import chosen_experiments, command, experiment_parser
-from surm.plan import PlannedRun
-from surm.runner import run_or_none
-from surm.tune import first_rates, search, wandb_sweeps
+from surm.experiments.cli import chosen_experiments, command, experiment_parser
+from surm.experiments.plan import PlannedRun
+from surm.experiments.runner import run_or_none
+from surm.experiments.tune import first_rates, search, wandb_sweeps
 
 
 def main() -> None:

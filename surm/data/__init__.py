@@ -13,7 +13,7 @@ from typing import Protocol, cast
 
 from surm.data.base import Corpus, Split, Task, complement, share
 from surm.data.hub import DataFacts
-from surm.registry import look_up
+from surm.shared.registry import look_up
 
 __all__ = [
     "DATASETS",

@@ -5,8 +5,8 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from surm.assets import Asset
 from surm.data.base import Corpus, Split, complement, holdout, majority_baseline
+from surm.shared.assets import Asset
 
 LEXICON = Asset("vaderSentiment", "vaderSentiment/vader_lexicon.txt", version="3.3.2", installed_by="make setup")
 STEM_LETTERS = 5

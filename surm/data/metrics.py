@@ -8,7 +8,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
-from surm.registry import look_up
+from surm.shared.registry import look_up
 
 
 def spearman(labels: NDArray[Any], predictions: NDArray[Any]) -> float:

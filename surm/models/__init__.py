@@ -13,11 +13,11 @@ from typing import Any
 
 import torch
 
-from surm.assets import Asset
 from surm.models.backbone import Backbone, check_image_size
 from surm.models.fused import split_fused_projections
 from surm.models.hub import HubFiles
-from surm.registry import nearest
+from surm.shared.assets import Asset
+from surm.shared.registry import nearest
 
 __all__ = [
     "MODELS",

@@ -6,9 +6,9 @@ Source: `sentence-transformers/all-MiniLM-L6-v2` (Apache-2.0), as packaged in `g
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from surm.assets import Asset
 from surm.models.backbone import Backbone, initialise_head
 from surm.models.from_transformers import build, quiet
+from surm.shared.assets import Asset
 
 HEAD = ("classifier",)
 SHAPE = {

@@ -9,7 +9,7 @@ from timm.data.config import resolve_data_config
 
 from surm.models.backbone import Backbone, initialise_head
 from surm.models.hub import HubFiles
-from surm.registry import nearest
+from surm.shared.registry import nearest
 
 
 def load(files: HubFiles, content_hash: str, *, num_labels: int, image_size: int | None = None) -> Backbone:

@@ -17,8 +17,8 @@ from timm.layers.pos_embed import resample_abs_pos_embed
 from timm.models import VisionTransformer
 from torch import Tensor
 
-from surm.assets import Asset
 from surm.models.backbone import Backbone, initialise_head
+from surm.shared.assets import Asset
 
 ARCHITECTURE = "vit_small_patch14_dinov2"
 HEAD = ("head",)

@@ -1,4 +1,4 @@
-"""Records to statistics, verdicts, tables, figures and one page; reads files only, never a model."""
+"""Records to statistics, verdicts, tables, figures and one page; may import `shared`, `records` and `methods.names`."""
 
 from surm.report.experiments import ExperimentPlan, GridPlan, Plan
 from surm.report.page import build, publish

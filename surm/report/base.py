@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pandas as pd
 
+from surm.records.stored import Record
 from surm.report import figures, tables
 from surm.report.experiments import Plan
 from surm.report.plots import Plot
-from surm.report.records import Record
 from surm.report.verdicts import Claim, Verdict, describe
 
 

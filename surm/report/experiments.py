@@ -7,7 +7,8 @@ from functools import cached_property
 from statistics import fmean
 from typing import Any
 
-from surm.report.records import Record, label, unrun
+from surm.methods.names import label
+from surm.records.stored import Record, unrun
 from surm.report.statistics import Estimate, estimate_contrast, estimate_mean
 
 REFERENCE = "LoRA r=1"

@@ -12,8 +12,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 
+from surm.methods.names import family_name
 from surm.report.experiments import Experiment, Method
-from surm.report.records import family_name
 
 
 class Style(NamedTuple):

@@ -4,8 +4,8 @@ import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
+from surm.records.stored import Record
 from surm.report.experiments import ExperimentPlan, Plan
-from surm.report.records import Record
 from surm.report.studies import STUDY_REPORTS, StudyPlan
 
 METHOD = ("structure", "placement", "optim", "seed")

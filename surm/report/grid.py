@@ -10,12 +10,12 @@ from typing import Any
 import pandas as pd
 import yaml
 
+from surm.records.stored import Record
 from surm.report import grid_figures, grid_plots, tables
 from surm.report.base import Group, Section
 from surm.report.experiments import REFERENCE, Column, GridPlan, Method, gather_columns
 from surm.report.grid_verdicts import judge_columns
 from surm.report.plots import Plot
-from surm.report.records import Record
 from surm.report.verdicts import Claim, Verdict
 
 NOT_RUN = "not run"

@@ -4,12 +4,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from surm.records.stored import Record, read_records
 from surm.report import figures, html, tables
 from surm.report.base import Section
 from surm.report.experiments import Plan
 from surm.report.further import further_plans
 from surm.report.html import Source
-from surm.report.records import Record, read_records
 from surm.report.sections import Comparison, make_section
 from surm.report.studies import StudyPlan
 from surm.report.verdicts import Claim, describe, read_claims

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from surm.methods.names import family_name
 from surm.report.experiments import Experiment, Method
 from surm.report.figures import Style, curves, metric_of, strips, style_of, with_lines
-from surm.report.records import family_name
 from surm.report.tables import MEBIBYTE
 
 Trace = dict[str, Any]

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pandas as pd
 
+from surm.records.stored import Record
 from surm.report import figures, plots, tables
 from surm.report.base import Group, Section
 from surm.report.experiments import Experiment, GridPlan, Plan, as_column, gather
 from surm.report.grid import Grid
 from surm.report.grid_verdicts import judge_columns
 from surm.report.plots import Plot
-from surm.report.records import Record
 from surm.report.studies import STUDY_REPORTS, StudyPlan
 from surm.report.verdicts import RULES, Claim, Verdict, judge, judge_effect
 

@@ -7,19 +7,12 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import t as student_t
 
+from surm.records.stored import Evaluation
+
 DRAWS = 5_000
 LEVEL = 0.95
 
 Array = NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """What a run answered: metric name, labels (N,) and predictions (N,)."""
-
-    metric: str
-    labels: NDArray[np.generic]
-    predictions: NDArray[np.generic]
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ from typing import Any
 
 import pandas as pd
 
+from surm.records.stored import Record
 from surm.report.experiments import REFERENCE, Experiment, Method
-from surm.report.records import Record
 
 MEBIBYTE = 2**20
 COLUMNS: dict[str, tuple[str, str]] = {  # column -> (Markdown heading, number format)

@@ -8,11 +8,12 @@ import pytest
 from hydra import compose, initialize_config_dir
 from PIL import Image
 
-from surm.compose import CONFIG_DIRECTORY, register_schema
+from surm.config.compose import register_schema
 from surm.data import DATASETS, check_data, data_facts, data_hash, data_modality, data_revision, load_task
 from surm.data.hub import ImageBytes
+from surm.shared.paths import CONFIG_DIRECTORY
 from tests.data.hub_layout import GLUE, HUB_IMAGES, VTAB, sentence, write_parquet, write_tiny
-from tests.skips import local_data
+from tests.tools.skips import local_data
 
 PUBLIC = [f"glue/{task}" for task in GLUE] + list(HUB_IMAGES) + [f"vtab/{task}" for task in VTAB]
 FROM_PATH = [*PUBLIC, "imagenet1k", "inat2021", "image_folder", "table"]

@@ -7,7 +7,7 @@ import pytest
 from surm.data import load_task
 from surm.data.base import Split
 from surm.data.lexicon import LEXICON, baselines, stem_groups
-from tests.skips import needs
+from tests.tools.skips import needs
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ from sklearn.datasets import load_digits
 
 from surm.data import data_hash, data_modality, data_revision, load_task
 from surm.data.base import Corpus, Split, digest, holdout
-from tests.skips import needs, with_packages
+from tests.tools.skips import needs, with_packages
 
 NAMES = with_packages("digits", "mnist5k", "textile", "valence")
 

@@ -6,7 +6,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from surm.models import load_backbone, model_modality, model_revision, model_width, weights_hash
-from tests.skips import PACKAGES, needs, with_packages
+from tests.tools.skips import PACKAGES, needs, with_packages
 
 NAMES = with_packages("builtin_bert", "builtin_vit", "tiny_bert", "tiny_vit")
 

@@ -6,7 +6,7 @@ import torch
 from torch.nn.functional import interpolate
 
 from surm.models import MODELS, load_backbone
-from tests.skips import needs
+from tests.tools.skips import needs
 
 SIZE = 224  # pixels, fixed in the ONNX graph: 16 x 16 patches
 TOKENS, POSITIONS = "/backbone/layernorm/Add_1", "/backbone/embeddings/Concat_6"

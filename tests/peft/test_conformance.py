@@ -11,7 +11,7 @@ from xml.etree import ElementTree
 import pytest
 from peft import LoraConfig, LoraRuntimeConfig
 
-from surm.record import REPOSITORY
+from surm.shared.paths import REPOSITORY
 from surm.structures import STRUCTURES
 from surm.tuners import SurmConfig
 from tests.peft.exceptions import EXCEPTIONS

@@ -1,7 +1,7 @@
 import pytest
 
+from surm.records.stored import read_records
 from surm.report.experiments import ExperimentPlan, gather
-from surm.report.records import read_records
 from tests.report import made_up
 from tests.report.grids import make_grid, write_cell
 

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import numpy as np
 
+from surm.records.stored import read_records
 from surm.report import GridPlan
-from surm.report.records import read_records
 from surm.report.sections import make_section
 from surm.report.verdicts import Claim
 from tests.report import made_up

@@ -8,8 +8,8 @@ import pandas as pd
 import pytest
 import yaml
 
-from surm.record import PUBLISHED
-from surm.report import analysis
+from surm.report.studies import weights as analysis
+from surm.shared.paths import PUBLISHED
 
 RESULTS = PUBLISHED.parent
 FIGURE_11 = yaml.safe_load((RESULTS / "paper" / "fig11.yaml").read_text())

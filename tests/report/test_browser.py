@@ -7,8 +7,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from surm.compose import load_scale
-from surm.plan import load_scale_experiments
+from surm.experiments.plan import load_scale, load_scale_experiments
 from surm.report import build
 from surm.report.html.picture import take_picture
 

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import yaml
 
+from surm.records.stored import read_records
 from surm.report.experiments import ExperimentPlan
 from surm.report.grid import Grid
 from surm.report.grid_verdicts import COLUMN_RULES
-from surm.report.records import read_records
 from surm.report.sections import Comparison, make_section
 from surm.report.verdicts import COLUMN_KINDS, KINDS, RULES, describe, read_claims
 from tests.report import made_up

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from plotly import graph_objects
 
+from surm.records.stored import read_records
 from surm.report import ExperimentPlan, GridPlan, StudyPlan, build
-from surm.report.records import read_records
 from tests.report import made_up
 from tests.report.grids import write_cell
 

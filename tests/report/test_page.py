@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from surm.records.stored import read_records
 from surm.report import ExperimentPlan, build, publish, tables
 from surm.report.experiments import gather
-from surm.report.records import read_records
 from surm.report.sections import make_section
 from tests.report import made_up
 

@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 import yaml
 
-from surm.experiments.pinwheel import FULL, METHODS, num_parameters
-from surm.report.records import Record
+from surm.records.stored import Record
 from surm.report.studies import pinwheel, pinwheel_search
 from surm.report.verdicts import read_claims
+from surm.studies.pinwheel import FULL, METHODS, num_parameters
 
 PAPER = Path("results/paper")
 # Final losses by reading and method; every setting of one reading alike.

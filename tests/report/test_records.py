@@ -3,9 +3,10 @@ import json
 import numpy as np
 import pytest
 
+from surm.methods.names import label
+from surm.records.stored import read_records
 from surm.report import figures
 from surm.report.experiments import ExperimentPlan, gather
-from surm.report.records import label, read_records
 from tests.report import made_up
 
 

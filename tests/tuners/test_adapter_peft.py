@@ -10,7 +10,7 @@ from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 from torch import nn
 
 from surm.tuners import SurmAdapter
-from tests.skips import needs_peft_021
+from tests.tools.skips import needs_peft_021
 from tests.tuners.helpers import (
     IDS,
     IMAGES,

@@ -8,11 +8,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+from surm.records.stored import Record
 from surm.report.base import Group, Section
 from surm.report.grid import Grid
 from surm.report.html.tables import Anchors, Cell, Table, table_of
 from surm.report.plots import Plot
-from surm.report.records import Record
 from surm.report.tables import why
 from surm.report.verdicts import Claim, Verdict, describe
 

@@ -13,9 +13,9 @@ from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from surm.records.stored import Record
 from surm.report.figures import legend_below, marks, save, style_of, tidy
 from surm.report.plots import LOG, Panel, Plot, Trace, band
-from surm.report.records import Record
 from surm.report.statistics import mean_interval
 
 COLUMNS: dict[str, tuple[str, str]] = {

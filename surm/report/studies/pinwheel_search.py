@@ -6,8 +6,8 @@ from typing import Any
 
 import pandas as pd
 
+from surm.records.stored import Record
 from surm.report.plots import Plot
-from surm.report.records import Record
 from surm.report.studies.pinwheel import READINGS
 
 COLUMNS: dict[str, tuple[str, str]] = {

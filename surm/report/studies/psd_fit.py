@@ -9,9 +9,9 @@ import pandas as pd
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from surm.records.stored import Record
 from surm.report.figures import marks, save, style_of, tidy
 from surm.report.plots import Panel, Plot, mark, names_axis
-from surm.report.records import Record
 from surm.report.studies.rows import study_rows
 
 COLUMNS: dict[str, tuple[str, str]] = {

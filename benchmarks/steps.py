@@ -1,0 +1,75 @@
+"""Whole training steps of a backbone with the query, key and value projections adapted, relative to LoRA r=1."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch.nn.functional import cross_entropy
+
+from benchmarks.layers import STRUCTURES
+from benchmarks.measure import Candidate, Step, candidate, measure
+from benchmarks.result import LORA, TARGETS, Cell
+from surm.config.schema import OptimConfig
+from surm.data import Task, load_task
+from surm.data.encode import encode
+from surm.methods.apply import apply_method, count_trainable, method_settings
+from surm.methods.schema import StructureConfig
+from surm.models import load_backbone, model_modality, model_width
+from surm.training.optim import parameter_groups
+from surm.tuners.layer import SurmWeight
+
+MODELS = ("builtin_vit", "builtin_bert")
+TASKS = {"image": "digits", "text": "valence"}
+RATE = 1e-4
+PLACEMENT = {"form": "weight", "parts": ["q", "k", "v"]}
+METHODS: dict[str, tuple[str, Mapping[str, Any]]] = {
+    LORA: ("lora", {"rank": 1}),
+    **{name: STRUCTURES[name] for name in TARGETS},
+}
+
+
+def measure_steps(
+    model: str,
+    batch_size: int,
+    device: torch.device,
+    *,
+    rounds: int,
+    only: Sequence[str] = tuple(METHODS),
+    backend: str = "auto",
+) -> Cell:
+    """Forward pass, cross-entropy, backward pass and AdamW step on the first examples of this project's task.
+
+    Each method has a copy of the model, so that none waits for a switch.
+    """
+    task = load_task(TASKS[model_modality(model)])
+    place = {"model": model, "dataset": task.name, "batch_size": batch_size, "device": device.type}
+    chosen = [name for name in METHODS if name in {LORA, *only}]
+    candidates = [_candidate(name, model, task, batch_size, device, backend) for name in chosen]
+    return measure(place, candidates, LORA, rounds=rounds, device=device)
+
+
+def _candidate(name: str, model: str, task: Task, batch_size: int, device: torch.device, backend: str) -> Candidate:
+    torch.manual_seed(0)
+    backbone = load_backbone(model, num_labels=task.num_labels)
+
+    def make() -> tuple[Step, int]:
+        family, options = METHODS[name]
+        settings = method_settings(StructureConfig(name=family, **options), "weight", model_width(model))
+        module = apply_method(backbone, settings, PLACEMENT).train().to(device)
+        for layer in module.modules():
+            if isinstance(layer, SurmWeight):
+                layer.backend = dict.fromkeys(layer.backend, backend)
+        optimizer = torch.optim.AdamW(parameter_groups(module, OptimConfig()), lr=RATE)
+        train = encode(task.train, backbone)
+        batch = {key: value.to(device) for key, value in train.collate([train[i] for i in range(batch_size)]).items()}
+        labels = batch.pop("labels")
+
+        def step() -> None:
+            output = module(**batch)
+            torch.autograd.backward(cross_entropy(getattr(output, "logits", output), labels))
+            optimizer.step()
+            optimizer.zero_grad()
+
+        return step, count_trainable(module, backbone.head)[0]
+
+    return candidate(name, "peft" if name == LORA else "ours", make)

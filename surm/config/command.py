@@ -1,0 +1,162 @@
+"""A command line, checked as a whole before Hydra takes over: a typo is one sentence and writes nothing."""
+
+from collections.abc import Sequence
+from dataclasses import fields, is_dataclass
+from typing import Any, NoReturn
+
+import yaml
+from hydra.core.config_store import ConfigStore
+from hydra.core.override_parser.types import Override
+
+from surm.config.compose import (
+    ENTRIES,
+    TRAIN,
+    Config,
+    Entry,
+    Member,
+    compose_config,
+    compose_members,
+    composer,
+    groups,
+    launchers,
+    parse_overrides,
+    register_schema,
+    sweep_members,
+    to_dataclasses,
+    typed,
+)
+from surm.shared.errors import ConfigError
+from surm.shared.paths import CONFIG_DIRECTORY
+from surm.shared.processes import several
+from surm.shared.registry import hint
+
+MULTIRUN = ("-m", "--multirun")
+
+
+def is_sweep(arguments: Sequence[str]) -> bool:
+    """Whether a command line is a sweep that is to be run, rather than one configuration or a question to Hydra."""
+    return any(argument in MULTIRUN for argument in arguments) and all(
+        argument in MULTIRUN for argument in arguments if argument.startswith("-")
+    )
+
+
+def check_command(arguments: Sequence[str], entry: Entry[Config]) -> list[Member[Config]]:
+    """Compose and check everything that a script's command line would run.
+
+    Returns:
+        The members of a sweep, without those whose method has no such form; or the one member there is.
+
+    Raises:
+        ConfigError: one sentence; nothing has been written and no model has been loaded.
+    """
+    overrides = [argument for argument in arguments if not argument.startswith("-")]
+    multirun = any(argument in MULTIRUN for argument in arguments)
+    if multirun and several():
+        raise ConfigError("-m: several processes share one run, not a sweep; a sweep takes hydra/launcher=joblib.")
+    root: Any = entry.schema()
+    for override in parse_overrides(overrides):
+        _check_group(override, entry)
+        if override.get_key_element() == "hydra/launcher":
+            check_launcher(",".join(_values(override)), multirun=multirun)
+        if override.is_sweep_override() and override.get_key_element() == "experiment":
+            raise ConfigError(
+                f"{override.input_line}: a sweep over experiments would apply neither file's own sweep; "
+                "start one command for each experiment."
+            )
+        if override.is_sweep_override() and not multirun:
+            raise ConfigError(f"{override.input_line}: several values are a sweep; add -m to the command.")
+    with composer():
+        members = sweep_members(overrides, entry) if multirun else [list(overrides)]
+        for member in members:
+            if entry.resolve is not None:  # which settings there are follows from the groups' values
+                chosen = [override for override in member if override.partition("=")[0] in _groups_of(entry)]
+                root = to_dataclasses(compose_config(chosen, entry), entry)
+            for override in parse_overrides(member):
+                _check_setting(override, root, entry)
+        if multirun and entry is TRAIN:
+            return compose_members(members, files=True)  # type: ignore[return-value]
+        return [Member(member, typed(compose_config(member, entry), entry)) for member in members]
+
+
+def check_launcher(name: str, *, multirun: bool = True) -> None:
+    """Refuse a launcher that is not there, before anything is started.
+
+    Raises:
+        ConfigError: one sentence; where a package is missing, it names the extra that brings it.
+    """
+    if name not in launchers():
+        raise ConfigError(f"hydra/launcher={name}: allowed are {', '.join(launchers())}{hint(name, launchers())}")
+    if name != "basic" and not multirun:
+        raise ConfigError(f"hydra/launcher={name}: launchers start the jobs of a sweep; add -m to the command.")
+    register_schema()
+    if name != "basic" and f"{name}_schema.yaml" not in ConfigStore.instance().list("hydra/launcher"):
+        extra = name.partition("_")[0]
+        raise ConfigError(
+            f"hydra/launcher={name}: the package that brings it is not installed; "
+            f"`make launchers` installs all of them, pip install 'surm[{extra}]' this one."
+        )
+
+
+def entry_of(experiment: str) -> Entry[Any]:
+    """The script that an experiment file is for: it says so by the groups that it overrides.
+
+    Raises:
+        ConfigError: there is no such file.
+    """
+    names = groups()["experiment"]
+    if experiment not in names:
+        raise ConfigError(f"experiment={experiment}: conf/experiment has {', '.join(names)}{hint(experiment, names)}")
+    content = yaml.safe_load((CONFIG_DIRECTORY / "experiment" / f"{experiment}.yaml").read_text())
+    overridden = {key.removeprefix("override /") for default in content["defaults"] for key in default}
+    return next(entry for entry in ENTRIES if overridden <= set(_groups_of(entry)))
+
+
+def _groups_of(entry: Entry[Any]) -> dict[str, list[str]]:
+    """The groups that a script composes, from its primary file."""
+    defaults = yaml.safe_load((CONFIG_DIRECTORY / f"{entry.name}.yaml").read_text())["defaults"]
+    named = {key.removeprefix("optional ") for default in defaults if isinstance(default, dict) for key in default}
+    return {name: values for name, values in groups().items() if name in named}
+
+
+def _check_group(override: Override, entry: Entry[Any]) -> None:
+    """A group's value must exist, and an experiment must be one of this script's; the message names the nearest."""
+    key, known = override.get_key_element(), _groups_of(entry)
+    for value in _values(override) if key in known else []:
+        if value not in (*known[key], "null"):
+            raise ConfigError(f"{key}={value}: conf/{key} has {', '.join(known[key])}{hint(value, known[key])}")
+        if key == "experiment" and value != "null" and entry_of(value) is not entry:
+            raise ConfigError(f"{override.input_line}: this file is for {entry_of(value).script}; start that.")
+
+
+def _check_setting(override: Override, root: Any, entry: Entry[Any]) -> None:
+    """A setting's dotted path must exist; the message names the nearest one."""
+    key = override.get_key_element().lstrip("+~")
+    if key == "hydra" or key.startswith(("hydra.", "hydra/")) or key in _groups_of(entry):
+        return
+    node: Any = root
+    for depth, step in enumerate(key.split(".")):
+        if isinstance(node, dict):  # names of its own, such as PEFT's arguments
+            return
+        known = [f.name for f in fields(node)] if is_dataclass(node) else []
+        if step not in known:
+            _unknown_setting(override, key.split(".")[:depth], step, known, entry)
+        node = getattr(node, step)
+    if is_dataclass(node):
+        raise ConfigError(
+            f"{override.input_line}: {key} holds several settings; set one, such as {key}.{fields(node)[0].name}=..."
+        )
+
+
+def _values(override: Override) -> list[str]:
+    if override.is_sweep_override():
+        return [str(value) for value in override.sweep_string_iterator()]
+    return [str(override.value()) if override.value() is not None else "null"]
+
+
+def _unknown_setting(override: Override, path: list[str], step: str, known: list[str], entry: Entry[Any]) -> NoReturn:
+    where = ".".join(path)
+    candidates = known if path else list(dict.fromkeys([*known, *_groups_of(entry)]))
+    raise ConfigError(
+        f"{override.input_line}: there is no setting {'.'.join([*path, step])}; "
+        f"{where or 'the configuration'} has {', '.join(candidates)}{hint(step, candidates)}"
+    )

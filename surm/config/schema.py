@@ -1,0 +1,96 @@
+"""What a run is asked, as dataclasses; `conf/` holds their values."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from surm.methods.schema import PlacementConfig, StructureConfig
+
+
+@dataclass
+class ModelConfig:
+    name: str = "builtin_vit"
+    source: str | None = None  # timm | transformers | local, for a name that conf/model does not have
+    revision: str | None = None  # of the hub; null: the pinned one, or main for a name with a source
+    path: str | None = None  # folder with the hub's files, instead of the hub
+    image_size: int | None = None  # pixels; null: the model's own
+
+    def origin(self) -> dict[str, Any]:
+        """What tells where the model comes from, beside its name, as `surm.models` takes it."""
+        return {"source": self.source, "revision": self.revision, "path": self.path}
+
+
+@dataclass
+class DatasetConfig:
+    name: str = "digits"
+    path: str | None = None  # folder with the task's files, instead of the hub
+    fraction: float = 1.0  # of the training split: nested, stratified subsets by seed
+    columns: dict[str, str | None] = field(default_factory=dict)  # of dataset=table: text, text_pair, image, label
+    evaluate_on: str = "test"  # test | selection (a fixed slice of the training split, for tuning)
+
+    def origin(self) -> dict[str, Any]:
+        """What tells where the data come from, beside their name, as `surm.data` takes it."""
+        return {"path": self.path, "columns": {key: name for key, name in self.columns.items() if name} or None}
+
+
+@dataclass
+class OptimConfig:
+    lr: float | None = None  # null: the rate found by `make tune` for this model, dataset and method
+    weight_decay: float = 0.01
+    decay_structure: bool = False  # the authors decay structure parameters too
+    beta1: float = 0.9
+    beta2: float = 0.999
+    warmup_ratio: float = 0.06
+    schedule: str = "linear"  # linear | cosine | constant
+    max_grad_norm: float | None = 1.0
+
+
+@dataclass
+class TrainerConfig:
+    epochs: int = 3
+    batch_size: int = 32
+    gradient_accumulation: int = 1
+    precision: str = "no"  # no | bf16 | fp16
+    max_steps: int | None = None
+    gradient_checkpointing: bool = False  # less memory, more time
+    compile: bool = False  # torch.compile
+    evaluate_every: int = 1  # epochs; always after the last
+    eval_batch_size: int = 128
+    log_every: int = 10  # steps
+    checkpoint_every: int = 25  # steps
+    threads: int | None = None
+    workers: int = 0  # processes that decode images
+
+
+@dataclass
+class TrackingConfig:
+    name: str = "none"  # none | wandb
+    mode: str = "online"  # online | offline
+    project: str = "surm"
+    entity: str | None = None  # null: the account's own
+    tags: list[str] = field(default_factory=list)
+    log_adapter: bool = False  # the trained adapter as an artifact, too
+
+
+@dataclass
+class TableConfig:
+    """The experiment, one table, that a run was started for; no part of its identity."""
+
+    name: str | None = None
+    title: str = ""
+    claims: list[str] = field(default_factory=list)
+    published: str = ""  # a file of results/paper: rows that others published, shown below the table
+
+
+@dataclass
+class RunConfig:
+    model: ModelConfig = field(default_factory=ModelConfig)
+    dataset: DatasetConfig = field(default_factory=DatasetConfig)
+    structure: StructureConfig = field(default_factory=StructureConfig)
+    placement: PlacementConfig = field(default_factory=PlacementConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    table: TableConfig = field(default_factory=TableConfig)
+    seed: int = 0
+    device: str = "auto"  # auto | cuda | mps | cpu
+    output_dir: str = "outputs"

@@ -1,0 +1,108 @@
+"""What is planned, what it costs, and what has become of it: `make reproduce DRY=1`, `make status`."""
+
+import statistics
+from collections.abc import Iterable, Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from surm.experiments.cli import console, describe, part_label, place
+from surm.experiments.forecast import Forecast, forecast, total
+from surm.experiments.plan import Experiment, Planned, PlannedRun
+from surm.methods.names import label
+from surm.records.claim import in_words
+from surm.records.stored import read_records
+from surm.shared.errors import RecordError
+from surm.shared.paths import PUBLISHED
+from surm.training.checkpoint import check_checkpoint
+
+
+def print_plan(experiments: Sequence[Experiment]) -> None:
+    """The runs, which of them are done, what they train, and what the rest costs and downloads.
+
+    Time is that of equal or similar runs in the records; for the paper's own data, hours of one GPU by `surm.cost`.
+    """
+    known = {**read_records(PUBLISHED), **read_records(Path("outputs/runs"))}
+    by_question: dict[str, list[float]] = {}
+    for record in known.values():
+        if record.finished:
+            by_question.setdefault(_cost_key(record.asked), []).append(record.happened["seconds"])
+    left: dict[str, float | Forecast | None] = {}
+    for experiment in experiments:
+        header = ("signature", "method", "on", "rate", "seed", "status", "parameters", "head", "about")
+        rows, costs = [], []
+        for planned in experiment.runs:
+            measured = by_question.get(_cost_key(planned.asked))
+            expected = forecast(planned) if isinstance(planned, PlannedRun) else None
+            cost = statistics.mean(measured) if measured and expected is None else expected
+            costs.append(cost)
+            status = planned.status()
+            if status != "finished":
+                left[planned.signature] = cost
+            counts = (f"{expected.trainable:,}", f"{expected.head:,}") if expected else ("", "")
+            rows.append((planned.signature, *_plan_cells(planned.asked), status, *counts, _in_words(cost)))
+        print(f"\n{experiment.title} ({experiment.name}): {len(experiment.runs):,} runs{_total(costs)}\n")
+        widths = [max(len(row[column]) for row in (header, *rows)) for column in range(len(header))]
+        for row in (header, *rows):
+            print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    print(f"\nLeft: {len(left):,} different runs{_total(left.values())}.")
+    _, downloads = total(cost for cost in left.values() if isinstance(cost, Forecast))
+    for needed in downloads:
+        print(f"  to download: {needed}")
+
+
+def _in_words(cost: float | Forecast | None) -> str:
+    if cost is None:
+        return "not known"
+    return f"{cost.gpu_hours:.3g} GPU-hours" if isinstance(cost, Forecast) else f"{cost:.0f} s"
+
+
+def _total(costs: Iterable[float | Forecast | None]) -> str:
+    known = list(costs)
+    hours, _ = total(cost for cost in known if isinstance(cost, Forecast))
+    seconds = sum(cost for cost in known if isinstance(cost, float))
+    unknown = sum(cost is None for cost in known)
+    parts = [f"about {hours:,.1f} GPU-hours"] if hours else []
+    parts += [f"about {timedelta(seconds=round(seconds))} here"] if seconds else []
+    parts += [f"{unknown} of unknown time"] if unknown else []
+    return "".join(f", {part}" for part in parts)
+
+
+def _plan_cells(question: dict[str, Any]) -> tuple[str, str, str, str]:
+    """Method, data, rate and seed of a run; a part of a study has a name alone."""
+    if "study" in question:
+        return part_label(question), "", "", ""
+    return label(question), place(question), f"{question['optim']['lr']:g}", str(question["seed"])
+
+
+def _cost_key(question: dict[str, Any]) -> str:
+    """Runs that cost the same: model, data, method and length, whatever the rate and the seed."""
+    if "study" in question:
+        return str({key: value for key, value in question["study"].items() if key != "draw"})
+    return str((question["model"], question["dataset"], label(question), question["trainer"]))
+
+
+def status(experiments: Sequence[Experiment]) -> None:
+    """Count runs by state; list those not finished with who works on them, why they failed, what is damaged."""
+    for experiment in experiments:
+        counts: dict[str, list[Planned]] = {}
+        for planned in experiment.runs:
+            counts.setdefault(planned.status(), []).append(planned)
+        console.print(f"{experiment.name}: " + ", ".join(f"{len(runs)} {status}" for status, runs in counts.items()))
+        for state, runs in counts.items():
+            for planned in runs if state != "finished" else []:
+                console.print(f"  {state:12} {planned.signature}  {describe(planned.asked)}{_remark(planned)}")
+
+
+def _remark(planned: Planned) -> str:
+    """Who works on a run, why it failed, or which of its files is damaged."""
+    holder = planned.holder()
+    if holder:
+        return f"  ({in_words(holder)}, last sign of life {holder['silent']:.0f} s ago)"
+    try:
+        record = planned.record()
+        check_checkpoint(planned.record_path.with_name("checkpoint.safetensors"))
+    except RecordError as damage:
+        return f"  ({damage})"
+    error = record["happened"].get("error") if record else None
+    return f"  ({error})" if error else ""

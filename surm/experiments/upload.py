@@ -1,0 +1,100 @@
+"""The upload of runs to Weights & Biases that ran without it."""
+
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from surm.config.compose import compose_run, composer
+from surm.config.schema import DatasetConfig
+from surm.data import load_task
+from surm.data.base import Corpus
+from surm.data.glue import TASKS
+from surm.training.tracking import marker, start_tracker
+
+
+def tracking_options(settings: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
+    """The options of `tracking=wandb` with those of the settings that change them, and the other settings.
+
+    Raises:
+        ConfigError: a setting of tracking that does not exist.
+    """
+    own = [setting for setting in settings if setting.startswith("tracking.")]
+    with composer():
+        options = vars(compose_run(["tracking=wandb", *own]).tracking)
+    return options, [setting for setting in settings if setting not in own]
+
+
+def primary_metric(dataset: DatasetConfig) -> str:
+    """The metric of a run's tables; W&B holds it as `evaluation/<metric>`, and as `metrics/<metric>` from the end on.
+
+    Only the user's own files, `dataset=table`, are read for it.
+    """
+    family, _, task = dataset.name.partition("/")
+    if family == "glue":
+        return TASKS[task].metrics[0]
+    return load_task("table", **dataset.origin()).primary_metric if family == "table" else Corpus.metrics[0]
+
+
+def pending(records: Iterable[Mapping[str, Any]], mode: str, directory: Path) -> list[Mapping[str, Any]]:
+    """The finished runs that W&B does not hold yet, each once; interrupted and failed ones may still change."""
+
+    def held(signature: str) -> bool:
+        return any(marker(directory, signature, known).exists() for known in ("online", mode))
+
+    finished = {record["signature"]: record for record in records if record["status"] == "finished"}
+    return [record for signature, record in finished.items() if not held(signature)]
+
+
+def sync(
+    records: Iterable[Mapping[str, Any]],
+    tracking: Mapping[str, Any],
+    *,
+    groups: Mapping[str, Sequence[str]],
+    directory: Path,
+) -> list[str]:
+    """Upload finished runs from their records, each signature once; an upload that broke goes on where it broke.
+
+    Args:
+        records: as read from the record files; `path` is the file's, for the adapter beside a run's own record.
+        tracking: as for `start_tracker`.
+        groups: signature -> experiments that the run belongs to; the first is its group, all are tags.
+        directory: as for `start_tracker`; delete `<signature>.<mode>` there to upload a run again.
+
+    Returns:
+        The signatures uploaded now.
+
+    Raises:
+        TrackingError: as `start_tracker` does.
+    """
+    uploaded = []
+    for record in pending(records, tracking["mode"], directory):
+        signature, happened = record["signature"], record["happened"]
+        if tracking["mode"] == "offline":  # nothing goes on there: what broke is written anew
+            for broken in directory.glob(f"wandb/offline-run-*-{signature}"):
+                shutil.rmtree(broken)
+        names = groups.get(signature, ())
+        tracker = start_tracker(
+            tracking,
+            signature=signature,
+            group=names[0] if names else None,
+            config=record["asked"],
+            tags=names,
+            directory=directory,
+        )
+        for step, row in _by_step(happened["history"]):
+            tracker.log(row, step)
+        if (folder := record["path"].parent).name == signature:  # published records have no folder of their own
+            tracker.log_adapter(folder, happened["metrics"])
+        tracker.finish(happened, record["status"])
+        if marker(directory, signature, tracking["mode"]).exists():
+            uploaded.append(signature)
+    return uploaded
+
+
+def _by_step(history: Iterable[Mapping[str, Any]]) -> list[tuple[int, dict[str, Any]]]:
+    """One row a step, in order: an upload that breaks leaves whole rows, and goes on with the next one."""
+    rows: dict[int, dict[str, Any]] = {}
+    for row in history:
+        rows.setdefault(row["step"], {}).update({name: value for name, value in row.items() if name != "step"})
+    return sorted(rows.items())

@@ -1,0 +1,37 @@
+"""What goes wrong as expected: each message is one sentence for the person who typed the command."""
+
+
+class UserError(Exception):
+    """An expected error; scripts show its message, one sentence, and end with a non-zero exit code."""
+
+
+class ConfigError(UserError, ValueError):
+    """A command that cannot be run."""
+
+
+class FormError(ConfigError):
+    """A method that does not exist in the placement's form: a hole in a sweep over both, and an error alone."""
+
+
+class RecordError(UserError, RuntimeError):
+    """A record that contradicts what is asked now, or is damaged."""
+
+
+class Claimed(RecordError):  # noqa: N818 (somebody else's work, no error)
+    """A living process elsewhere works on the run."""
+
+
+class StorageError(UserError, RuntimeError):
+    """A file that cannot be written; the message names it."""
+
+
+class RunError(UserError, RuntimeError):
+    """A run that cannot go on; the message stands in its record."""
+
+
+class TrackingError(UserError, RuntimeError):
+    """W&B cannot be used as asked."""
+
+
+class Interrupted(RuntimeError):  # noqa: N818 (asked for, no error)
+    """A run was asked to stop: its checkpoint and record are written."""

@@ -1,0 +1,60 @@
+"""How a study is asked: its configuration, its checks, and what its parts are asked."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from surm import structures
+from surm.config.compose import Entry, compose_config, first_line, register, typed
+from surm.config.schema import TableConfig
+from surm.shared.errors import ConfigError
+from surm.studies.registry import SCIENCE_VERSION, STUDIES
+
+
+@dataclass
+class ApproximateConfig:
+    """A study without a backbone; `study` holds one of the options classes of `surm.studies`."""
+
+    study: Any = None
+    table: TableConfig = field(default_factory=TableConfig)
+    output_dir: str = "outputs"
+
+
+def validate_study(config: ApproximateConfig) -> None:
+    """Refuse a study that cannot be computed.
+
+    Raises:
+        ConfigError: one sentence with the value, the rule it breaks and what is allowed.
+    """
+    try:
+        STUDIES[config.study.name].validate(config.study)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+
+
+def _resolve(composed: DictConfig, config: ApproximateConfig) -> None:
+    """The options of the chosen study, as their own dataclass."""
+    node = composed.study
+    try:
+        config.study = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(STUDIES[node.name].options), node))
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"study={node.name}: {first_line(error)}.") from None
+
+
+APPROXIMATE = register(
+    Entry("approximate", "scripts/approximate.py", ApproximateConfig, validate_study, resolve=_resolve)
+)
+
+
+def compose_study(overrides: Sequence[str]) -> ApproximateConfig:
+    """One study's checked configuration; call inside `composer()`."""
+    return typed(compose_config(overrides, APPROXIMATE), APPROXIMATE)
+
+
+def asked_part(study: str, part: dict[str, Any]) -> dict[str, Any]:
+    """What the record of a study's part holds as its question."""
+    versions = {"experiments": SCIENCE_VERSION, "structures": structures.SCIENCE_VERSION}
+    return {"study": {"name": study, **part}, "science_version": versions}

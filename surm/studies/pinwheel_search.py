@@ -1,0 +1,157 @@
+"""The declared search for what the paper's pinwheel (4.2, B.1) leaves open: data, activation and learning rates.
+
+1. Data and activation, by the full network alone, so that no structure is favoured: the point of a small grid whose
+   final losses are nearest the paper's curves of that network (log distance, summed over the two embeddings).
+2. The learning rate of each reading, embedding and method, by the lowest mean final loss: the same rates for all, a
+   factor of 3 apart, with more while the best is at an edge.
+
+Its seeds are no seeds of the study.
+"""
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from itertools import product
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from surm.studies.pinwheel import (
+    EMBEDDINGS,
+    FULL,
+    METHODS,
+    READINGS,
+    SETTINGS,
+    check_activation,
+    check_noise,
+    check_points,
+    check_seeds_and_epochs,
+    make_data,
+    make_networks,
+    significant,
+    train,
+)
+
+# Final training loss of the full network, read by eye off the paper's Fig. 4 (embedding frozen) and Fig. 9 (trained).
+PAPER_LOSSES = {"frozen": 0.20, "trained": 0.15}
+
+
+@dataclass
+class PinwheelSearchOptions:
+    name: str = "pinwheel_search"
+    seeds: list[int] = field(default_factory=lambda: [100, 101])
+    epochs: int = 2000
+    points: list[int] = field(default_factory=lambda: [100, 200])
+    noise: list[float] = field(default_factory=lambda: [0.1, 0.2])
+    activation: list[str] = field(default_factory=lambda: ["relu", "tanh"])
+    rates: list[float] = field(default_factory=lambda: [0.003, 0.009, 0.027])
+
+
+def validate(options: PinwheelSearchOptions) -> None:
+    """Raise ValueError, one sentence, for a value that cannot be run."""
+    check_seeds_and_epochs(options.seeds, options.epochs)
+    for key in ("points", "noise", "activation"):
+        if not getattr(options, key):
+            raise ValueError(f"study.{key}=[]: give at least one value.")
+    for points in options.points:
+        check_points(points)
+    for noise in options.noise:
+        check_noise(noise)
+    for activation in options.activation:
+        check_activation(activation)
+    if len(options.rates) < 2 or min(options.rates) <= 0:
+        raise ValueError(f"study.rates={options.rates}: give two or more numbers above 0.")
+
+
+def parts(options: PinwheelSearchOptions) -> list[dict[str, Any]]:
+    """One part: the second choice rests on the first."""
+    return [
+        {
+            "seeds": options.seeds,
+            "epochs": options.epochs,
+            "points": options.points,
+            "noise": options.noise,
+            "activation": options.activation,
+            "rates": sorted(options.rates),
+            "paper_losses": PAPER_LOSSES,
+        }
+    ]
+
+
+def compute(part: dict[str, Any], say: Callable[[str], None]) -> dict[str, Any]:
+    """Search; gives `settings`, which `save` writes to `results/pinwheel_settings.json`."""
+    seeds, epochs = part["seeds"], part["epochs"]
+
+    def search(points: int, noise: float, activation: str, reading: str, embedding: str, method: str) -> Search:
+        x, labels = make_data(seeds, points, noise)
+
+        def loss_at(rate: float) -> float:
+            networks = make_networks(method, reading, embedding, activation, seeds)
+            return float(train(networks, x, labels, rate=rate, epochs=epochs).losses[-1].mean())
+
+        found = best_rate(loss_at, part["rates"])
+        data = f"{points} points, noise {noise:g}, {activation}"
+        say(f"{data}; {reading}, embedding {embedding}, {method}: rate {found.rate:g}, loss {found.loss:.3f}")
+        return found
+
+    chosen: dict[str, Any] = {}
+    full: dict[str, Search] = {}
+    nearest, data = math.inf, []
+    for points, noise, activation in product(part["points"], part["noise"], part["activation"]):
+        setting = {"points": points, "noise": noise, "activation": activation}
+        # The full network is the same in both readings.
+        searches = {name: search(**setting, reading=READINGS[0], embedding=name, method=FULL) for name in EMBEDDINGS}
+        losses = {embedding: found.loss for embedding, found in searches.items()}
+        distance = sum(abs(math.log(losses[embedding] / part["paper_losses"][embedding])) for embedding in EMBEDDINGS)
+        data.append({**setting, "losses": losses, "distance": significant(distance)})
+        if distance < nearest:
+            nearest, chosen, full = distance, setting, searches
+
+    searches_of: dict[str, dict[str, dict[str, Search]]] = {
+        reading: {
+            embedding: {FULL: full[embedding]}
+            | {name: search(**chosen, reading=reading, embedding=embedding, method=name) for name in METHODS}
+            for embedding in EMBEDDINGS
+        }
+        for reading in READINGS
+    }
+    rates, tried = (
+        {
+            reading: {
+                embedding: {name: getattr(found, what) for name, found in searches.items()}
+                for embedding, searches in by_embedding.items()
+            }
+            for reading, by_embedding in searches_of.items()
+        }
+        for what in ("rate", "tried")
+    )
+    return {"settings": {**chosen, "rates": rates, "tried": {"data": data, "rates": tried}}}
+
+
+def save(result: dict[str, Any], path: Path = SETTINGS) -> None:
+    """Write the settings that were found where the study reads them."""
+    path.write_text(json.dumps(result["settings"], indent=1) + "\n")
+
+
+class Search(NamedTuple):
+    """The rate of the lowest loss, that loss, and each loss by its rate; None for one that is not finite."""
+
+    rate: float
+    loss: float
+    tried: dict[str, float | None]
+
+
+def best_rate(loss_at: Callable[[float], float], start: Sequence[float]) -> Search:
+    """Try the rates of `start`, and while the best is at an edge, a third or three times it."""
+    losses: dict[float, float] = {}
+
+    def attempt(rate: float) -> None:
+        loss = loss_at(rate)
+        losses[rate] = significant(loss) if math.isfinite(loss) else math.inf
+
+    for rate in start:
+        attempt(rate)
+    while (best := min(losses, key=losses.__getitem__)) in (min(losses), max(losses)):
+        attempt(float(f"{best / 3 if best == min(losses) else best * 3:.2g}"))
+    tried = {f"{rate:g}": loss if math.isfinite(loss) else None for rate, loss in sorted(losses.items())}
+    return Search(best, losses[best], tried)

@@ -1,0 +1,340 @@
+"""What training did to the weights of a run (paper appendix B.4): size, rank and spectrum of each update."""
+
+import re
+import shlex
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+import torch
+from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from surm.config import signature as identity
+from surm.config.compose import compose_run, composer, groups
+from surm.data import Task, load_task
+from surm.data.encode import encode
+from surm.methods.apply import IN_PLACE, IN_WEIGHTS, is_peft_method
+from surm.models import load_backbone, split_fused_projections, weights_hash
+from surm.models.backbone import Backbone
+from surm.records.record import Record, read_record, run_directory
+from surm.shared.errors import ConfigError, RecordError
+from surm.shared.paths import PUBLISHED
+from surm.shared.threads import one_thread
+from surm.structures import option_names, structure_class
+from surm.tuners.targets import FUSED_PARTS as PARTS
+from surm.tuners.targets import fused_parts, projection_names
+
+EXAMPLES = 256  # of the evaluation split, for CKA
+WITHOUT_UPDATE = ("bitfit", "linear_probe", "layernorm_tuning")
+MEASURES = {
+    "one_minus_cosine": "1 - cosine(W + update, W), both as vectors",
+    "relative_norm": "Frobenius norm of the update over that of W",
+    "rank": "singular values of the update above max(m, n) eps(float64) times the largest (torch.linalg.matrix_rank)",
+    "rank_float32": "the same with eps(float32), below which trained weights are rounding",
+    "largest_rank": "rank that members of the family have in general",
+    "stable_rank": "squared Frobenius norm over the squared largest singular value",
+    "cka": "linear CKA of the layer's output (W + update) x + b with that of the full fine-tuning run of the same "
+    f"seed, over all tokens of the first {EXAMPLES} evaluation examples",
+    "cka_before": "the same for the model before training",
+}
+
+Question = Mapping[str, Any]  # the `asked` block of a record
+Place = tuple[int, str]  # layer, from 1, and part: q, k or v
+Outputs = dict[Place, Tensor]
+
+
+class Given(NamedTuple):
+    """Folders with the hub's files, which no record holds."""
+
+    model_path: str | None = None
+    dataset_path: str | None = None
+
+
+NOTHING_GIVEN = Given()
+
+
+@one_thread()
+def analyse(
+    name: str,
+    output_dir: str | Path = "outputs",
+    say: Callable[[str], None] = print,
+    given: Given = NOTHING_GIVEN,
+) -> dict[str, Any]:
+    """Compare the trained weights of a finished run with the backbone's, matrix by matrix, in float64.
+
+    Args:
+        name: the run's signature.
+        output_dir: where runs lie.
+        say: prints one line, where CKA is left out.
+        given: the folders that the run had, if any.
+
+    Returns:
+        JSON-able: what was asked, and a row for each matrix with what `MEASURES` defines and its singular values,
+        thinned.
+
+    Raises:
+        ConfigError: there is no such run, or its method updates no matrix.
+        RecordError: the run's weights are not on this machine; the sentence holds the command that repeats it.
+    """
+    record = _finished(name, output_dir)
+    question = record["asked"]
+    folder = run_directory(output_dir, name)
+    if question["structure"]["name"] in WITHOUT_UPDATE or question.get("placement", {}).get("form") == "adapter":
+        raise ConfigError(
+            f"run={name}: {question['structure']['name']} updates no query, key or value matrix; choose a run of "
+            "another method."
+        )
+    if not _has_weights(folder):
+        raise RecordError(
+            f"the weights of run {name} are not in {folder}: move what is left of it away and repeat it with "
+            f"`{train_command(question, output_dir)}`."
+        )
+    model = question["model"]
+    if record["where"]["content_hashes"]["weights"] != weights_hash(model["name"], **_origin(model, given.model_path)):
+        raise RecordError(f"run {name} started from other weights of {question['model']['name']} than are given now.")
+
+    parts = [part for part in question.get("placement", {}).get("parts", PARTS) if part in PARTS]
+    backbone = _backbone(question, given)
+    base = {place: _weight(layer)[rows] for place, (layer, rows) in projections(backbone.module, parts).items()}
+    before = _outputs(backbone, backbone.module, question, parts, given)
+    trained = _trained(backbone, question, folder)
+    after = _outputs(backbone, trained, question, parts, given)
+    trained.double()
+    full = full_run(question)
+    full_name = identity.signature(full)
+    target = after if full_name == name else _outputs_of_full(full, output_dir, parts, say, given)
+    largest = {W.shape: _largest_rank(question["structure"], *W.shape) for W in base.values()}
+    rows = []
+    for place, (layer, its_rows) in projections(trained, parts).items():
+        W = base[place]
+        adapted = isinstance(layer, BaseTunerLayer)
+        update = layer.get_delta_weight("default")[its_rows] if adapted else _weight(layer)[its_rows] - W
+        alike = {"cka": after, "cka_before": before}
+        rows.append(
+            {"layer": place[0], "part": place[1]}
+            | compare(W, update)
+            | {"largest_rank": largest[W.shape]}
+            | {key: _digits(cka(outputs[place], target[place])) if target else None for key, outputs in alike.items()}
+        )
+    return {
+        "signature": name,
+        "asked": question,
+        "measures": MEASURES,
+        "full_run": full_name if target else None,
+        "rows": rows,
+        "where": record["where"],
+    }
+
+
+# --- numbers ---------------------------------------------------------------------------------------------------------
+
+
+def compare(W: Tensor, update: Tensor) -> dict[str, Any]:
+    """The numbers of one matrix (m, n), float64."""
+    values = torch.linalg.svdvals(update)
+    relative, size = values / values[0], max(update.shape)
+    cosine = torch.cosine_similarity((W + update).flatten(), W.flatten(), dim=0)
+    shown = thinned(len(values))
+    return {
+        "one_minus_cosine": _digits(1 - cosine.item()),
+        "relative_norm": _digits((update.norm() / W.norm()).item()),
+        "rank": int((relative > size * torch.finfo(torch.float64).eps).sum()),
+        "rank_float32": int((relative > size * torch.finfo(torch.float32).eps).sum()),
+        "stable_rank": _digits(relative.square().sum().item()),
+        "singular_values": {"index": shown, "value": [_digits(values[place - 1].item()) for place in shown]},
+    }
+
+
+def cka(X: Tensor, Y: Tensor) -> float:
+    """Linear centred kernel alignment of two representations (N, m) and (N, n) (Kornblith et al. 2019)."""
+    X, Y = ((Z - Z.mean(dim=0)) for Z in (X.double(), Y.double()))
+    return float((X.T @ Y).norm() ** 2 / ((X.T @ X).norm() * (Y.T @ Y).norm()))
+
+
+def thinned(count: int) -> list[int]:
+    """Places 1, 2, 3, 4, 6, 8, 12, ... and the last."""
+    doubled = {step * 2**power for power in range(count.bit_length()) for step in (1, 3)}
+    return sorted({count, *(place for place in doubled if place < count)})
+
+
+def _digits(value: float) -> float:
+    return float(f"{value:.6g}")
+
+
+def _largest_rank(settings: Mapping[str, Any], m: int, n: int) -> int:
+    name = settings["name"]
+    if name in (*IN_WEIGHTS, *IN_PLACE) or is_peft_method(name):
+        return min(m, n, int(settings.get("rank", m)))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        options = {option: settings[option] for option in option_names(name)}
+        member = structure_class(name)(m, n, dtype=torch.float64, **options)
+        member.reset_parameters(init_weights=False)
+    return int(torch.linalg.matrix_rank(member.dense()))
+
+
+# --- which runs ------------------------------------------------------------------------------------------------------
+
+
+def _finished(name: str, output_dir: str | Path) -> Record:
+    """The record of a finished run, from this machine or as published."""
+    record = read_record(run_directory(output_dir, name) / "record.json") or read_record(PUBLISHED / f"{name}.json")
+    if record is None or "study" in record["asked"]:
+        raise ConfigError(
+            f"run={name}: there is no such run in {output_dir}/runs or among the published ones; give the signature of "
+            "a training run that `make status` lists."
+        )
+    if record["status"] != "finished":
+        command = train_command(record["asked"], output_dir)
+        raise RecordError(f"run {name} is {record['status']}: finish it with `{command}`.")
+    return record
+
+
+def _has_weights(folder: Path) -> bool:
+    return (folder / "adapter").exists() or (folder / "trained.safetensors").exists()
+
+
+def full_run(question: Question) -> dict[str, Any]:
+    """What the full fine-tuning run of the same model, data, trainer and seed is asked, at its own learning rate."""
+    kept = {key: value for key, value in question.items() if key not in ("structure", "placement")}
+    optim = {key: value for key, value in question["optim"].items() if key not in ("lr", "decay_structure")}
+    with composer():
+        return identity.asked(compose_run(_overrides(kept | {"structure": {"name": "full"}, "optim": optim})))
+
+
+def train_command(question: Question, output_dir: str | Path = "outputs") -> str:
+    """The shortest `scripts/train.py` command that asks the same question."""
+    with composer():
+        overrides = _overrides(question)
+    place = [] if str(output_dir) == "outputs" else [f"output_dir={output_dir}"]
+    return shlex.join(["python", "scripts/train.py", *overrides, *place])
+
+
+def _overrides(question: Question) -> list[str]:
+    """Names, and every setting that they do not bring by themselves; call inside `composer()`."""
+    structure = question["structure"]["name"]
+    chosen = [
+        f"model={question['model']['name']}",
+        f"dataset={question['dataset']['name']}",
+        f"structure={structure}" if structure in groups()["structure"] else f"structure.name={structure}",
+        f"seed={question['seed']}",
+    ]
+    brought = identity.asked(compose_run(chosen))
+    sections = ("model", "dataset", "structure", "placement", "optim", "trainer")
+    differing = [
+        (f"{section}.{key}", value)
+        for section in sections
+        for key, value in question.get(section, {}).items()
+        if value != brought.get(section, {}).get(key) and key not in ("name", "revision")
+    ]
+    return chosen + [f"{key}={_written(value)}" for key, value in differing]
+
+
+def _written(value: Any) -> str:
+    """A value in Hydra's grammar."""
+    if isinstance(value, list):
+        return f"[{','.join(map(str, value))}]"
+    if isinstance(value, dict):
+        return f"{{{','.join(f'{key}:{_written(entry)}' for key, entry in value.items())}}}"
+    return "null" if value is None else str(value)
+
+
+# --- their weights and outputs ---------------------------------------------------------------------------------------
+
+
+def projections(model: nn.Module, parts: Sequence[str]) -> dict[Place, tuple[Any, slice]]:
+    """Layer and rows of each query, key and value projection, adapted or not, by place."""
+    found: dict[Place, tuple[Any, slice]] = {}
+    for part in parts:
+        endings = tuple(f".{ending}" for ending in projection_names(model, [part]))
+        for name, layer in model.named_modules():
+            if isinstance(layer, (nn.Linear, BaseTunerLayer)) and name.endswith(endings):
+                sizes = fused_parts(name, cast(nn.Linear, layer))
+                start = list(sizes).index(part) * sizes[part] if sizes else 0
+                rows = slice(start, start + sizes[part]) if sizes else slice(None)
+                number = re.search(r"\.(\d+)\.", name)
+                assert number is not None
+                found[int(number[1]) + 1, part] = layer, rows
+    return dict(sorted(found.items(), key=lambda item: (item[0][0], PARTS.index(item[0][1]))))
+
+
+def _weight(layer: Any) -> Tensor:
+    return cast(Tensor, layer.weight).detach().double()
+
+
+def _origin(model: Mapping[str, Any], path: str | None) -> dict[str, Any]:
+    return {"source": model.get("source"), "revision": model["revision"] if "source" in model else None, "path": path}
+
+
+def _task(dataset: Mapping[str, Any], path: str | None) -> Task:
+    return load_task(dataset["name"], evaluate_on=dataset["evaluate_on"], path=path, columns=dataset.get("columns"))
+
+
+def _backbone(question: Question, given: Given) -> Backbone:
+    model, labels = question["model"], _task(question["dataset"], given.dataset_path).num_labels
+    backbone = load_backbone(
+        model["name"],
+        num_labels=labels,
+        image_size=model.get("image_size"),
+        **_origin(model, given.model_path),
+    )
+    backbone.module.eval()
+    return backbone
+
+
+def _trained(backbone: Backbone, question: Question, folder: Path) -> nn.Module:
+    """The backbone, in place, with the weights of a run."""
+    if not (folder / "adapter").exists():
+        backbone.module.load_state_dict(load_file(folder / "trained.safetensors"), strict=False)
+        return backbone.module
+    module = backbone.module
+    if question["structure"]["name"] in IN_WEIGHTS or is_peft_method(question["structure"]["name"]):
+        module = split_fused_projections(module)
+    model: nn.Module = PeftModel.from_pretrained(module, folder / "adapter").eval()
+    return model
+
+
+def _outputs_of_full(
+    full: dict[str, Any], output_dir: str | Path, parts: Sequence[str], say: Callable[[str], None], given: Given
+) -> Outputs | None:
+    name = identity.signature(full)
+    folder = run_directory(output_dir, name)
+    if not _has_weights(folder):
+        say(
+            f"CKA is left out: the full fine-tuning run {name} to compare with is not in {folder}; "
+            f"`{train_command(full, output_dir)}` makes it."
+        )
+        return None
+    backbone = _backbone(full, given)
+    return _outputs(backbone, _trained(backbone, full, folder), full, parts, given)
+
+
+@torch.no_grad()
+def _outputs(backbone: Backbone, model: nn.Module, question: Question, parts: Sequence[str], given: Given) -> Outputs:
+    """What each projection gives for the first evaluation examples: a row for each token that is no padding."""
+    split = _task(question["dataset"], given.dataset_path).evaluation
+    encoded = encode(split, backbone)
+    batch = encoded.collate([encoded[i] for i in range(min(EXAMPLES, len(encoded)))])
+    del batch["labels"]
+    kept: Outputs = {}
+    with _hooks(projections(model, parts), kept):
+        model(**batch)
+    mask = batch.get("attention_mask")
+    return {place: (out if mask is None else out[mask.bool()]).flatten(0, -2) for place, out in kept.items()}
+
+
+@contextmanager
+def _hooks(layers: Mapping[Place, tuple[Any, slice]], kept: Outputs) -> Iterator[None]:
+    def keep(place: Place, rows: slice) -> Callable[[nn.Module, Any, Tensor], None]:
+        return lambda module, inputs, output: kept.__setitem__(place, output[..., rows].clone())
+
+    handles = [layer.register_forward_hook(keep(place, rows)) for place, (layer, rows) in layers.items()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

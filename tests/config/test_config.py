@@ -1,0 +1,145 @@
+"""Commands are composed and checked before anything runs."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from surm.config.command import check_command, entry_of
+from surm.config.compose import TRAIN, compose_run, compose_sweep, composer, groups, sweep_members
+from surm.config.schema import RunConfig
+from surm.experiments.plan import load_scale, plan_study
+from surm.shared.errors import ConfigError
+from surm.studies.entry import APPROXIMATE, compose_study
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+def compose(*overrides: str) -> RunConfig:
+    with composer():
+        return compose_run(list(overrides))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["structure=circulnt"], ["structure=circulnt", "did you mean circulant?"]),
+        (["structure.name=circulnt"], ["structure.name=circulnt", "did you mean circulant?"]),
+        (["trainer.epochs=minus"], ["trainer.epochs=minus", "Integer"]),
+        (["trainer.epochs=0"], ["trainer.epochs=0", "at least 1"]),
+        (["structure=ldr", "structure.terms=0"], ["terms=0", "at least 1"]),
+        (["trainer.epoch=3"], ["trainer.epoch=3", "did you mean epochs?"]),
+        (["sed=3"], ["sed=3", "did you mean seed?"]),
+        (["structure=kronecker", "structure.factor_shape=[5,7]"], ["factor_shape", "5", "384"]),
+        (["structure=lora", "structure.rank=0"], ["rank=0", "at least 1"]),
+        (["structure.name=circulant+toeplits"], ["did you mean toeplitz?"]),
+        (["optim.lr=-1"], ["optim.lr=-1", "above 0"]),
+        (["optim.lr=nan"], ["optim.lr=nan", "above 0"]),
+        (["optim.warmup_ratio=2"], ["optim.warmup_ratio=2", "1.0"]),
+        (["structure.dropout=1"], ["structure.dropout=1", "below 1.0"]),
+        (["placement.parts=[q,x]"], ["placement.parts", "q, k, v"]),
+        (["dataset.evaluate_on=tset"], ["dataset.evaluate_on=tset", "did you mean test?"]),
+        (["model=builtin_bert"], ["builtin_bert", "digits", "text", "image"]),
+        (["structure=circulant,lora"], ["add -m"]),
+        (["-m", "experiment=laptop_digits,laptop_valence"], ["experiment=laptop_digits,laptop_valence", "one command"]),
+        (["-m", "structure=circulant,circulnt"], ["circulnt", "did you mean circulant?"]),
+        (["-m", "structure=circulant,lora", "seed=0,-1"], ["seed=-1", "at least 0"]),
+        (["structure={a"], ["structure={a"]),
+        (["structure=bottleneck"], ["structure=bottleneck", "placement=adapter_houlsby"]),
+        (["structure=lora", "placement=adapter_houlsby"], ["structure=lora", "placement=weight_qkv"]),
+        (["-m", "structure=lora,lora_r2", "placement=adapter_houlsby"], ["structure=lora", "placement=weight_qkv"]),
+        (["placement=adapter_houlsby", "placement.activation=relu"], ["placement.activation=relu", "gelu"]),
+        (["placement=adapter_houlsby", "placement.sites=houlsbi"], ["did you mean houlsby?"]),
+        (["placement.parts=[q,q]"], ["placement.parts", "each once"]),
+        (["structure=bottleneck", "placement=adapter_houlsby", "structure.size=0"], ["size=0", "at least 1"]),
+        (["structure=peft_vera", "+structure.arguments.rank=2"], ["arguments.rank", "VeraConfig"]),
+        (["structure.name=peft_nothing"], ["no method of PEFT 'nothing'"]),
+        (["dataset.fraction=0"], ["dataset.fraction=0", "above 0"]),
+        (["dataset.fraction=1.5"], ["dataset.fraction=1.5", "at most 1"]),
+        (["dataset=cifar10", "dataset.path=nowhere"], ["dataset.path=nowhere", "hf download"]),
+        (["dataset=vtab/pets"], ["vtab/pets", "dataset.path"]),
+        (["dataset=glue/cola"], ["builtin_vit", "glue/cola", "text", "image"]),
+        (["model.image_size=43"], ["image_size=43", "14"]),
+        (["model.source=tim", "model.name=vit_tiny_patch16_224"], ["tim", "timm"]),
+        (["model.source=local", "model.name=mine", "model.path=nowhere"], ["nowhere"]),
+        (["device=gpu"], ["device=gpu", "cuda"]),
+        (["trainer.evaluate_every=0"], ["trainer.evaluate_every=0", "at least 1"]),
+    ],
+)
+def test_a_bad_command_is_one_sentence(arguments: list[str], words: list[str]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        check_command(arguments, TRAIN)
+    message = str(caught.value)
+    assert "\n" not in message
+    for word in words:
+        assert word in message, message
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["structure=circulnt"],
+        pytest.param(["trainer.epochs=minus"], marks=pytest.mark.slow),
+        pytest.param(["structure=ldr", "structure.terms=0"], marks=pytest.mark.slow),
+    ],
+)
+def test_a_bad_command_writes_nothing_and_exits_with_an_error(arguments: list[str], tmp_path: Path) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    command = [sys.executable, str(REPOSITORY / "scripts" / "train.py"), *arguments]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode != 0
+    assert done.stdout == ""
+    assert done.stderr.startswith("Error: ")
+    assert done.stderr.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def partner(group: str, name: str) -> list[str]:
+    """What a model or a data set needs beside it, and a method a placement that it has."""
+    if group == "model":
+        return ["dataset=valence" if "bert" in name else "dataset=digits"]
+    if group == "dataset":
+        return ["model=tiny_bert" if name.startswith(("glue/", "valence", "table")) else "model=tiny_vit"]
+    return ["placement=adapter_houlsby"] if name.startswith("bottleneck") else []
+
+
+def test_every_group_file_composes_and_fits_the_schema() -> None:
+    elsewhere = {*load_scale("paper").experiments, *load_scale("small").experiments}  # whole, in test_experiments.py
+    with composer():
+        for group, names in groups().items():
+            for name in (name for name in names if name not in elsewhere):
+                if group == "study" or (group == "experiment" and entry_of(name) is APPROXIMATE):
+                    assert plan_study(compose_study([f"{group}={name}"]), name)
+                elif group == "experiment":
+                    assert compose_sweep([f"experiment={name}", "seed=0"])
+                elif name != "image_folder":  # a user's own: nothing is known without its folder
+                    (config,) = compose_sweep([f"{group}={name}", *partner(group, name)])
+                    assert isinstance(config, RunConfig)
+
+
+def test_an_experiment_sweeps_its_own_grid_and_the_command_line_narrows_it() -> None:
+    with composer():
+        members = sweep_members(["experiment=laptop_digits"])
+        narrowed = sweep_members(["experiment=laptop_digits", "structure=circulant,lora", "seed=4"])
+    assert len(members) == 8 * 2
+    assert len({tuple(member) for member in members}) == 16
+    assert len(narrowed) == 2
+    with composer():
+        configs = [compose_run(member) for member in narrowed]
+    assert [config.structure.name for config in configs] == ["circulant", "lora"]
+    assert {config.seed for config in configs} == {4}
+    assert {config.table.name for config in configs} == {"laptop_digits"}
+
+
+def test_null_options_validate_for_every_structure() -> None:
+    assert compose("structure=ldr_r4").structure.terms == 4
+    assert compose("structure=circulant_direct").structure.parametrization == "direct"
+    assert compose("structure=lora_r8").structure.alpha == 8.0
+
+
+def test_an_unknown_scale_names_the_nearest() -> None:
+    with pytest.raises(ConfigError, match="did you mean laptop"):
+        load_scale("labtop")
+    assert load_scale("smoke").label == "smoke: not evidence"

@@ -1,0 +1,124 @@
+"""What the scripts do with several runs, their records and their errors."""
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from surm.config.compose import composer
+from surm.experiments import cli, runner
+from surm.experiments import publish as results
+from surm.experiments import status as overview
+from surm.experiments.plan import Experiment, load_experiment
+from surm.records.claim import Claim
+from surm.records.record import read_record
+from surm.records.storage import write_json
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+TINY = ["model=tiny_vit", "trainer.max_steps=3", "trainer.log_every=1"]
+
+
+def experiment(folder: Path, *overrides: str) -> Experiment:
+    with composer():
+        loaded = load_experiment("smoke_digits", overrides=[*TINY, *overrides])
+    outputs = str(folder / "outputs")
+    runs = [replace(run, config=replace(run.config, output_dir=outputs)) for run in loaded.runs]
+    return replace(loaded, runs=runs)
+
+
+@pytest.fixture
+def somewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_a_sweep_runs_what_is_missing_and_a_failed_member_stops_nobody(
+    somewhere: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study = experiment(somewhere, "structure=linear_probe,full,circulant", "optim.lr=1e30", "optim.warmup_ratio=0")
+    fine = experiment(somewhere, "structure=circulant").runs
+    failures = runner.run_all([study.runs[1], *fine])
+    assert failures == 1
+    assert [run.status() for run in (study.runs[0], study.runs[1], *fine)] == ["missing", "failed", "finished"]
+    before = read_record(fine[0].record_path)
+    capsys.readouterr()
+    assert runner.run_all(fine) == 0
+    assert "done before" in capsys.readouterr().out
+    assert read_record(fine[0].record_path) == before
+
+
+def test_status_tells_running_from_missing(somewhere: Path) -> None:
+    run = experiment(somewhere, "structure=circulant").runs[0]
+    assert run.status() == "missing"
+    with Claim(run.record_path.parent):
+        assert run.status() == "running"
+    assert run.status() == "missing"
+
+
+def test_a_dry_run_estimates_from_records_and_runs_nothing(somewhere: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    study = experiment(somewhere, "structure=circulant", "seed=0,1,2")
+    runner.run_all(study.runs[:1])
+    record = read_record(study.runs[0].record_path)
+    assert record is not None
+    record["happened"]["seconds"] = 100.0
+    write_json(study.runs[0].record_path, record)
+    capsys.readouterr()
+    overview.print_plan([study])
+    printed = capsys.readouterr().out
+    assert "about 0:03:20" in printed  # two runs left, 100 s each
+    assert [run.status() for run in study.runs] == ["finished", "missing", "missing"]
+
+
+@pytest.mark.parametrize(("dirty", "promoted"), [(False, 1), (True, 0)])
+def test_only_finished_records_of_a_clean_tree_are_promoted(somewhere: Path, dirty: bool, promoted: int) -> None:
+    study = experiment(somewhere, "structure=circulant", "seed=0,1")
+    runner.run_all(study.runs[:1])
+    for number, run in enumerate(study.runs):  # the second is a copy that says it was interrupted
+        record = read_record(study.runs[0].record_path)
+        assert record is not None
+        record["where"]["dirty"] = dirty
+        record["asked"]["model"]["name"] = "builtin_vit"  # tiny models and shortened runs are never published
+        record["asked"]["trainer"]["max_steps"] = None
+        record["status"] = ["finished", "interrupted"][number]
+        write_json(run.record_path, record)
+    published = somewhere / "results" / "runs"
+    assert results.promote(somewhere / "outputs" / "runs", published) == promoted
+    assert len(list(published.glob("*.predictions.json"))) == promoted
+    assert len(list(published.glob("*.json"))) == 2 * promoted
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        (["reproduce.py", "--scale", "labtop"], "did you mean laptop?"),
+        pytest.param(["reproduce.py", "--only", "laptop_digit"], "laptop_digits", marks=pytest.mark.slow),
+        (["tune.py", "--only", "nothing"], "conf/experiment has"),
+    ],
+)
+def test_a_bad_script_argument_is_one_sentence(command: list[str], words: str, tmp_path: Path) -> None:
+    script = REPOSITORY / "scripts" / command[0]
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    done = subprocess.run(
+        [sys.executable, str(script), *command[1:]], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 1
+    assert words in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("error", [FileNotFoundError("no data package"), ValueError("a bug")])
+def test_expected_errors_are_sentences_and_bugs_keep_their_trace(error: Exception) -> None:
+    def fail() -> None:
+        with cli.command():
+            raise error
+
+    if isinstance(error, FileNotFoundError):
+        with pytest.raises(SystemExit, match="Error: no data package"):
+            fail()
+    else:
+        with pytest.raises(ValueError, match="a bug"):
+            fail()

@@ -1,0 +1,144 @@
+"""Every experiment file, shrunk to a tiny model and a handful of rows in the hub's layout, runs to its table."""
+
+import importlib.util
+import json
+import random
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from surm.config.command import entry_of
+from surm.config.compose import TRAIN, compose_sweep, composer, groups, sweep_members
+from surm.config.signature import asked, signature
+from surm.experiments.plan import load_experiment
+from surm.methods.names import label
+from surm.records.stored import read_records
+from surm.shared.errors import FormError
+from surm.shared.paths import REPOSITORY
+from surm.studies.entry import APPROXIMATE
+from tests.data.hub_layout import write_tiny
+
+TRAINED = [name for name in groups()["experiment"] if entry_of(name) is TRAIN]
+STUDIES = [name for name in groups()["experiment"] if entry_of(name) is APPROXIMATE]
+PAPER = [name for name in TRAINED if name.startswith(("table", "fig"))]
+SMALL = [name for name in TRAINED if name.startswith("small_")]
+SHRUNK = [
+    "trainer.max_steps=1",
+    "trainer.epochs=1",
+    "trainer.batch_size=4",
+    "trainer.gradient_accumulation=1",
+    "trainer.precision=no",
+    "trainer.workers=0",
+    "model.image_size=null",
+]
+
+
+def tiny_model(name: str) -> str:
+    with composer():
+        model = compose_sweep([f"experiment={name}", "seed=0"])[0].model.name
+    return "tiny_bert" if "bert" in model else "tiny_vit"
+
+
+def datasets(name: str) -> list[str]:
+    with composer():
+        return list(dict.fromkeys(config.dataset.name for config in compose_sweep([f"experiment={name}", "seed=0"])))
+
+
+def reproduce(name: str, settings: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """`scripts/reproduce.py`, in this process."""
+    script = REPOSITORY / "scripts" / "reproduce.py"
+    specification = importlib.util.spec_from_file_location("reproduce", script)
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    command = [str(script), "--scale", "paper", "--only", name, "--seeds", "1", "--set", *settings]
+    monkeypatch.setattr(sys, "argv", command)
+    module.main()
+
+
+def run_to_table(name: str, folder: Path, settings: list[str], monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.chdir(folder)
+    names = datasets(name)
+    for dataset in names:
+        if dataset != "digits":
+            write_tiny(dataset, folder / "data")
+    where = [f"dataset.path={folder}/data/${{dataset.name}}"] if (folder / "data").exists() else []
+    # The built-in data take no path, and have no place in it.
+    if {"digits"} & set(names) and where:
+        settings = [*settings, f"dataset={','.join(dataset for dataset in names if dataset != 'digits')}"]
+    reproduce(name, [f"model={tiny_model(name)}", *SHRUNK, *where, *settings], monkeypatch)
+    for record in read_records(folder / "outputs" / "runs").values():
+        assert record.finished, record.happened["error"]
+        assert record.happened["steps"] == 1
+    return (folder / "outputs" / "tables" / f"{name}.md").read_text()
+
+
+# A few methods of each kind; the slow test runs them all.
+FEW = {
+    "table1_images": "structure=full,lora,circulant,bottleneck",
+    "table2_vtab": "structure=full,circulant,bottleneck",
+}
+FEW["table5_glue"] = "structure=linear_probe,lora,kronecker,bottleneck"
+
+
+# Slow tests: each has a small twin among the quick ones.
+LONG = [name for name in PAPER if f"small_{name}" in SMALL]
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] if name in LONG else []) for name in [*PAPER, *SMALL]]
+)
+def test_every_experiment_runs_to_its_table(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    few = FEW.get(name, "structure=lora,circulant" if name.startswith(("table7", "fig6", "small_fig6")) else "")
+    table = run_to_table(name, tmp_path, [few] if few else [], monkeypatch)
+    assert "circulant" in table or "Kronecker" in table
+    run = [dataset for dataset in datasets(name) if dataset != "digits"]
+    assert all(dataset in table for dataset in run) or len(run) == 1  # a table of one task does not repeat its name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["table1_images", "table5_glue"])
+def test_every_method_of_the_large_tables_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = datasets(name)[0]
+    table = run_to_table(name, tmp_path, [f"dataset={first}"], monkeypatch)
+    for method in ("AdaLoRA", "DoRA", "VeRA", "C3A", "LoKr", "BOFT", "LoRA-FA", "attention only", "LayerNorm tuning"):
+        assert method in table or (method == "attention only" and name == "table5_glue")
+
+
+@pytest.mark.parametrize("name", [*PAPER, *SMALL])
+def test_a_sweep_composed_by_axes_is_the_sweep_composed_member_by_member(name: str) -> None:
+    with composer():
+        by_axes = {signature(asked(config)) for config in compose_sweep([f"experiment={name}"])}
+        members = sweep_members([f"experiment={name}"])
+        for member in random.Random(0).sample(members, 3):
+            with suppress(FormError):  # a hole of the grid
+                (config,) = compose_sweep(member)
+                assert signature(asked(config)) in by_axes
+
+
+@pytest.mark.parametrize("name", [*PAPER, *SMALL])
+def test_the_header_counts_the_runs(name: str) -> None:
+    header = (REPOSITORY / "conf" / "experiment" / f"{name}.yaml").read_text().split("defaults:")[0]
+    with composer():
+        runs = load_experiment(name).runs
+    assert f"# {len(runs):,} runs" in header
+    assert f"experiment={name}" in header or f"ONLY={name}" in header
+
+
+def test_tables_share_their_runs() -> None:
+    """Fig. 11 and the rows with K and with bias of Table 7 and Fig. 10 are runs of Table 5."""
+    names = ("table5_glue", "table7_qv_qkv", "fig10_bias", "fig11_weights")
+    with composer():
+        signatures = {name: {run.signature for run in load_experiment(name, seeds=1).runs} for name in names}
+    assert signatures["fig11_weights"] <= signatures["table5_glue"]
+    assert len(signatures["table7_qv_qkv"] & signatures["table5_glue"]) == len(signatures["table7_qv_qkv"]) // 2
+    without_bias = signatures["fig10_bias"] - signatures["table5_glue"]
+    assert len(without_bias) == 3 * 8  # structures and tasks
+
+
+def test_methods_of_one_table_have_names_of_their_own() -> None:
+    with composer():
+        runs = load_experiment("table5_glue", seeds=1, overrides=["dataset=glue/rte"]).runs
+    labels = [label(run.asked) for run in runs]
+    assert len(set(labels)) == len(labels), json.dumps(sorted(labels), indent=1)

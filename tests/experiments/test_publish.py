@@ -1,0 +1,80 @@
+"""What is committed below results/ is what the committed records say."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from surm import report
+from surm.config.command import entry_of
+from surm.config.compose import composer
+from surm.config.rates import TUNED_RATES
+from surm.config.signature import signature
+from surm.experiments.plan import load_experiment, load_scale
+from surm.records.stored import read_records
+from surm.shared.paths import PUBLISHED
+from surm.studies.entry import APPROXIMATE
+
+RESULTS = PUBLISHED.parent
+RECORDS = read_records(PUBLISHED)
+
+
+def test_tables_are_rebuilt_byte_for_byte(tmp_path: Path) -> None:
+    with composer():
+        plans = [load_experiment(name).for_report() for name in load_scale("published").experiments]
+    report.publish(plans, PUBLISHED, tmp_path, name="published", paper=RESULTS / "paper", draw=False)
+    names = [f"tables/{plan.name}.{ending}" for plan in plans for ending in ("md", "csv")]
+    for name in ["report.md", *names]:
+        assert (tmp_path / name).read_bytes() == (RESULTS / name).read_bytes(), name
+
+
+def test_the_laptop_table_is_whole_with_three_paired_seeds() -> None:
+    with composer():
+        experiments = [load_experiment(name, seeds=3) for name in ("laptop_digits", "laptop_valence")]
+    for experiment in experiments:
+        assert len(experiment.runs) == 8 * 3
+        assert {run.signature for run in experiment.runs} <= RECORDS.keys()
+
+
+def test_every_published_study_is_whole() -> None:
+    with composer():
+        studies = [
+            load_experiment(name) for name in load_scale("published").experiments if entry_of(name) is APPROXIMATE
+        ]
+    assert {study.name for study in studies} == {"full_ldr_fit", "full_psd_fit", "full_pinwheel"}
+    parts = [run.signature for study in studies for run in study.runs]
+    assert set(parts) == {record.signature for record in RECORDS.values() if record.is_study}
+
+
+@pytest.mark.parametrize("name", sorted(RECORDS))
+def test_a_record_is_honest(name: str) -> None:
+    record = RECORDS[name]
+    assert signature(record.asked) == name
+    assert record.finished
+    assert record.where["dirty"] is False
+    assert re.fullmatch("[0-9a-f]{40}", record.where["commit"])
+    assert record.is_study or record.evaluation is not None
+
+
+def test_every_tuned_rate_is_the_best_of_committed_records_and_inside_its_range() -> None:
+    for place, methods in json.loads(TUNED_RATES.read_text()).items():
+        for structure, found in methods.items():
+            scores: dict[float, float] = {}
+            for record in RECORDS.values():
+                asked = record.asked
+                if (
+                    not record.is_study
+                    and asked["dataset"]["evaluate_on"] == "selection"
+                    and f"{asked['model']['name']}/{asked['dataset']['name']}" == place
+                    and _family(asked) == structure
+                ):
+                    scores[asked["optim"]["lr"]] = record.happened["metrics"][record.metric]
+            assert max(scores.values()) == scores[found["lr"]], (place, structure)
+            assert min(scores) < found["lr"] < max(scores), (place, structure)
+
+
+def _family(asked: dict[str, Any]) -> str:
+    name = asked["structure"]["name"]
+    return f"{name} (adapter)" if asked.get("placement", {}).get("form") == "adapter" else name

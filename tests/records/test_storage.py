@@ -1,0 +1,193 @@
+"""A full disk, a folder that takes no files, damaged files, a run taken over: one sentence, and nothing good lost."""
+
+import errno
+import json
+import os
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from surm.config.compose import composer
+from surm.experiments import status as overview
+from surm.experiments.plan import Experiment, PlannedRun, load_experiment
+from surm.records import claim as claims
+from surm.records.claim import Claim, living_holder
+from surm.records.record import read_record
+from surm.records.storage import write_json
+from surm.shared.errors import Claimed, Interrupted, StorageError
+from surm.training.run import run
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+def one_run(folder: Path) -> PlannedRun:
+    settings = ["model=tiny_vit", "structure=circulant", "trainer.max_steps=8", "trainer.checkpoint_every=2"]
+    with composer():
+        planned = load_experiment("smoke_digits", seeds=1, overrides=settings).runs[0]
+    assert isinstance(planned, PlannedRun)
+    return replace(planned, config=replace(planned.config, output_dir=str(folder)))
+
+
+def quiet(*_: object) -> None:
+    """Where a test does not care what is said."""
+
+
+class Disk:
+    """A disk with room for a number of files."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, room: int) -> None:
+        self.room = room
+        flush = os.fsync
+
+        def fsync(descriptor: int) -> None:
+            self.room -= 1
+            if self.room < 0:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            flush(descriptor)
+
+        monkeypatch.setattr(os, "fsync", fsync)
+
+
+def test_a_disk_that_is_full_at_a_checkpoint_leaves_the_older_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = run(one_run(tmp_path / "whole").config, say=quiet)
+    planned = one_run(tmp_path / "full")
+    disk = Disk(monkeypatch, room=2)  # the claim and the checkpoint of step 2
+    with pytest.raises(StorageError, match=r"(checkpoint\.safetensors|record\.json) cannot be written \(No space left"):
+        run(planned.config, say=quiet)
+    folder = planned.record_path.parent
+    assert (folder / "checkpoint.safetensors").exists()
+    assert not list(folder.glob(".*.tmp"))
+    assert living_holder(folder) is None
+    disk.room = 1000
+    resumed = run(planned.config, say=quiet)
+    assert resumed["happened"]["resumed_from_steps"] == [2]
+    assert resumed["happened"]["metrics"] == whole["happened"]["metrics"]
+
+
+def test_results_that_cannot_be_written_leave_the_run_unfinished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    planned = one_run(tmp_path)
+    disk = Disk(monkeypatch, room=4)  # the claim and the checkpoints of steps 2, 4 and 6
+    with pytest.raises(StorageError, match=r"predictions\.json cannot be written"):
+        run(planned.config, say=quiet)
+    assert planned.status() == "missing"
+    disk.room = 1000
+    assert run(planned.config, say=quiet)["happened"]["resumed_from_steps"] == [6]
+
+
+@pytest.mark.parametrize("action", [pytest.param("train", marks=pytest.mark.slow), "reproduce"])
+def test_a_folder_that_takes_no_files_is_one_sentence(tmp_path: Path, action: str) -> None:
+    (tmp_path / "outputs").write_text("a file where the folder should be")
+    settings = ["model=tiny_vit", "trainer.max_steps=2"]
+    arguments = {
+        "train": ["train.py", *settings, "hydra.run.dir=hydra"],
+        "reproduce": ["reproduce.py", "--scale", "smoke", "--only", "smoke_digits", "--set", *settings],
+    }[action]
+    done = subprocess.run(
+        [sys.executable, str(REPOSITORY / "scripts" / arguments[0]), *arguments[1:]],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode != 0
+    assert "Traceback" not in done.stdout + done.stderr
+    assert "outputs" in done.stdout + done.stderr
+    assert (tmp_path / "outputs").read_text() == "a file where the folder should be"
+
+
+def shown(planned: PlannedRun, capsys: pytest.CaptureFixture[str]) -> str:
+    capsys.readouterr()
+    overview.status([Experiment("name", "Title", [], [planned])])
+    return capsys.readouterr().out
+
+
+def test_status_says_who_works_on_what_why_it_failed_and_what_is_damaged(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    planned = one_run(tmp_path)
+    folder = planned.record_path.parent
+    with Claim(folder):
+        assert f"process {os.getpid()} on " in shown(planned, capsys)
+
+    def stop(step: int, steps: int, values: dict[str, float]) -> None:
+        if step == 3:
+            os.kill(os.getpid(), 15)
+
+    with pytest.raises(Interrupted):
+        run(planned.config, report=stop, say=quiet)
+    checkpoint = folder / "checkpoint.safetensors"
+    checkpoint.write_bytes(checkpoint.read_bytes()[:-1])
+    assert "checkpoint.safetensors is not a whole checkpoint" in shown(planned, capsys)
+
+    record = read_record(planned.record_path)
+    assert record is not None
+    record |= {"status": "failed", "happened": record["happened"] | {"error": "the reason"}}
+    write_json(planned.record_path, record)
+    checkpoint.unlink()
+    assert "(the reason)" in shown(planned, capsys)
+
+    planned.record_path.write_text("{")
+    assert "1 damaged" in shown(planned, capsys)
+    assert "record.json is not a whole record" in shown(planned, capsys)
+
+
+# --- claims of other hosts ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def elsewhere(tmp_path: Path) -> Path:
+    """A run that a process of another host has claimed."""
+    with Claim(tmp_path):
+        claim = json.loads((tmp_path / "claim.json").read_text())
+    write_json(
+        tmp_path / "claim.json", claim | {"host": "node7", "machine": "node7 boot", "pid": 99, "token": "theirs"}
+    )
+    return tmp_path
+
+
+def silent_for(folder: Path, seconds: float) -> None:
+    then = time.time() - seconds
+    os.utime(folder / "claim.json", (then, then))
+
+
+def test_a_claim_of_another_host_is_free_after_5_minutes_of_silence(elsewhere: Path) -> None:
+    silent_for(elsewhere, 290)
+    with pytest.raises(Claimed, match="process 99 on node7"), Claim(elsewhere):
+        pass
+    silent_for(elsewhere, 301)
+    assert living_holder(elsewhere) is None
+    with Claim(elsewhere):
+        assert (living_holder(elsewhere) or {})["pid"] == os.getpid()
+
+
+def test_a_claim_gives_signs_of_life(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(claims, "HEARTBEAT", 0.01)
+    with Claim(tmp_path):
+        silent_for(tmp_path, 1000)
+        deadline = time.monotonic() + 30
+        while time.time() - (tmp_path / "claim.json").stat().st_mtime > 100:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+
+
+def test_who_was_taken_over_writes_nothing_more(tmp_path: Path) -> None:
+    planned = one_run(tmp_path)
+    folder = planned.record_path.parent
+
+    def taken(step: int, steps: int, values: dict[str, float]) -> None:
+        if step == 3:
+            theirs = {"host": "node7", "machine": "node7 boot", "pid": 99, "started": "1", "token": "theirs"}
+            write_json(folder / "claim.json", theirs)
+
+    with pytest.raises(Claimed, match="was taken over by process 99 on node7"):
+        run(planned.config, report=taken, say=quiet)
+    assert not planned.record_path.exists()
+    assert (living_holder(folder) or {})["pid"] == 99  # still theirs

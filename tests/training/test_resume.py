@@ -1,0 +1,120 @@
+"""Stopped and killed runs go on from their checkpoint, bit for bit."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from surm.config.signature import asked, signature
+from surm.records.record import read_record
+from surm.shared.errors import Interrupted, RecordError
+from surm.training.run import run
+from tests.tools.runs import REPOSITORY, SMALL, configure, quiet, stop_after
+
+
+@pytest.mark.parametrize(
+    "step", [1, 5, 16, 23]
+)  # before a checkpoint was due, at one, at the end of an epoch, before the last
+@pytest.mark.parametrize("structure", ["circulant", "full"])
+def test_an_interrupted_run_goes_on_bit_for_bit(tmp_path: Path, step: int, structure: str) -> None:
+    options = [f"structure={structure}", "trainer.gradient_accumulation=2", "trainer.batch_size=32"]
+    whole = run(configure(tmp_path / "whole", *options), say=quiet)
+    config = configure(tmp_path / "parts", *options)
+    folder = tmp_path / "parts" / "runs" / whole["signature"]
+    with pytest.raises(Interrupted, match=f"step {step} of 24"):
+        run(config, report=stop_after(step), say=quiet)
+    left = read_record(folder / "record.json")
+    assert left is not None
+    assert left["status"] == "interrupted"
+    assert left["happened"]["steps"] == step
+
+    resumed = run(config, say=quiet)
+    assert resumed["happened"]["resumed_from_steps"] == [step]
+    for key in ("metrics", "best_epoch_metrics", "history"):
+        assert resumed["happened"][key] == whole["happened"][key]
+    name = "adapter/adapter_model.safetensors" if structure == "circulant" else "trained.safetensors"
+    assert (folder / name).read_bytes() == (tmp_path / "whole" / "runs" / whole["signature"] / name).read_bytes()
+
+
+def test_a_signal_in_the_last_step_finishes_the_run_and_stops_the_sweep(tmp_path: Path) -> None:
+    config = configure(tmp_path)
+    with pytest.raises(Interrupted, match="is finished; nothing after it was started"):
+        run(config, report=stop_after(24), say=quiet)
+    record = read_record(tmp_path / "runs" / signature(asked(config)) / "record.json")
+    assert record is not None
+    assert record["status"] == "finished"
+    assert run(config, say=quiet) == record
+
+
+def test_random_numbers_of_dropout_are_resumed_too(tmp_path: Path) -> None:
+    options = ["structure.dropout=0.5", "structure.alpha=3"]
+    whole = run(configure(tmp_path / "whole", *options), say=quiet)
+    config = configure(tmp_path / "parts", *options)
+    with pytest.raises(Interrupted):
+        run(config, report=stop_after(7), say=quiet)
+    assert run(config, say=quiet)["happened"]["history"] == whole["happened"]["history"]
+
+
+def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
+    config = configure(tmp_path)
+    with pytest.raises(Interrupted):
+        run(config, report=stop_after(3), say=quiet)
+    checkpoint = tmp_path / "runs" / signature(asked(config)) / "checkpoint.safetensors"
+    half = checkpoint.read_bytes()[:1000]
+    checkpoint.write_bytes(half)
+    with pytest.raises(RecordError, match=r"checkpoint\.safetensors is not a whole checkpoint"):
+        run(config, say=quiet)
+    assert checkpoint.read_bytes() == half
+
+
+def start(folder: Path, *overrides: str) -> "subprocess.Popen[str]":
+    command = [sys.executable, str(REPOSITORY / "scripts" / "train.py"), *SMALL, f"output_dir={folder}", *overrides]
+    return subprocess.Popen(command, cwd=folder.parent, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+LONG = ["structure=full", "trainer.max_steps=400", "trainer.epochs=30", "trainer.checkpoint_every=4"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", ["early", "late", "while a checkpoint is written"])
+def test_kill_9_loses_nothing_but_the_steps_since_the_checkpoint(tmp_path: Path, moment: str) -> None:
+    config = configure(tmp_path / "whole", *LONG)
+    whole = run(config, say=quiet)
+    folder = tmp_path / "killed" / "runs" / whole["signature"]
+    process = start(tmp_path / "killed", *LONG)
+    deadline = time.monotonic() + 300
+    written = 0
+    while time.monotonic() < deadline and process.poll() is None:
+        temporary = list(folder.glob(".checkpoint*.tmp"))
+        written += (folder / "checkpoint.safetensors").exists()
+        if (moment == "early" and written) or (moment == "late" and _step(folder) > 250):
+            break
+        if moment.startswith("while") and temporary and _step(folder) > 180:
+            break
+        time.sleep(0.0005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (folder / "record.json").exists()
+
+    resumed = run(replace(config, output_dir=str(tmp_path / "killed")), say=quiet)
+    assert resumed["happened"]["metrics"] == whole["happened"]["metrics"]
+    assert resumed["happened"]["history"] == whole["happened"]["history"]
+    assert resumed["happened"]["resumed_from_steps"][0] > 0
+    if moment != "early":
+        assert 400 - resumed["happened"]["resumed_from_steps"][0] < 0.6 * 400
+
+
+def _step(folder: Path) -> int:
+    """The step of the checkpoint, from the file's own header."""
+    try:
+        with (folder / "checkpoint.safetensors").open("rb") as file:
+            header: dict[str, Any] = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+        return int(json.loads(header["__metadata__"]["progress"])["step"])
+    except (FileNotFoundError, json.JSONDecodeError):
+        return 0
