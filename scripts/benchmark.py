@@ -14,7 +14,7 @@ from surm.shared.paths import REPOSITORY
 
 sys.path.insert(0, str(REPOSITORY))  # the benchmarks lie beside the package, and are not installed with it
 
-from benchmarks.command import options, run  # noqa: E402
+from benchmarks.command import options, run
 from surm.experiments.cli import command, console
 from surm.shared.errors import ConfigError
 

@@ -1,3 +1,1 @@
-"""What a run is asked: schemas, checks, composing `conf/`, learning rates, signatures; may import the rooms from `shared` to
-`methods`.
-"""
+"""What a run is asked: schemas, checks, composing, rates, signatures; may import `shared` to `records`."""

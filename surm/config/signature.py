@@ -5,12 +5,9 @@ In it: model and data with their revisions, the method and its settings, placeme
 threads, tracking, launcher, and the experiment a run was started for.
 """
 
-import hashlib
-import json
 from typing import Any
 
 from surm import data, models, structures
-from surm.config.rates import default_rate
 from surm.config.schema import RunConfig
 from surm.methods.apply import method_settings, uses_placement
 from surm.methods.schema import PlacementConfig
@@ -22,7 +19,7 @@ _TRAINER_SCIENCE = ("epochs", "batch_size", "gradient_accumulation", "precision"
 
 
 def asked(config: RunConfig) -> dict[str, Any]:
-    """The resolved scientific configuration, as it stands in a run's record.
+    """The resolved scientific configuration of `Run.config`, as it stands in a run's record.
 
     Settings that the method ignores are left out, so that two commands for the same science have one signature.
     """
@@ -45,7 +42,7 @@ def asked(config: RunConfig) -> dict[str, Any]:
         },
         "structure": method,
         "placement": _placement(config.placement),
-        "optim": vars(config.optim) | {"lr": config.optim.lr or default_rate(config)[0]},
+        "optim": dict(vars(config.optim)),
         "trainer": {name: getattr(config.trainer, name) for name in _TRAINER_SCIENCE},
         "seed": config.seed,
         "science_version": {
@@ -67,13 +64,3 @@ def _placement(placement: PlacementConfig) -> dict[str, Any]:
     if placement.form == "weight":
         return {"form": "weight", "parts": sorted(placement.parts, key=PARTS.index)}
     return {key: value for key, value in vars(placement).items() if key != "parts"}
-
-
-def signature(question: dict[str, Any]) -> str:
-    """Twelve hexadecimal digits of the SHA-256 of the canonical JSON of `asked(config)`."""
-    return hashlib.sha256(canonical(question).encode()).hexdigest()[:12]
-
-
-def canonical(value: Any) -> str:
-    """The one JSON text of a value."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)

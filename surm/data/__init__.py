@@ -1,4 +1,4 @@
-"""Tasks by name.
+"""Tasks by name: which data, splits and metrics; may import `shared` and `models`.
 
 A new one is a line in `DATASETS` and, if it is of a new kind, a file whose function returns its `Corpus`. That file is
 imported only when its task is asked for. A family of tasks that are read from a path or the hub is one file with

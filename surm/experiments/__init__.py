@@ -1,1 +1,1 @@
-"""Many runs: plan, sweep, launch, tune, forecast, publish, and the commands of `scripts/`; may import every other room."""
+"""Many runs: plan, sweep, launch, tune, forecast, publish, and what the scripts share; may import all rooms."""

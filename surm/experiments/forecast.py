@@ -6,19 +6,19 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from surm.config.signature import canonical
 from surm.data import data_facts
 from surm.experiments.cost import correction, forward_flops, gpu_hours, training_flops
 from surm.experiments.plan import PlannedRun
 from surm.methods.apply import apply_method, count_trainable, is_head
 from surm.models import model_download, skeleton
+from surm.records.recorded import canonical
 from surm.records.stored import Record, read_records
 from surm.shared.paths import PUBLISHED
 
 
 @dataclass(frozen=True)
 class Forecast:
-    """`trainable` parameters without those of the `head`; hours on one A100 by the model of `surm.cost`."""
+    """`trainable` parameters without those of the `head`; hours on one A100 by the model of `surm.experiments.cost`."""
 
     trainable: int
     head: int

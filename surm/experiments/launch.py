@@ -29,6 +29,7 @@ from omegaconf import DictConfig, OmegaConf
 from surm.config.command import MULTIRUN, entry_of
 from surm.config.compose import TRAIN, Entry, Member, register_schema, typed
 from surm.config.machine import workers
+from surm.config.run import Run
 from surm.config.schema import RunConfig
 from surm.experiments.cli import command, console
 from surm.experiments.plan import Experiment, Planned, PlannedPart, PlannedRun, plan_study
@@ -105,12 +106,12 @@ def sweep(arguments: Sequence[str], members: Sequence[Member[Any]], entry: Entry
 def _runs(config: RunConfig | ApproximateConfig) -> Sequence[Planned]:
     if isinstance(config, ApproximateConfig):
         return plan_study(config, config.table.name or config.study.name)
-    return [PlannedRun(config.table.name or "", config)]
+    return [PlannedRun(config.table.name or "", Run.of(config))]
 
 
 def _checkpoint_time(run: Planned) -> int | None:
     try:
-        return run.record_path.with_name("checkpoint.safetensors").stat().st_mtime_ns
+        return run.task.folder.checkpoint.stat().st_mtime_ns
     except FileNotFoundError:
         return None
 
@@ -255,7 +256,7 @@ def _job(config: DictConfig, entry: Entry[Any], work: Callable[[Any], None]) -> 
 
 def _run_once(config: RunConfig) -> None:
     """A run that another process has tried since this sweep began is not tried again."""
-    run = PlannedRun(config.table.name or "", config)
+    run = PlannedRun(config.table.name or "", Run.of(config))
     began = Path(HydraConfig.get().sweep.dir, "multirun.yaml").stat().st_mtime_ns
     if run.status() == "failed" and (stamp(run) or 0) > began:
         console.print(f"run {run.signature} has failed since this sweep began: left alone.")

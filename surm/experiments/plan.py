@@ -1,97 +1,74 @@
 """Experiments as lists of records: read `conf/experiment/<name>.yaml`, expand it, know what is done."""
 
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from surm.config import signature as identity
 from surm.config.command import entry_of
 from surm.config.compose import compose_sweep, composer
+from surm.config.run import Run
 from surm.config.schema import RunConfig
-from surm.records.claim import living_holder
-from surm.records.record import Record, read_record, run_directory
-from surm.shared.errors import ConfigError, RecordError
+from surm.records.record import Record
+from surm.shared.errors import ConfigError
 from surm.shared.paths import CONFIG_DIRECTORY
 from surm.shared.registry import hint
-from surm.studies.entry import APPROXIMATE, ApproximateConfig, asked_part, compose_study
-from surm.studies.registry import STUDIES
+from surm.studies.entry import APPROXIMATE, ApproximateConfig, Part, compose_study, parts_of
 
 
 @dataclass(frozen=True)
-class Planned(ABC):
+class Planned:
     """One record that an experiment asks for."""
 
     experiment: str
+    task: Run | Part
 
     @property
-    @abstractmethod
     def asked(self) -> dict[str, Any]:
-        """What the record's signature is made of."""
+        return self.task.asked
 
     @property
-    @abstractmethod
-    def output_dir(self) -> str: ...
-
-    @cached_property
     def signature(self) -> str:
-        return identity.signature(self.asked)
+        return self.task.signature
 
     @property
     def record_path(self) -> Path:
-        return run_directory(self.output_dir, self.signature) / "record.json"
+        return self.task.folder.record
 
     def record(self) -> Record | None:
-        return read_record(self.record_path)
+        return self.task.record()
 
     def status(self) -> str:
         """finished | interrupted | failed | damaged | running | missing."""
-        if self.holder() is not None:
-            return "running"
-        try:
-            record = self.record()
-        except RecordError:
-            return "damaged"
-        return record["status"] if record is not None else "missing"
+        return self.task.status()
 
     def holder(self) -> dict[str, Any] | None:
         """The process that works on it now, as its claim says, or None."""
-        return living_holder(self.record_path.parent)
+        return self.task.holder()
 
 
 @dataclass(frozen=True)
 class PlannedRun(Planned):
     """One member of an experiment's sweep: a model fine-tuned on a task."""
 
-    config: RunConfig
-
-    @cached_property
-    def asked(self) -> dict[str, Any]:
-        return identity.asked(self.config)
+    task: Run
 
     @property
-    def output_dir(self) -> str:
-        return self.config.output_dir
+    def config(self) -> RunConfig:
+        return self.task.config
 
 
 @dataclass(frozen=True)
 class PlannedPart(Planned):
     """One part of a study."""
 
-    config: ApproximateConfig
-    part: dict[str, Any]
-
-    @cached_property
-    def asked(self) -> dict[str, Any]:
-        return asked_part(self.config.study.name, self.part)
+    task: Part
 
     @property
-    def output_dir(self) -> str:
-        return self.config.output_dir
+    def config(self) -> ApproximateConfig:
+        return self.task.config
 
 
 @dataclass(frozen=True)
@@ -125,14 +102,14 @@ def load_experiment(name: str, seeds: int | None = None, overrides: Sequence[str
         extra = [f"seed={','.join(map(str, range(seeds)))}"] if seeds else []
         configs = compose_sweep([f"experiment={name}", *extra, *overrides])
         # A method that no placement matters to is one run, however many placements the sweep has.
-        runs += {run.signature: run for run in (PlannedRun(name, config) for config in configs)}.values()
+        runs += {run.signature: run for run in (PlannedRun(name, Run.of(config)) for config in configs)}.values()
         table = configs[0].table
     return Experiment(name, table.title, table.claims, runs, table.published)
 
 
 def plan_study(config: ApproximateConfig, experiment: str) -> list[PlannedPart]:
     """The parts of a study, one record each."""
-    return [PlannedPart(experiment, config, part) for part in STUDIES[config.study.name].parts(config.study)]
+    return [PlannedPart(experiment, part) for part in parts_of(config)]
 
 
 @dataclass(frozen=True)
@@ -172,4 +149,4 @@ def on_selection(run: PlannedRun, rate: float, fraction: float | None = None) ->
         dataset=replace(dataset, fraction=fraction) if fraction else dataset,
         optim=replace(run.config.optim, lr=rate),
     )
-    return replace(run, config=config)
+    return replace(run, task=Run(config))

@@ -9,6 +9,7 @@ from surm import report as reporting
 from surm.config.command import entry_of
 from surm.config.compose import TRAIN
 from surm.config.compose import groups as config_groups
+from surm.experiments import upload
 from surm.experiments.cli import chosen_experiments, console
 from surm.experiments.plan import Experiment, PlannedPart, Scale, load_scale, load_scale_experiments
 from surm.records.storage import write_atomically
@@ -16,7 +17,6 @@ from surm.records.stored import Record as StoredRecord
 from surm.records.stored import read_records
 from surm.report import ExperimentPlan, GridPlan, Plan, StudyPlan
 from surm.shared.paths import PUBLISHED, REPOSITORY
-from surm.training import tracking
 
 
 def report(
@@ -79,7 +79,7 @@ def report_plan(experiment: Experiment, label: str = "") -> Plan:
     signatures, first = [run.signature for run in experiment.runs], experiment.runs[0]
     name, title, claims = experiment.name, experiment.title, experiment.claims
     if isinstance(first, PlannedPart):
-        return StudyPlan(name, title, signatures, claims, label, study=first.config.study.name)
+        return StudyPlan(name, title, signatures, claims, label, study=first.task.config.study.name)
     asked = {run.signature: run.asked for run in experiment.runs}
     if len({_column(question) for question in asked.values()}) == 1:
         return ExperimentPlan(name, title, signatures, claims, label)
@@ -131,7 +131,7 @@ def _is_evidence(run: StoredRecord) -> bool:
 
 def wandb_sync(arguments: argparse.Namespace) -> None:
     """Upload the finished runs that W&B has not seen; `--only` those of one experiment."""
-    options, arguments.set = tracking.tracking_options(arguments.set)
+    options, arguments.set = upload.tracking_options(arguments.set)
     chosen = chosen_experiments(arguments)
     planned = {run.signature for experiment in chosen for run in experiment.runs}
     finished = [
@@ -140,8 +140,8 @@ def wandb_sync(arguments: argparse.Namespace) -> None:
         if record.finished and not record.is_study and (not arguments.only or record.signature in planned)
     ]
     directory = Path("outputs/wandb")
-    left = tracking.pending(finished, options["mode"], directory)
-    uploaded = tracking.sync(left, options, groups=_experiments_of(left, chosen), directory=directory)
+    left = upload.pending(finished, options["mode"], directory)
+    uploaded = upload.sync(left, options, groups=_experiments_of(left, chosen), directory=directory)
     console.print(f"{len(uploaded)} of {len(finished)} finished runs were uploaded now.")
 
 

@@ -7,10 +7,9 @@ from typing import Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from surm.config import signature as identity
 from surm.config.checks import ignored_line
 from surm.config.compose import composer
-from surm.config.rates import default_rate
+from surm.config.run import Run
 from surm.config.schema import RunConfig
 from surm.experiments.cli import command, console, describe
 from surm.experiments.plan import Experiment, Planned, PlannedPart, PlannedRun, plan_study
@@ -20,7 +19,7 @@ from surm.shared.errors import Claimed, RecordError, RunError, StorageError
 from surm.shared.processes import lone_launch
 from surm.studies.entry import ApproximateConfig, compose_study
 from surm.studies.run import run_part
-from surm.training.run import run
+from surm.training.run import execute
 
 
 def run_with_bar(config: RunConfig) -> Record:
@@ -28,7 +27,7 @@ def run_with_bar(config: RunConfig) -> Record:
     with command(), _bars() as bars:
         if lone_launch():
             console.print("accelerate started one process: without GPUs, add --multi_gpu to have as many as asked for.")
-        return _run(config, bars)
+        return _run(Run.of(config), bars)
 
 
 def run_study(config: ApproximateConfig) -> None:
@@ -58,7 +57,7 @@ def run_member(config: RunConfig) -> None:
         Interrupted: the sweep was asked to stop.
     """
     with _bars() as bars:
-        _attempt(PlannedRun(config.table.name or "", config), bars)
+        _attempt(PlannedRun(config.table.name or "", Run.of(config)), bars)
 
 
 def run_all(runs: Sequence[Planned]) -> int:
@@ -99,7 +98,7 @@ def _attempt(planned: Planned, bars: Progress, overall: Any = None, number: int 
         if isinstance(planned, PlannedPart):
             return _run_part(planned, bars)
         assert isinstance(planned, PlannedRun)
-        return _run(planned.config, bars, overall, number)
+        return _run(planned.task, bars, overall, number)
     except Claimed as elsewhere:
         bars.console.print(f"  left alone: {elsewhere}")
     except (RunError, RecordError, StorageError) as failure:
@@ -112,18 +111,17 @@ def _run_part(planned: PlannedPart, bars: Progress) -> Record:
     say(f"{describe(planned.asked)}  [dim]{planned.signature}[/dim]")
     task = bars.add_task("computing", total=None)
     try:
-        record = run_part(planned.asked, planned.output_dir, lambda line: bars.update(task, description=line))
+        record = run_part(planned.task, lambda line: bars.update(task, description=line))
     finally:
         bars.remove_task(task)
     say(f"  {record['happened']['seconds']:.0f} s  {planned.record_path}")
     return record
 
 
-def _run(config: RunConfig, bars: Progress, overall: Any = None, number: int = 0) -> Record:
+def _run(run: Run, bars: Progress, overall: Any = None, number: int = 0) -> Record:
     say = bars.console.print
-    question = identity.asked(config)
-    say(f"{describe(question)}  [dim]{identity.signature(question)}[/dim]")
-    for line in (ignored_line(config), _rate_line(config)):
+    say(f"{describe(run.asked)}  [dim]{run.signature}[/dim]")
+    for line in (ignored_line(run.config), _rate_line(run)):
         if line:
             say(f"  {line}")
     task = bars.add_task("loading", total=None)
@@ -135,18 +133,15 @@ def _run(config: RunConfig, bars: Progress, overall: Any = None, number: int = 0
             bars.update(overall, completed=number + step / steps)
 
     try:
-        record = run(config, report=advance, say=say)
+        record = execute(run, report=advance, say=say)
     finally:
         bars.remove_task(task)
-    _print_result(record, Path(config.output_dir) / "runs" / record["signature"] / "record.json", say)
+    _print_result(record, run.folder.record, say)
     return record
 
 
-def _rate_line(config: RunConfig) -> str | None:
-    if config.optim.lr:
-        return None
-    rate, source = default_rate(config)
-    return f"learning rate {rate:g}: {source}"
+def _rate_line(run: Run) -> str | None:
+    return f"learning rate {run.config.optim.lr:g}: {run.rate_source}" if run.rate_source else None
 
 
 def _print_done(planned: Planned, say: Any) -> None:

@@ -20,7 +20,7 @@ from surm.training.checkpoint import check_checkpoint
 def print_plan(experiments: Sequence[Experiment]) -> None:
     """The runs, which of them are done, what they train, and what the rest costs and downloads.
 
-    Time is that of equal or similar runs in the records; for the paper's own data, hours of one GPU by `surm.cost`.
+    Time is that of equal or similar runs in the records; for the paper's own data, hours of one GPU by `surm.experiments.cost`.
     """
     known = {**read_records(PUBLISHED), **read_records(Path("outputs/runs"))}
     by_question: dict[str, list[float]] = {}
@@ -101,7 +101,7 @@ def _remark(planned: Planned) -> str:
         return f"  ({in_words(holder)}, last sign of life {holder['silent']:.0f} s ago)"
     try:
         record = planned.record()
-        check_checkpoint(planned.record_path.with_name("checkpoint.safetensors"))
+        check_checkpoint(planned.task.folder.checkpoint)
     except RecordError as damage:
         return f"  ({damage})"
     error = record["happened"].get("error") if record else None

@@ -11,6 +11,7 @@ from typing import Any
 
 from surm.config.compose import TRAIN, compose_members, composer, sweep_members
 from surm.config.rates import STRUCTURE_RATE, TUNED_RATES, USUAL_RATES, rate_key, tuned_rates
+from surm.config.run import Run
 from surm.experiments.plan import PlannedRun, on_selection
 from surm.experiments.upload import primary_metric, tracking_options
 from surm.records.record import Record
@@ -109,7 +110,7 @@ def wandb_sweeps(
     with composer():
         for experiment in dict.fromkeys(member.experiment for member in found.values()):
             for member in compose_members(sweep_members([f"experiment={experiment}", "seed=0", *others]), files=False):
-                commands[PlannedRun(experiment, member.config).signature] = member.overrides
+                commands[PlannedRun(experiment, Run.of(member.config)).signature] = member.overrides
     ours = ["dataset.evaluate_on=selection", *([f"dataset.fraction={fraction}"] if fraction else []), "tracking=wandb"]
     ours += [setting for setting in settings if setting not in others]
     return {

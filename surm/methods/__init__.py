@@ -1,3 +1,1 @@
-"""What is compared, a structure or a baseline: settings, names, and how each makes a backbone trainable; may import `shared`,
-`structures`, `tuners` and `models`.
-"""
+"""What is compared, and how it makes a backbone trainable; may import `shared` to `models`."""

@@ -1,4 +1,4 @@
-"""Backbones by name.
+"""Backbones by name: which model; may import `shared` alone.
 
 A new one is a line in `MODELS` and, if it is of a new kind, a file whose functions load it and build its skeleton.
 That file is imported only when its model is asked for, because timm takes seconds. A model without a line is named by

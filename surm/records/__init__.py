@@ -1,1 +1,1 @@
-"""What happened in a run, safe on disk: records, their storage, and claims on runs; may import `shared` alone."""
+"""What happened in a run, safe on disk: records, storage, claims; may import `shared` alone."""

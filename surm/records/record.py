@@ -17,10 +17,6 @@ from surm.shared.paths import REPOSITORY
 Record = dict[str, Any]
 
 
-def run_directory(output_dir: str | Path, signature: str) -> Path:
-    return Path(output_dir) / "runs" / signature
-
-
 def read_record(path: Path) -> Record | None:
     """The record of a file, or None where there is none.
 
@@ -35,16 +31,6 @@ def read_record(path: Path) -> Record | None:
     except (json.JSONDecodeError, KeyError, TypeError):
         raise RecordError(f"{path} is not a whole record: move it away and start the run again.") from None
     return record
-
-
-def finished_record(folder: Path) -> Record | None:
-    """The record of a run's folder if the run is finished.
-
-    Raises:
-        RecordError: the file is not a record.
-    """
-    record = read_record(folder / "record.json")
-    return record if record is not None and record["status"] == "finished" else None
 
 
 def where(device: str, content_hashes: dict[str, str], *, processes: int = 1) -> dict[str, Any]:

@@ -1,1 +1,1 @@
-"""What every room may use, such as errors, paths and processes; imports nothing of this project."""
+"""What every room may use, such as errors, paths and processes; may import no room."""

@@ -1,4 +1,4 @@
-"""Structured matrices as trainable modules: which matrix, not where it goes."""
+"""Structured matrices as trainable modules: which matrix, not where it goes; may import torch and `shared`."""
 
 from difflib import get_close_matches
 from typing import Any

@@ -1,3 +1,1 @@
-"""The paper's questions that need no training run, and what training did to weights; may import the rooms from `shared` to
-`training`.
-"""
+"""Questions without a training run, and what training did to weights; may import `shared` to `training`."""

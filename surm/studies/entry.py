@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -10,6 +11,7 @@ from omegaconf.errors import OmegaConfBaseException
 from surm import structures
 from surm.config.compose import Entry, compose_config, first_line, register, typed
 from surm.config.schema import TableConfig
+from surm.records.recorded import Recorded
 from surm.shared.errors import ConfigError
 from surm.studies.registry import SCIENCE_VERSION, STUDIES
 
@@ -54,7 +56,23 @@ def compose_study(overrides: Sequence[str]) -> ApproximateConfig:
     return typed(compose_config(overrides, APPROXIMATE), APPROXIMATE)
 
 
-def asked_part(study: str, part: dict[str, Any]) -> dict[str, Any]:
-    """What the record of a study's part holds as its question."""
-    versions = {"experiments": SCIENCE_VERSION, "structures": structures.SCIENCE_VERSION}
-    return {"study": {"name": study, **part}, "science_version": versions}
+@dataclass(frozen=True)
+class Part(Recorded):
+    """One part of a study, which one record answers."""
+
+    config: ApproximateConfig
+    part: dict[str, Any]  # what `compute` is asked
+
+    @cached_property
+    def asked(self) -> dict[str, Any]:
+        versions = {"experiments": SCIENCE_VERSION, "structures": structures.SCIENCE_VERSION}
+        return {"study": {"name": self.config.study.name, **self.part}, "science_version": versions}
+
+    @property
+    def output_dir(self) -> str:
+        return self.config.output_dir
+
+
+def parts_of(config: ApproximateConfig) -> list[Part]:
+    """The parts of a study, one record each."""
+    return [Part(config, part) for part in STUDIES[config.study.name].parts(config.study)]

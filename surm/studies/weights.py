@@ -13,14 +13,15 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from surm.config import signature as identity
 from surm.config.compose import compose_run, composer, groups
+from surm.config.run import Run
 from surm.data import Task, load_task
 from surm.data.encode import encode
 from surm.methods.apply import IN_PLACE, IN_WEIGHTS, is_peft_method
 from surm.models import load_backbone, split_fused_projections, weights_hash
 from surm.models.backbone import Backbone
-from surm.records.record import Record, read_record, run_directory
+from surm.records.record import Record, read_record
+from surm.records.recorded import RunFolder, signature
 from surm.shared.errors import ConfigError, RecordError
 from surm.shared.paths import PUBLISHED
 from surm.shared.threads import one_thread
@@ -82,7 +83,7 @@ def analyse(
     """
     record = _finished(name, output_dir)
     question = record["asked"]
-    folder = run_directory(output_dir, name)
+    folder = RunFolder.of(output_dir, name)
     if question["structure"]["name"] in WITHOUT_UPDATE or question.get("placement", {}).get("form") == "adapter":
         raise ConfigError(
             f"run={name}: {question['structure']['name']} updates no query, key or value matrix; choose a run of "
@@ -90,7 +91,7 @@ def analyse(
         )
     if not _has_weights(folder):
         raise RecordError(
-            f"the weights of run {name} are not in {folder}: move what is left of it away and repeat it with "
+            f"the weights of run {name} are not in {folder.path}: move what is left of it away and repeat it with "
             f"`{train_command(question, output_dir)}`."
         )
     model = question["model"]
@@ -105,7 +106,7 @@ def analyse(
     after = _outputs(backbone, trained, question, parts, given)
     trained.double()
     full = full_run(question)
-    full_name = identity.signature(full)
+    full_name = signature(full)
     target = after if full_name == name else _outputs_of_full(full, output_dir, parts, say, given)
     largest = {W.shape: _largest_rank(question["structure"], *W.shape) for W in base.values()}
     rows = []
@@ -182,7 +183,7 @@ def _largest_rank(settings: Mapping[str, Any], m: int, n: int) -> int:
 
 def _finished(name: str, output_dir: str | Path) -> Record:
     """The record of a finished run, from this machine or as published."""
-    record = read_record(run_directory(output_dir, name) / "record.json") or read_record(PUBLISHED / f"{name}.json")
+    record = read_record(RunFolder.of(output_dir, name).record) or read_record(PUBLISHED / f"{name}.json")
     if record is None or "study" in record["asked"]:
         raise ConfigError(
             f"run={name}: there is no such run in {output_dir}/runs or among the published ones; give the signature of "
@@ -194,8 +195,8 @@ def _finished(name: str, output_dir: str | Path) -> Record:
     return record
 
 
-def _has_weights(folder: Path) -> bool:
-    return (folder / "adapter").exists() or (folder / "trained.safetensors").exists()
+def _has_weights(folder: RunFolder) -> bool:
+    return folder.adapter.exists() or folder.trained.exists()
 
 
 def full_run(question: Question) -> dict[str, Any]:
@@ -203,7 +204,7 @@ def full_run(question: Question) -> dict[str, Any]:
     kept = {key: value for key, value in question.items() if key not in ("structure", "placement")}
     optim = {key: value for key, value in question["optim"].items() if key not in ("lr", "decay_structure")}
     with composer():
-        return identity.asked(compose_run(_overrides(kept | {"structure": {"name": "full"}, "optim": optim})))
+        return Run.of(compose_run(_overrides(kept | {"structure": {"name": "full"}, "optim": optim}))).asked
 
 
 def train_command(question: Question, output_dir: str | Path = "outputs") -> str:
@@ -223,7 +224,7 @@ def _overrides(question: Question) -> list[str]:
         f"structure={structure}" if structure in groups()["structure"] else f"structure.name={structure}",
         f"seed={question['seed']}",
     ]
-    brought = identity.asked(compose_run(chosen))
+    brought = Run.of(compose_run(chosen)).asked
     sections = ("model", "dataset", "structure", "placement", "optim", "trainer")
     differing = [
         (f"{section}.{key}", value)
@@ -286,26 +287,26 @@ def _backbone(question: Question, given: Given) -> Backbone:
     return backbone
 
 
-def _trained(backbone: Backbone, question: Question, folder: Path) -> nn.Module:
+def _trained(backbone: Backbone, question: Question, folder: RunFolder) -> nn.Module:
     """The backbone, in place, with the weights of a run."""
-    if not (folder / "adapter").exists():
-        backbone.module.load_state_dict(load_file(folder / "trained.safetensors"), strict=False)
+    if not folder.adapter.exists():
+        backbone.module.load_state_dict(load_file(folder.trained), strict=False)
         return backbone.module
     module = backbone.module
     if question["structure"]["name"] in IN_WEIGHTS or is_peft_method(question["structure"]["name"]):
         module = split_fused_projections(module)
-    model: nn.Module = PeftModel.from_pretrained(module, folder / "adapter").eval()
+    model: nn.Module = PeftModel.from_pretrained(module, folder.adapter).eval()
     return model
 
 
 def _outputs_of_full(
     full: dict[str, Any], output_dir: str | Path, parts: Sequence[str], say: Callable[[str], None], given: Given
 ) -> Outputs | None:
-    name = identity.signature(full)
-    folder = run_directory(output_dir, name)
+    name = signature(full)
+    folder = RunFolder.of(output_dir, name)
     if not _has_weights(folder):
         say(
-            f"CKA is left out: the full fine-tuning run {name} to compare with is not in {folder}; "
+            f"CKA is left out: the full fine-tuning run {name} to compare with is not in {folder.path}; "
             f"`{train_command(full, output_dir)}` makes it."
         )
         return None

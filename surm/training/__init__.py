@@ -1,3 +1,1 @@
-"""One run: find or claim it, train, evaluate, checkpoint, track, record; may import the rooms from `shared` to `config`, and
-never the report.
-"""
+"""One run: found or claimed, trained, evaluated, recorded, tracked; may import `shared` to `config`."""

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from surm.config.schema import RunConfig
+from surm.config.run import Run
 from surm.data import Task, load_task
 from surm.data.encode import encode
 from surm.data.order import EpochBatches
@@ -50,20 +50,19 @@ class Loop:
 
     def __init__(
         self,
-        config: RunConfig,
-        place: Accelerator,
-        question: dict[str, Any],
+        run: Run,
+        accelerator: Accelerator,
         claim: Claim,
         log: Callable[[dict[str, float], int], None],
         report: Report | None,
         say: Callable[[str], None],
     ) -> None:
-        self.config, self.question, self.claim, self.folder = config, question, claim, claim.folder
+        self.run, self.config, self.claim, self.folder = run, run.config, claim, run.folder
         self.log, self.report, self.say = log, report, say
-        self.checkpoint = self.folder / "checkpoint.safetensors"
         self.stop = Stop()
+        config = run.config
         trainer, data = config.trainer, config.dataset
-        self.accelerator = place
+        self.accelerator = accelerator
         self.task: Task = load_task(
             data.name, evaluate_on=data.evaluate_on, fraction=data.fraction, seed=config.seed, **data.origin()
         )
@@ -80,7 +79,7 @@ class Loop:
                 **config.model.origin(),
             )
             self.total_parameters = sum(parameter.numel() for parameter in self.backbone.module.parameters())
-            module = apply_method(self.backbone, question["structure"], question.get("placement"), self.steps)
+            module = apply_method(self.backbone, run.asked["structure"], run.asked.get("placement"), self.steps)
         except ValueError as error:
             raise ConfigError(f"structure={config.structure.name} on model={config.model.name}: {error}") from None
         self.counts = count_trainable(module, self.backbone.head)
@@ -88,7 +87,9 @@ class Loop:
             checkpoint_activations(self.backbone.module)
 
         train = encode(self.task.train, self.backbone)
-        self.order = EpochBatches(len(train), trainer.batch_size, config.seed, place.process_index, place.num_processes)
+        self.order = EpochBatches(
+            len(train), trainer.batch_size, config.seed, accelerator.process_index, accelerator.num_processes
+        )
         # A generator of its own: an iterator draws a number when it starts, and a resumed run starts one more.
         loader = partial(DataLoader, collate_fn=train.collate, num_workers=trainer.workers, generator=torch.Generator())
         training = loader(train, batch_sampler=self.order)
@@ -99,13 +100,13 @@ class Loop:
         optimizer = torch.optim.AdamW(
             parameter_groups(module, config.optim),
             betas=(config.optim.beta1, config.optim.beta2),
-            lr=question["optim"]["lr"],
+            lr=run.rate,
         )
-        self.module, self.optimizer, *loaders = place.prepare(module, optimizer, *evaluating)
+        self.module, self.optimizer, *loaders = accelerator.prepare(module, optimizer, *evaluating)
         # `order` has divided the batches among the processes already.
-        self.training = prepare_data_loader(training, place.device, 1, 0, put_on_device=True)
-        if place.num_processes > 1:  # dropout must differ among them
-            torch.manual_seed(_process_seed(config.seed, place.process_index, step=0))
+        self.training = prepare_data_loader(training, accelerator.device, 1, 0, put_on_device=True)
+        if accelerator.num_processes > 1:  # dropout must differ among them
+            torch.manual_seed(_process_seed(config.seed, accelerator.process_index, step=0))
         self.evaluating = dict(zip(splits, loaders, strict=True))
         if trainer.compile:
             self.module.compile()
@@ -116,7 +117,7 @@ class Loop:
 
     def train(self) -> None:
         """All steps that are left, an evaluation after each epoch, a checkpoint every few steps."""
-        if main_decides(self.checkpoint.exists):
+        if main_decides(self.folder.checkpoint.exists):
             self._resume()
         started = time.perf_counter() - self.progress.seconds
         step = self.progress.step
@@ -152,7 +153,7 @@ class Loop:
             measured = len(self.step_seconds) == 1 and self.peak_memory_bytes is None
             meter = measure_peak(self.module, self.optimizer, self.accelerator.device) if measured else nullcontext()
             for group in self.optimizer.param_groups:
-                group["lr"] = self.question["optim"]["lr"] * rate_factor(step, self.steps, self.config.optim)
+                group["lr"] = self.run.rate * rate_factor(step, self.steps, self.config.optim)
             with meter as peak:
                 for number, batch in batches:
                     with self.accelerator.accumulate(self.module):
@@ -177,7 +178,7 @@ class Loop:
             losses.clear()
             step += 1
             if not math.isfinite(value):
-                raise RunError(f"the loss is {value} at step {step}: lower optim.lr={self.question['optim']['lr']}.")
+                raise RunError(f"the loss is {value} at step {step}: lower optim.lr={self.run.rate}.")
             self.step_seconds.append(time.perf_counter() - begun)
             if self.report:
                 self.report(step, self.steps, {"loss": value} | self._last_metric())
@@ -246,10 +247,10 @@ class Loop:
         self.claim.confirm()
         scaler = self.accelerator.scaler
         self.progress.scaler = scaler.state_dict() if scaler is not None else None
-        save_checkpoint(self.checkpoint, self._unwrapped(), self.optimizer.optimizer, self.progress)
+        save_checkpoint(self.folder.checkpoint, self._unwrapped(), self.optimizer.optimizer, self.progress)
 
     def _resume(self) -> None:
-        self.progress = load_checkpoint(self.checkpoint, self._unwrapped(), self.optimizer.optimizer)
+        self.progress = load_checkpoint(self.folder.checkpoint, self._unwrapped(), self.optimizer.optimizer)
         if self.progress.scaler is not None and self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(self.progress.scaler)
         if not is_main():  # the checkpoint holds the main process's random numbers
@@ -282,14 +283,14 @@ class Loop:
     def save_results(self) -> None:
         """The trained adapter in PEFT's format (else the trained parameters), and each example's prediction."""
         module = self._unwrapped()
-        with storing(self.folder):
+        with storing(self.folder.path):
             if isinstance(module, PeftModel):
-                module.save_pretrained(str(self.folder / "adapter"))
+                module.save_pretrained(str(self.folder.adapter))
             else:
                 trained = {name: parameter.detach().contiguous() for name, parameter in trainable_parameters(module)}
-                save_file(trained, self.folder / "trained.safetensors")
+                save_file(trained, self.folder.trained)
         answers = {"labels": self.answers.labels, "predictions": self.answers.predictions}
-        write_json(self.folder / "predictions.json", answers)
+        write_json(self.folder.predictions, answers)
 
 
 def _process_seed(seed: int, process: int, step: int) -> int:

@@ -8,12 +8,11 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from surm.config import signature as identity
-from surm.config.schema import RunConfig
+from surm.config.run import Run
 from surm.data import data_hash
 from surm.models import weights_hash
 from surm.records.claim import Claim
-from surm.records.record import Record, finished_record, run_directory, where
+from surm.records.record import Record, where
 from surm.records.storage import write_json
 from surm.shared.errors import Interrupted, RecordError, RunError, StorageError
 from surm.shared.processes import is_main, main_decides
@@ -23,11 +22,11 @@ from surm.training.loop import Loop, Report
 from surm.training.tracking import NoTracker, Tracker, start_tracker
 
 
-def run(config: RunConfig, *, report: Report | None = None, say: Callable[[str], None] = print) -> Record:
+def execute(run: Run, *, report: Report | None = None, say: Callable[[str], None] = print) -> Record:
     """Run, resume or find a run; the same question is answered once.
 
     Args:
-        config: a checked configuration.
+        run: what is asked.
         report: called after each step, for progress bars.
         say: prints one line.
 
@@ -41,40 +40,38 @@ def run(config: RunConfig, *, report: Report | None = None, say: Callable[[str],
         RunError: the loss is no longer finite; the record says so.
         Interrupted: a signal came; the checkpoint is written, or, in the last step, the finished record.
     """
+    config = run.config
     if config.trainer.threads:
         torch.set_num_threads(config.trainer.threads)
-    question = identity.asked(config)
-    name = identity.signature(question)
-    folder = run_directory(config.output_dir, name)
-    place = accelerator(config)
+    device = accelerator(config)
     if not is_main():
         say = report = _silent
     hashes = {
         "data": data_hash(config.dataset.name, **config.dataset.origin()),
         "weights": weights_hash(config.model.name, **config.model.origin()),
     }
-    claim = Claim(folder)
+    claim = Claim(run.folder.path)
     try:
-        record = main_decides(partial(_begin, claim, hashes))
+        record = main_decides(partial(_begin, run, claim, hashes))
         if record is not None:
-            say(f"run {name} is finished already: {folder / 'record.json'}")
+            say(f"run {run.signature} is finished already: {run.folder.record}")
             return record
-        return _carry_out(config, place, question, hashes, claim, report, say)
+        return _carry_out(run, device, hashes, claim, report, say)
     finally:
         claim.release()
 
 
-def _begin(claim: Claim, hashes: dict[str, str]) -> Record | None:
+def _begin(run: Run, claim: Claim, hashes: dict[str, str]) -> Record | None:
     """The finished record, or None with the run claimed for this process."""
-    record = _finished(claim.folder, hashes)
+    record = _finished(run, hashes)
     if record is None:
         claim.take()
-        record = _finished(claim.folder, hashes)  # since the first look, by another process
+        record = _finished(run, hashes)  # since the first look, by another process
     return record
 
 
-def _finished(folder: Path, hashes: dict[str, str]) -> Record | None:
-    record = finished_record(folder)
+def _finished(run: Run, hashes: dict[str, str]) -> Record | None:
+    record = run.finished_record()
     if record is None:
         return None
     for what, now in hashes.items():
@@ -88,27 +85,27 @@ def _finished(folder: Path, hashes: dict[str, str]) -> Record | None:
 
 
 def _carry_out(
-    config: RunConfig,
-    place: Accelerator,
-    question: dict[str, Any],
+    run: Run,
+    device: Accelerator,
     hashes: dict[str, str],
     claim: Claim,
     report: Report | None,
     say: Callable[[str], None],
 ) -> Record:
     """Train, and leave the record of whatever happened."""
-    record: Record = {"signature": claim.folder.name, "status": "failed", "asked": question}
+    config = run.config
+    record: Record = {"signature": run.signature, "status": "failed", "asked": run.asked}
     tracker: Tracker = NoTracker()
     if is_main():
         tracker = start_tracker(
             vars(config.tracking),
-            signature=record["signature"],
+            signature=run.signature,
             group=config.table.name,
-            config=question,
+            config=run.asked,
             tags=config.tracking.tags,
             directory=Path(config.output_dir) / "wandb",
         )
-    loop = Loop(config, place, question, claim, tracker.log, report, say)
+    loop = Loop(run, device, claim, tracker.log, report, say)
     error = None
     try:
         with stop_at_signal(loop.stop):
@@ -119,25 +116,25 @@ def _carry_out(
         raise
     except (RunError, torch.OutOfMemoryError) as failure:
         error = out_of_memory(config) if isinstance(failure, torch.OutOfMemoryError) else str(failure)
-        loop.checkpoint.unlink(missing_ok=True)  # it leads here again
+        run.folder.checkpoint.unlink(missing_ok=True)  # it leads here again
         raise RunError(error) from None
     except Exception as failure:
         error = f"{type(failure).__name__}: {failure}"
         raise
     finally:
         record["happened"] = loop.happened() | {"error": error}
-        record["where"] = where(str(place.device), hashes, processes=place.num_processes)
+        record["where"] = where(str(device.device), hashes, processes=device.num_processes)
         if is_main():
             claim.confirm()
             if record["status"] == "finished":
                 loop.save_results()
-            write_json(claim.folder / "record.json", record)
+            write_json(run.folder.record, record)
             if record["status"] == "finished":
-                loop.checkpoint.unlink(missing_ok=True)
-                tracker.log_adapter(claim.folder, record["happened"]["metrics"])
+                run.folder.checkpoint.unlink(missing_ok=True)
+                tracker.log_adapter(run.folder.path, record["happened"]["metrics"])
             tracker.finish(record["happened"], record["status"])
     if loop.stop.requested:  # in its last step: a sweep must not go on with the next run
-        raise Interrupted(f"run {record['signature']} is finished; nothing after it was started.")
+        raise Interrupted(f"run {run.signature} is finished; nothing after it was started.")
     return main_decides(lambda: record)
 
 

@@ -1,4 +1,7 @@
-"""The plug-in for Hugging Face PEFT; importing it registers the method `SURM`."""
+"""Where a matrix goes, the plug-in for Hugging Face PEFT; may import `structures` and `shared`.
+
+Importing it registers the method `SURM`.
+"""
 
 import peft
 from peft import mapping

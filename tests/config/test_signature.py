@@ -8,13 +8,14 @@ import pytest
 from surm.config import rates
 from surm.config.checks import ignored_line
 from surm.config.compose import compose_run, composer
-from surm.config.signature import asked, signature
+from surm.config.run import Run
+from surm.records.recorded import signature
 from tests.data.hub_layout import write_tiny
 
 
 def ask(*overrides: str) -> dict[str, Any]:
     with composer():
-        return asked(compose_run(["model=tiny_vit", *overrides]))
+        return Run.of(compose_run(["model=tiny_vit", *overrides])).asked
 
 
 def sign(*overrides: str) -> str:
@@ -126,9 +127,9 @@ def test_a_tuned_rate_stands_in_the_question(monkeypatch: pytest.MonkeyPatch) ->
     tuned = {"tiny_vit/digits": {"circulant": {"lr": 0.0123}}}
     monkeypatch.setattr(rates, "tuned_rates", lambda: tuned)
     with composer():
-        circulant = asked(compose_run(["model=tiny_vit"]))
-        full = asked(compose_run(["model=tiny_vit", "structure=full"]))
-        given = asked(compose_run(["model=tiny_vit", "optim.lr=0.7"]))
+        circulant = Run.of(compose_run(["model=tiny_vit"])).asked
+        full = Run.of(compose_run(["model=tiny_vit", "structure=full"])).asked
+        given = Run.of(compose_run(["model=tiny_vit", "optim.lr=0.7"])).asked
     assert circulant["optim"]["lr"] == 0.0123
     assert full["optim"]["lr"] == rates.USUAL_RATES["full"]
     assert given["optim"]["lr"] == 0.7

@@ -12,9 +12,9 @@ import wandb
 import yaml
 from wandb.sdk.launch.sweeps import utils as agent
 
-from surm.config import signature as identity
 from surm.config.command import check_command
 from surm.config.compose import TRAIN, compose_run, composer
+from surm.config.run import Run
 from surm.experiments.dashboard import build_views, save_views, write_views
 from surm.experiments.plan import Experiment, PlannedRun, load_experiment, on_selection
 from surm.experiments.tune import first_rates, searches, wandb_sweeps
@@ -196,7 +196,7 @@ def test_each_run_of_a_sweep_is_one_that_the_search_would_start(fraction):
             check_command(overrides, TRAIN)
             with composer():
                 config = compose_run(overrides)
-            assert identity.signature(identity.asked(config)) == on_selection(member, rate, fraction).signature
+            assert Run.of(config).signature == on_selection(member, rate, fraction).signature
             assert (config.tracking.name, config.tracking.log_adapter) == ("wandb", True)
             assert config.table.name == "laptop_digits"
 

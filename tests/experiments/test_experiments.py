@@ -11,7 +11,7 @@ import pytest
 
 from surm.config.command import entry_of
 from surm.config.compose import TRAIN, compose_sweep, composer, groups, sweep_members
-from surm.config.signature import asked, signature
+from surm.config.run import Run
 from surm.experiments.plan import load_experiment
 from surm.methods.names import label
 from surm.records.stored import read_records
@@ -109,12 +109,12 @@ def test_every_method_of_the_large_tables_runs(name: str, tmp_path: Path, monkey
 @pytest.mark.parametrize("name", [*PAPER, *SMALL])
 def test_a_sweep_composed_by_axes_is_the_sweep_composed_member_by_member(name: str) -> None:
     with composer():
-        by_axes = {signature(asked(config)) for config in compose_sweep([f"experiment={name}"])}
+        by_axes = {Run.of(config).signature for config in compose_sweep([f"experiment={name}"])}
         members = sweep_members([f"experiment={name}"])
         for member in random.Random(0).sample(members, 3):
             with suppress(FormError):  # a hole of the grid
                 (config,) = compose_sweep(member)
-                assert signature(asked(config)) in by_axes
+                assert Run.of(config).signature in by_axes
 
 
 @pytest.mark.parametrize("name", [*PAPER, *SMALL])

@@ -15,6 +15,7 @@ import pytest
 from hydra import compose
 from omegaconf import OmegaConf
 
+from surm.config import command as commands
 from surm.config import compose as composing
 from surm.config.command import check_command, check_launcher, is_sweep
 from surm.config.compose import TRAIN, composer, launchers
@@ -133,8 +134,8 @@ def test_a_launcher_that_is_not_installed_names_its_extra(
         def list(self, path: str) -> list[str]:
             return ["basic.yaml"]
 
-    monkeypatch.setattr(composing, "register_schema", lambda: None)
-    monkeypatch.setattr(composing.ConfigStore, "instance", Store)
+    monkeypatch.setattr(commands, "register_schema", lambda: None)
+    monkeypatch.setattr(commands.ConfigStore, "instance", Store)
     with pytest.raises(ConfigError, match=f"make launchers.*pip install 'surm\\[{extra}\\]'"):
         check_launcher(name)
     check_launcher("basic")

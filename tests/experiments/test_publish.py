@@ -11,8 +11,9 @@ from surm import report
 from surm.config.command import entry_of
 from surm.config.compose import composer
 from surm.config.rates import TUNED_RATES
-from surm.config.signature import signature
 from surm.experiments.plan import load_experiment, load_scale
+from surm.experiments.publish import report_plan
+from surm.records.recorded import signature
 from surm.records.stored import read_records
 from surm.shared.paths import PUBLISHED
 from surm.studies.entry import APPROXIMATE
@@ -23,7 +24,7 @@ RECORDS = read_records(PUBLISHED)
 
 def test_tables_are_rebuilt_byte_for_byte(tmp_path: Path) -> None:
     with composer():
-        plans = [load_experiment(name).for_report() for name in load_scale("published").experiments]
+        plans = [report_plan(load_experiment(name)) for name in load_scale("published").experiments]
     report.publish(plans, PUBLISHED, tmp_path, name="published", paper=RESULTS / "paper", draw=False)
     names = [f"tables/{plan.name}.{ending}" for plan in plans for ending in ("md", "csv")]
     for name in ["report.md", *names]:

@@ -1,15 +1,12 @@
 """The frame around the code: lists of packages, make targets, imports, and what no file may say."""
 
-import ast
 import hashlib
 import importlib.metadata
 import os
 import re
 import shutil
 import subprocess
-import sys
 import tomllib
-from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest

@@ -54,7 +54,7 @@ def test_a_claim_keeps_others_out_and_is_gone_afterwards(tmp_path: Path) -> None
 
 def test_the_claim_of_a_killed_process_is_free(tmp_path: Path) -> None:
     code = (
-        "import os; from pathlib import Path; from surm.claim import Claim; "
+        "import os; from pathlib import Path; from surm.records.claim import Claim; "
         f"Claim(Path({str(tmp_path)!r})).__enter__(); os._exit(9)"
     )
     subprocess.run([sys.executable, "-c", code], check=False)

@@ -19,7 +19,7 @@ from surm.records.claim import Claim, living_holder
 from surm.records.record import read_record
 from surm.records.storage import write_json
 from surm.shared.errors import Claimed, Interrupted, StorageError
-from surm.training.run import run
+from surm.training.run import execute
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -55,17 +55,17 @@ class Disk:
 def test_a_disk_that_is_full_at_a_checkpoint_leaves_the_older_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = run(one_run(tmp_path / "whole").config, say=quiet)
+    whole = execute(one_run(tmp_path / "whole").task, say=quiet)
     planned = one_run(tmp_path / "full")
     disk = Disk(monkeypatch, room=2)  # the claim and the checkpoint of step 2
     with pytest.raises(StorageError, match=r"(checkpoint\.safetensors|record\.json) cannot be written \(No space left"):
-        run(planned.config, say=quiet)
+        execute(planned.task, say=quiet)
     folder = planned.record_path.parent
     assert (folder / "checkpoint.safetensors").exists()
     assert not list(folder.glob(".*.tmp"))
     assert living_holder(folder) is None
     disk.room = 1000
-    resumed = run(planned.config, say=quiet)
+    resumed = execute(planned.task, say=quiet)
     assert resumed["happened"]["resumed_from_steps"] == [2]
     assert resumed["happened"]["metrics"] == whole["happened"]["metrics"]
 
@@ -76,10 +76,10 @@ def test_results_that_cannot_be_written_leave_the_run_unfinished(
     planned = one_run(tmp_path)
     disk = Disk(monkeypatch, room=4)  # the claim and the checkpoints of steps 2, 4 and 6
     with pytest.raises(StorageError, match=r"predictions\.json cannot be written"):
-        run(planned.config, say=quiet)
+        execute(planned.task, say=quiet)
     assert planned.status() == "missing"
     disk.room = 1000
-    assert run(planned.config, say=quiet)["happened"]["resumed_from_steps"] == [6]
+    assert execute(planned.task, say=quiet)["happened"]["resumed_from_steps"] == [6]
 
 
 @pytest.mark.parametrize("action", [pytest.param("train", marks=pytest.mark.slow), "reproduce"])
@@ -122,7 +122,7 @@ def test_status_says_who_works_on_what_why_it_failed_and_what_is_damaged(
             os.kill(os.getpid(), 15)
 
     with pytest.raises(Interrupted):
-        run(planned.config, report=stop, say=quiet)
+        execute(planned.task, report=stop, say=quiet)
     checkpoint = folder / "checkpoint.safetensors"
     checkpoint.write_bytes(checkpoint.read_bytes()[:-1])
     assert "checkpoint.safetensors is not a whole checkpoint" in shown(planned, capsys)
@@ -188,6 +188,6 @@ def test_who_was_taken_over_writes_nothing_more(tmp_path: Path) -> None:
             write_json(folder / "claim.json", theirs)
 
     with pytest.raises(Claimed, match="was taken over by process 99 on node7"):
-        run(planned.config, report=taken, say=quiet)
+        execute(planned.task, report=taken, say=quiet)
     assert not planned.record_path.exists()
     assert (living_holder(folder) or {})["pid"] == 99  # still theirs

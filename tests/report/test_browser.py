@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 
 from surm.experiments.plan import load_scale, load_scale_experiments
+from surm.experiments.publish import report_plan
 from surm.report import build
 from surm.report.html.picture import take_picture
 
@@ -40,7 +41,7 @@ CONTRAST = """selector => {
 @pytest.fixture(scope="module")
 def page_path(tmp_path_factory):
     folder = tmp_path_factory.mktemp("report")
-    plans = [experiment.for_report() for experiment in load_scale_experiments(load_scale("published"))]
+    plans = [report_plan(experiment) for experiment in load_scale_experiments(load_scale("published"))]
     published = ROOT / "results" / "runs"
     build(plans, published, folder / "none", folder, label="", paper=ROOT / "results" / "paper")
     return folder / "report.html"

@@ -12,6 +12,7 @@ from surm.config.compose import TRAIN, composer
 from surm.experiments import runner
 from surm.experiments import status as overview
 from surm.experiments.plan import Experiment, PlannedPart, load_experiment, plan_study
+from surm.experiments.publish import report_plan
 from surm.records.record import read_record
 from surm.shared.errors import ConfigError
 from surm.shared.paths import REPOSITORY
@@ -58,11 +59,11 @@ def test_a_part_is_computed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         experiments.STUDIES, "psd_fit", Study(psd_fit.options, psd_fit.validate, psd_fit.parts, counting)
     )
     planned = _parts(tmp_path, draws=2)
-    first = run_part(planned[0].asked, tmp_path, print)
+    first = run_part(planned[0].task, print)
     assert first["status"] == "finished"
     assert [part.status() for part in planned] == ["finished", "missing"]
-    assert run_part(planned[0].asked, tmp_path, print) == first
-    assert calls == [planned[0].part]
+    assert run_part(planned[0].task, print) == first
+    assert calls == [planned[0].task.part]
 
 
 def test_a_part_that_fails_leaves_a_record_and_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -76,11 +77,11 @@ def test_a_part_that_fails_leaves_a_record_and_is_tried_again(tmp_path: Path, mo
     with monkeypatch.context() as patch:
         patch.setitem(experiments.STUDIES, "psd_fit", broken)
         with pytest.raises(ArithmeticError):
-            run_part(part.asked, tmp_path, print)
+            run_part(part.task, print)
     record = read_record(part.record_path)
     assert record is not None
     assert (record["status"], record["happened"]["error"]) == ("failed", "ArithmeticError: no convergence")
-    assert run_part(part.asked, tmp_path, print)["status"] == "finished"
+    assert run_part(part.task, print)["status"] == "finished"
 
 
 def test_more_draws_keep_the_signatures_of_fewer(tmp_path: Path) -> None:
@@ -94,14 +95,14 @@ def test_the_report_puts_published_draws_beside_this_run(tmp_path: Path) -> None
     """Three draws published, two computed here: each column tells its own number of draws."""
     for folder, draws in (("published", 3), ("outputs", 2)):
         for part in _parts(tmp_path / folder, draws=draws):
-            run_part(part.asked, part.output_dir, print)
+            run_part(part.task, print)
     for path in (tmp_path / "published" / "runs").glob("*/record.json"):
         path.rename(path.parent.parent / f"{path.parent.name}.json")
     with composer():
         plan = load_experiment("full_psd_fit")
     parts = _parts(tmp_path / "outputs", draws=2)
     page = report.build(
-        [Experiment(plan.name, plan.title, plan.claims, parts).for_report()],
+        [report_plan(Experiment(plan.name, plan.title, plan.claims, parts))],
         tmp_path / "published" / "runs",
         tmp_path / "outputs" / "runs",
         tmp_path / "outputs",

@@ -16,16 +16,17 @@ import torch
 from safetensors.numpy import load_file
 
 from surm.config.compose import compose_run, composer
-from surm.config.signature import asked, signature
+from surm.config.run import Run
 from surm.data import load_task
 from surm.data.encode import encode
 from surm.models import load_backbone
+from surm.records.recorded import signature
 from surm.records.storage import write_json
 from surm.records.stored import read_records
 from surm.shared.errors import ConfigError, RecordError
 from surm.shared.paths import PUBLISHED
 from surm.studies.weights import EXAMPLES, analyse, cka, full_run, thinned, train_command
-from surm.training.run import run
+from surm.training.run import execute
 from tests.tools.skips import needs
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -36,7 +37,7 @@ STEPS = ["trainer.max_steps=6", "trainer.batch_size=16", "optim.lr=0.01"]
 def train(folder: Path, *overrides: str) -> str:
     with composer():
         config = replace(compose_run(list(overrides)), output_dir=str(folder))
-    return str(run(config, say=lambda line: None)["signature"])
+    return str(execute(Run.of(config), say=lambda line: None)["signature"])
 
 
 @pytest.fixture(scope="module")
@@ -180,7 +181,7 @@ def test_missing_weights_name_the_command_that_repeats_the_run(
     assert words[:2] == ["python", "scripts/train.py"]
     assert words[-1] == f"output_dir={tmp_path}"
     with composer():
-        assert signature(asked(compose_run(words[2:]))) == runs["lora"]
+        assert signature(Run.of(compose_run(words[2:])).asked) == runs["lora"]
 
 
 RECORDS = read_records(PUBLISHED)
@@ -191,7 +192,7 @@ RUNS = sorted(name for name, record in RECORDS.items() if not record.is_study)
 def test_the_command_of_a_published_run_asks_the_same_question(name: str) -> None:
     words = shlex.split(train_command(RECORDS[name].asked))[2:]
     with composer():
-        assert signature(asked(compose_run(words))) == name
+        assert signature(Run.of(compose_run(words)).asked) == name
 
 
 def test_what_cannot_be_analysed_is_one_sentence(outputs: Path, runs: dict[str, str], tmp_path: Path) -> None:

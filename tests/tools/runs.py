@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from surm.config.compose import compose_run, composer
-from surm.config.schema import RunConfig
+from surm.config.run import Run
 from surm.training import loop as train
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -19,10 +19,10 @@ SMALL = [
 ]
 
 
-def configure(folder: Path, *overrides: str) -> RunConfig:
+def configure(folder: Path, *overrides: str) -> Run:
     with composer():
         config = compose_run([*SMALL, *overrides])  # the last of two values for one setting counts
-    return replace(config, output_dir=str(folder))
+    return Run.of(replace(config, output_dir=str(folder)))
 
 
 def quiet(*_: object) -> None:

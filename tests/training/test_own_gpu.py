@@ -50,7 +50,7 @@ def test_a_job_takes_its_gpu_before_anything_asks_cuda() -> None:
 import torch
 def asked(*_): raise SystemExit("CUDA was asked")
 torch._C._cuda_getDeviceCount = asked
-import surm.launch
+import surm.experiments.launch
 """
     done = subprocess.run([sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from surm.config.signature import asked, signature
+from surm.config.run import Run
 from surm.records.record import read_record
 from surm.shared.errors import Interrupted, RecordError
-from surm.training.run import run
+from surm.training.run import execute
 from tests.tools.runs import REPOSITORY, SMALL, configure, quiet, stop_after
 
 
@@ -24,17 +24,17 @@ from tests.tools.runs import REPOSITORY, SMALL, configure, quiet, stop_after
 @pytest.mark.parametrize("structure", ["circulant", "full"])
 def test_an_interrupted_run_goes_on_bit_for_bit(tmp_path: Path, step: int, structure: str) -> None:
     options = [f"structure={structure}", "trainer.gradient_accumulation=2", "trainer.batch_size=32"]
-    whole = run(configure(tmp_path / "whole", *options), say=quiet)
+    whole = execute(configure(tmp_path / "whole", *options), say=quiet)
     config = configure(tmp_path / "parts", *options)
     folder = tmp_path / "parts" / "runs" / whole["signature"]
     with pytest.raises(Interrupted, match=f"step {step} of 24"):
-        run(config, report=stop_after(step), say=quiet)
+        execute(config, report=stop_after(step), say=quiet)
     left = read_record(folder / "record.json")
     assert left is not None
     assert left["status"] == "interrupted"
     assert left["happened"]["steps"] == step
 
-    resumed = run(config, say=quiet)
+    resumed = execute(config, say=quiet)
     assert resumed["happened"]["resumed_from_steps"] == [step]
     for key in ("metrics", "best_epoch_metrics", "history"):
         assert resumed["happened"][key] == whole["happened"][key]
@@ -45,31 +45,31 @@ def test_an_interrupted_run_goes_on_bit_for_bit(tmp_path: Path, step: int, struc
 def test_a_signal_in_the_last_step_finishes_the_run_and_stops_the_sweep(tmp_path: Path) -> None:
     config = configure(tmp_path)
     with pytest.raises(Interrupted, match="is finished; nothing after it was started"):
-        run(config, report=stop_after(24), say=quiet)
-    record = read_record(tmp_path / "runs" / signature(asked(config)) / "record.json")
+        execute(config, report=stop_after(24), say=quiet)
+    record = read_record(tmp_path / "runs" / config.signature / "record.json")
     assert record is not None
     assert record["status"] == "finished"
-    assert run(config, say=quiet) == record
+    assert execute(config, say=quiet) == record
 
 
 def test_random_numbers_of_dropout_are_resumed_too(tmp_path: Path) -> None:
     options = ["structure.dropout=0.5", "structure.alpha=3"]
-    whole = run(configure(tmp_path / "whole", *options), say=quiet)
+    whole = execute(configure(tmp_path / "whole", *options), say=quiet)
     config = configure(tmp_path / "parts", *options)
     with pytest.raises(Interrupted):
-        run(config, report=stop_after(7), say=quiet)
-    assert run(config, say=quiet)["happened"]["history"] == whole["happened"]["history"]
+        execute(config, report=stop_after(7), say=quiet)
+    assert execute(config, say=quiet)["happened"]["history"] == whole["happened"]["history"]
 
 
 def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
     config = configure(tmp_path)
     with pytest.raises(Interrupted):
-        run(config, report=stop_after(3), say=quiet)
-    checkpoint = tmp_path / "runs" / signature(asked(config)) / "checkpoint.safetensors"
+        execute(config, report=stop_after(3), say=quiet)
+    checkpoint = tmp_path / "runs" / config.signature / "checkpoint.safetensors"
     half = checkpoint.read_bytes()[:1000]
     checkpoint.write_bytes(half)
     with pytest.raises(RecordError, match=r"checkpoint\.safetensors is not a whole checkpoint"):
-        run(config, say=quiet)
+        execute(config, say=quiet)
     assert checkpoint.read_bytes() == half
 
 
@@ -85,7 +85,7 @@ LONG = ["structure=full", "trainer.max_steps=400", "trainer.epochs=30", "trainer
 @pytest.mark.parametrize("moment", ["early", "late", "while a checkpoint is written"])
 def test_kill_9_loses_nothing_but_the_steps_since_the_checkpoint(tmp_path: Path, moment: str) -> None:
     config = configure(tmp_path / "whole", *LONG)
-    whole = run(config, say=quiet)
+    whole = execute(config, say=quiet)
     folder = tmp_path / "killed" / "runs" / whole["signature"]
     process = start(tmp_path / "killed", *LONG)
     deadline = time.monotonic() + 300
@@ -102,7 +102,7 @@ def test_kill_9_loses_nothing_but_the_steps_since_the_checkpoint(tmp_path: Path,
     process.wait()
     assert not (folder / "record.json").exists()
 
-    resumed = run(replace(config, output_dir=str(tmp_path / "killed")), say=quiet)
+    resumed = execute(Run(replace(config.config, output_dir=str(tmp_path / "killed"))), say=quiet)
     assert resumed["happened"]["metrics"] == whole["happened"]["metrics"]
     assert resumed["happened"]["history"] == whole["happened"]["history"]
     assert resumed["happened"]["resumed_from_steps"][0] > 0

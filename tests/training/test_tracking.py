@@ -5,10 +5,10 @@ import sys
 from pathlib import Path
 
 import pytest
-import surm.tracking
 import wandb
 import yaml
 
+import surm.training.tracking
 from surm.config.compose import composer
 from surm.config.schema import DatasetConfig
 from surm.experiments import publish as results

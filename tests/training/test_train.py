@@ -1,7 +1,6 @@
 """The loop: exact resume, honest records, artefacts that load elsewhere."""
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,6 @@ from scipy.stats import spearmanr
 from sklearn.metrics import accuracy_score
 
 from surm.config.schema import RunConfig
-from surm.config.signature import asked, signature
 from surm.data import load_task
 from surm.data.encode import encode
 from surm.data.order import EpochBatches
@@ -23,7 +21,7 @@ from surm.records.record import read_record
 from surm.shared.errors import ConfigError, Interrupted, RecordError, RunError
 from surm.training import loop as train
 from surm.training.device import accelerator
-from surm.training.run import run
+from surm.training.run import execute
 from tests.data.hub_layout import write_tiny
 from tests.tools.runs import configure, quiet, stop_after
 
@@ -43,8 +41,8 @@ def test_batches_cover_each_epoch_once_in_an_order_of_seed_and_epoch() -> None:
 
 def test_a_run_leaves_a_whole_record_and_is_answered_once(tmp_path: Path) -> None:
     config = configure(tmp_path)
-    record = run(config, say=quiet)
-    folder = tmp_path / "runs" / signature(asked(config))
+    record = execute(config, say=quiet)
+    folder = tmp_path / "runs" / config.signature
     assert read_record(folder / "record.json") == record
     assert record["status"] == "finished"
     assert record["happened"]["steps"] == 24
@@ -59,14 +57,14 @@ def test_a_run_leaves_a_whole_record_and_is_answered_once(tmp_path: Path) -> Non
     assert record["happened"]["metrics"]["accuracy"] == accuracy_score(labels, stored["predictions"])
 
     said: list[str] = []
-    assert run(config, say=said.append) == record
+    assert execute(config, say=said.append) == record
     assert "finished already" in said[0]
 
 
 def test_the_saved_adapter_gives_the_recorded_predictions_in_plain_peft(tmp_path: Path) -> None:
     config = configure(tmp_path)
-    run(config, say=quiet)
-    folder = tmp_path / "runs" / signature(asked(config))
+    execute(config, say=quiet)
+    folder = tmp_path / "runs" / config.signature
     task = load_task("digits")
     torch.manual_seed(99)
     backbone = load_backbone("tiny_vit", num_labels=task.num_labels)
@@ -98,7 +96,7 @@ SHORT = ["trainer.max_steps=4", "trainer.batch_size=4"]
 )
 @pytest.mark.parametrize("placement", ["weight_qkv", "adapter_houlsby"])
 def test_glue_runs_by_its_path_alone(tmp_path: Path, name: str, metrics: set[str], placement: str) -> None:
-    record = run(on_rows(tmp_path, name, f"placement={placement}", *SHORT), say=quiet)
+    record = execute(on_rows(tmp_path, name, f"placement={placement}", *SHORT), say=quiet)
     assert set(record["happened"]["metrics"]) == metrics
     assert str(tmp_path) not in json.dumps(record)  # a record holds no path of one machine
 
@@ -108,10 +106,10 @@ def test_glue_runs_by_its_path_alone(tmp_path: Path, name: str, metrics: set[str
 )  # parquet, lists, folders of a class each, a table
 def test_images_and_a_user_s_own_data_run_by_their_path_alone(tmp_path: Path, name: str) -> None:
     overrides = ["model=tiny_bert", "dataset.columns.text=text"] if name == "table" else []
-    record = run(on_rows(tmp_path, name, *overrides, *SHORT), say=quiet)
+    record = execute(on_rows(tmp_path, name, *overrides, *SHORT), say=quiet)
     assert "accuracy" in record["happened"]["metrics"]
     again: list[str] = []
-    assert run(on_rows(tmp_path, name, *overrides, *SHORT), say=again.append) == record
+    assert execute(on_rows(tmp_path, name, *overrides, *SHORT), say=again.append) == record
     assert "finished already" in again[0]
 
 
@@ -120,8 +118,8 @@ def test_a_model_of_one_s_own_runs_by_its_path_alone(tmp_path: Path) -> None:
     backbone.module.save_pretrained(tmp_path / "mine")
     backbone.tokenizer.save_pretrained(tmp_path / "mine")
     own = ["model.source=local", "model.name=mine", f"model.path={tmp_path / 'mine'}", "dataset=valence", *SHORT]
-    record = run(configure(tmp_path, "model=tiny_bert", *own), say=quiet)
-    same = run(configure(tmp_path, "model=tiny_bert", "dataset=valence", *SHORT), say=quiet)
+    record = execute(configure(tmp_path, "model=tiny_bert", *own), say=quiet)
+    same = execute(configure(tmp_path, "model=tiny_bert", "dataset=valence", *SHORT), say=quiet)
     assert record["asked"]["model"] == {"name": "mine", "source": "local", "revision": "main"}
     assert record["signature"] != same["signature"]
     assert record["happened"]["history"] == same["happened"]["history"]  # the same weights, the same head
@@ -129,7 +127,7 @@ def test_a_model_of_one_s_own_runs_by_its_path_alone(tmp_path: Path) -> None:
 
 def test_a_regression_s_predictions_are_values_and_its_metrics_are_scipy_s(tmp_path: Path) -> None:
     config = on_rows(tmp_path, "glue/stsb", *SHORT)
-    record = run(config, say=quiet)
+    record = execute(config, say=quiet)
     stored = json.loads((tmp_path / "runs" / record["signature"] / "predictions.json").read_text())
     assert any(value != int(value) for value in stored["predictions"])
     expected = spearmanr(stored["labels"], stored["predictions"]).statistic
@@ -139,7 +137,7 @@ def test_a_regression_s_predictions_are_values_and_its_metrics_are_scipy_s(tmp_p
 
 
 def test_a_saved_adapter_form_gives_the_recorded_predictions_in_plain_peft(tmp_path: Path) -> None:
-    record = run(configure(tmp_path, "placement=adapter_houlsby"), say=quiet)
+    record = execute(configure(tmp_path, "placement=adapter_houlsby"), say=quiet)
     folder = tmp_path / "runs" / record["signature"]
     backbone = load_backbone("tiny_vit", num_labels=10)
     model = PeftModel.from_pretrained(backbone.module, folder / "adapter").eval()
@@ -154,8 +152,8 @@ def test_a_saved_adapter_form_gives_the_recorded_predictions_in_plain_peft(tmp_p
 def test_gradient_checkpointing_moves_no_number(tmp_path: Path, model: str, structure: str) -> None:
     data = "dataset=digits" if model == "tiny_vit" else "dataset=valence"
     options = [f"model={model}", data, f"structure={structure}", *SHORT]
-    plain = run(configure(tmp_path / "plain", *options, "trainer.batch_size=64"), say=quiet)
-    less = run(
+    plain = execute(configure(tmp_path / "plain", *options, "trainer.batch_size=64"), say=quiet)
+    less = execute(
         configure(tmp_path / "less", *options, "trainer.batch_size=64", "trainer.gradient_checkpointing=true"),
         say=quiet,
     )
@@ -165,23 +163,25 @@ def test_gradient_checkpointing_moves_no_number(tmp_path: Path, model: str, stru
 
 
 def test_worker_processes_move_no_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    plain = run(configure(tmp_path / "plain", *SHORT), say=quiet)
+    plain = execute(configure(tmp_path / "plain", *SHORT), say=quiet)
     started: list[int] = []
     iterate = train.DataLoader._get_iterator
     monkeypatch.setattr(
         train.DataLoader, "_get_iterator", lambda self: started.append(self.num_workers) or iterate(self)
     )
-    with_workers = run(configure(tmp_path / "workers", *SHORT, "trainer.workers=2"), say=quiet)
+    with_workers = execute(configure(tmp_path / "workers", *SHORT, "trainer.workers=2"), say=quiet)
     assert set(started) == {2}
     assert with_workers["happened"]["history"] == plain["happened"]["history"]
 
 
 @pytest.mark.slow
 def test_a_compiled_run_finds_the_same_up_to_rounding(tmp_path: Path) -> None:
-    plain = run(configure(tmp_path / "plain", *SHORT, "trainer.log_every=1"), say=quiet)
+    plain = execute(configure(tmp_path / "plain", *SHORT, "trainer.log_every=1"), say=quiet)
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
-    compiled = run(configure(tmp_path / "compiled", *SHORT, "trainer.log_every=1", "trainer.compile=true"), say=quiet)
+    compiled = execute(
+        configure(tmp_path / "compiled", *SHORT, "trainer.log_every=1", "trainer.compile=true"), say=quiet
+    )
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
     losses = [[row["loss"] for row in record["happened"]["history"] if "loss" in row] for record in (plain, compiled)]
     np.testing.assert_allclose(losses[0], losses[1], rtol=1e-4)
@@ -195,8 +195,8 @@ def test_out_of_memory_is_recorded_and_says_what_to_change(tmp_path: Path, monke
     monkeypatch.setattr(train.Loop, "_loss", no_memory)
     config = configure(tmp_path)
     with pytest.raises(RunError, match=r"out of memory at trainer\.batch_size=64: halve it"):
-        run(config, say=quiet)
-    record = read_record(tmp_path / "runs" / signature(asked(config)) / "record.json")
+        execute(config, say=quiet)
+    record = read_record(tmp_path / "runs" / config.signature / "record.json")
     assert record is not None
     assert record["status"] == "failed"
     assert "trainer.gradient_checkpointing=true" in record["happened"]["error"]
@@ -205,35 +205,35 @@ def test_out_of_memory_is_recorded_and_says_what_to_change(tmp_path: Path, monke
 def test_a_device_that_is_not_there_is_one_sentence(tmp_path: Path) -> None:
     other = "mps" if torch.cuda.is_available() else "cuda"
     with pytest.raises(ConfigError, match=f"device={other}: this machine offers"):
-        run(configure(tmp_path, f"device={other}"), say=quiet)
+        execute(configure(tmp_path, f"device={other}"), say=quiet)
 
 
 def test_adalora_starts_again_since_a_checkpoint_would_not_hold_all_of_it(tmp_path: Path) -> None:
     options = ["structure=peft_adalora", *SHORT, "trainer.max_steps=12", "trainer.checkpoint_every=3"]
-    whole = run(configure(tmp_path / "whole", *options), say=quiet)
+    whole = execute(configure(tmp_path / "whole", *options), say=quiet)
     config = configure(tmp_path / "parts", *options)
     with pytest.raises(Interrupted):
-        run(config, report=stop_after(7), say=quiet)
+        execute(config, report=stop_after(7), say=quiet)
     assert not list((tmp_path / "parts").rglob("checkpoint.safetensors"))
-    assert run(config, say=quiet)["happened"]["history"] == whole["happened"]["history"]
+    assert execute(config, say=quiet)["happened"]["history"] == whole["happened"]["history"]
 
 
 def test_a_fraction_trains_on_less_and_is_another_run(tmp_path: Path) -> None:
     options = ["trainer.max_steps=null", "trainer.epochs=1", "trainer.batch_size=10"]
-    record = run(configure(tmp_path, *options, "dataset.fraction=0.05"), say=quiet)
+    record = execute(configure(tmp_path, *options, "dataset.fraction=0.05"), say=quiet)
     assert record["happened"]["steps"] == 5  # 5 % of 1,000 images in tens
     assert record["asked"]["dataset"]["fraction"] == 0.05
-    assert "fraction" not in asked(configure(tmp_path, *options))["dataset"]
+    assert "fraction" not in configure(tmp_path, *options).asked["dataset"]
 
 
 def test_other_data_than_the_finished_run_saw_is_refused_with_both_hashes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = configure(tmp_path)
-    record = run(config, say=quiet)
+    record = execute(config, say=quiet)
     monkeypatch.setattr("surm.training.run.data_hash", lambda name, **origin: "0123456789abcdef" * 4)
     with pytest.raises(RecordError) as caught:
-        run(config, say=quiet)
+        execute(config, say=quiet)
     assert "0123456789abcdef" in str(caught.value)
     assert record["where"]["content_hashes"]["data"][:16] in str(caught.value)
 
@@ -241,8 +241,8 @@ def test_other_data_than_the_finished_run_saw_is_refused_with_both_hashes(
 def test_a_loss_that_is_not_finite_stops_the_run_with_a_reason(tmp_path: Path) -> None:
     config = configure(tmp_path, "structure=full", "optim.lr=1e30", "optim.max_grad_norm=null", "optim.warmup_ratio=0")
     with pytest.raises(RunError, match=r"lower optim\.lr=1e\+30"):
-        run(config, say=quiet)
-    record = read_record(tmp_path / "runs" / signature(asked(config)) / "record.json")
+        execute(config, say=quiet)
+    record = read_record(tmp_path / "runs" / config.signature / "record.json")
     assert record is not None
     assert record["status"] == "failed"
     assert "lower optim.lr" in record["happened"]["error"]
@@ -252,7 +252,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_a_reason(tmp_path: Path) -
 def test_precision_may_change_between_the_runs_of_a_process(tmp_path: Path) -> None:
     def loss(precision: str) -> float:
         config = configure(tmp_path / precision, f"trainer.precision={precision}", "trainer.max_steps=2")
-        return run(config, say=quiet)["happened"]["history"][-1]["evaluation"]["loss"]
+        return execute(config, say=quiet)["happened"]["history"][-1]["evaluation"]["loss"]
 
     single, half = loss("no"), loss("bf16")
     assert half == pytest.approx(single, rel=0.01)
@@ -260,10 +260,10 @@ def test_precision_may_change_between_the_runs_of_a_process(tmp_path: Path) -> N
 
 
 def rates(tmp_path: Path, *overrides: str) -> list[float]:
-    config = configure(tmp_path, "trainer.log_every=1", "optim.lr=1", "optim.warmup_ratio=0.25", *overrides)
-    history = run(replace(config, structure=replace(config.structure, name="linear_probe")), say=quiet)["happened"][
-        "history"
-    ]
+    config = configure(
+        tmp_path, "trainer.log_every=1", "optim.lr=1", "optim.warmup_ratio=0.25", "structure=linear_probe", *overrides
+    )
+    history = execute(config, say=quiet)["happened"]["history"]
     return [row["lr"] for row in history if "lr" in row]
 
 
@@ -277,7 +277,7 @@ def test_the_schedule_warms_up_linearly_and_falls_to_zero(tmp_path: Path) -> Non
 def test_weight_decay_leaves_structure_parameters_alone_by_default(tmp_path: Path) -> None:
     def decayed(*overrides: str) -> int:
         config = configure(tmp_path, *overrides)
-        loop = train.Loop(config, accelerator(config), asked(config), Claim(tmp_path), quiet, None, quiet)
+        loop = train.Loop(config, accelerator(config.config), Claim(tmp_path), quiet, None, quiet)
         groups = loop.optimizer.param_groups
         return sum(p.numel() for group in groups if group["weight_decay"] > 0 for p in group["params"])
 
