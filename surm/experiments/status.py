@@ -20,7 +20,7 @@ from surm.training.checkpoint import check_checkpoint
 def print_plan(experiments: Sequence[Experiment]) -> None:
     """The runs, which of them are done, what they train, and what the rest costs and downloads.
 
-    Time is that of equal or similar runs in the records; for the paper's own data, hours of one GPU by `surm.experiments.cost`.
+    Time is that of equal or similar runs in the records; for the paper's own data, hours of one GPU by `cost`.
     """
     known = {**read_records(PUBLISHED), **read_records(Path("outputs/runs"))}
     by_question: dict[str, list[float]] = {}

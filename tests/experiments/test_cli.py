@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from surm.config.compose import composer
+from surm.config.run import Run
 from surm.experiments import cli, runner
 from surm.experiments import publish as results
 from surm.experiments import status as overview
@@ -25,7 +26,7 @@ def experiment(folder: Path, *overrides: str) -> Experiment:
     with composer():
         loaded = load_experiment("smoke_digits", overrides=[*TINY, *overrides])
     outputs = str(folder / "outputs")
-    runs = [replace(run, config=replace(run.config, output_dir=outputs)) for run in loaded.runs]
+    runs = [replace(run, task=Run(replace(run.config, output_dir=outputs))) for run in loaded.runs]
     return replace(loaded, runs=runs)
 
 

@@ -14,11 +14,12 @@ import torch
 from safetensors import safe_open
 
 from surm.config.compose import composer
+from surm.config.run import Run
 from surm.experiments import cli, runner
 from surm.experiments.plan import Planned, load_experiment
 from surm.experiments.sweep import Sweep
 from surm.records.claim import Claim
-from surm.records.record import finished_record, read_record
+from surm.records.record import read_record
 from surm.training import run as running
 
 fork = multiprocessing.get_context("fork")  # the libraries are loaded once
@@ -34,7 +35,7 @@ def plan(folder: Path, members: int, *overrides: str) -> list[Planned]:
     ]
     with composer():
         runs = load_experiment("smoke_digits", seeds=members, overrides=settings).runs
-    return [replace(run, config=replace(run.config, output_dir=str(folder))) for run in runs]  # type: ignore[attr-defined]
+    return [replace(run, task=Run(replace(run.config, output_dir=str(folder)))) for run in runs]  # type: ignore[attr-defined]
 
 
 def work(folder: Path, runs: list[Planned]) -> None:
@@ -42,9 +43,9 @@ def work(folder: Path, runs: list[Planned]) -> None:
     torch.set_num_threads(1)
     carry_out = running._carry_out
 
-    def logged(config, place, question, hashes, claim, *rest):
-        note(folder, "twice" if finished_record(claim.folder) else "start", claim.folder.name)
-        record = carry_out(config, place, question, hashes, claim, *rest)
+    def logged(run, *rest):
+        note(folder, "twice" if run.finished_record() else "start", run.signature)
+        record = carry_out(run, *rest)
         note(folder, "end", record["signature"])
         return record
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from surm.config.compose import composer
+from surm.config.run import Run
 from surm.experiments import status as overview
 from surm.experiments.plan import Experiment, PlannedRun, load_experiment
 from surm.records import claim as claims
@@ -29,7 +30,7 @@ def one_run(folder: Path) -> PlannedRun:
     with composer():
         planned = load_experiment("smoke_digits", seeds=1, overrides=settings).runs[0]
     assert isinstance(planned, PlannedRun)
-    return replace(planned, config=replace(planned.config, output_dir=str(folder)))
+    return replace(planned, task=Run(replace(planned.config, output_dir=str(folder))))
 
 
 def quiet(*_: object) -> None:
