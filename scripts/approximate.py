@@ -1,7 +1,7 @@
 """Compute a study without a backbone, then its table, figures and verdicts; nothing that is done is computed again.
 
 python scripts/approximate.py study=psd_fit
-python scripts/approximate.py experiment=full_ldr_fit
+python scripts/approximate.py experiment=full/ldr_fit
 python scripts/approximate.py -m study=psd_fit,ldr_fit,pinwheel hydra/launcher=joblib   (docs/launchers.md)
 """
 

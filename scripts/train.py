@@ -1,9 +1,9 @@
 """Fine-tune one model on one dataset with one method; with -m, sweep.
 
 python scripts/train.py model=builtin_vit dataset=digits structure=circulant seed=0
-python scripts/train.py -m experiment=laptop_digits
+python scripts/train.py -m experiment=laptop/digits
 python scripts/train.py -m structure=circulant,lora seed=0,1,2
-python scripts/train.py -m experiment=table5_glue hydra/launcher=submitit_slurm   (docs/launchers.md)
+python scripts/train.py -m experiment=paper/table5_glue hydra/launcher=submitit_slurm   (docs/launchers.md)
 """
 
 import sys

@@ -106,9 +106,20 @@ def entry_of(experiment: str) -> Entry[Any]:
     names = groups()["experiment"]
     if experiment not in names:
         raise ConfigError(f"experiment={experiment}: conf/experiment has {', '.join(names)}{hint(experiment, names)}")
-    content = yaml.safe_load((CONFIG_DIRECTORY / "experiment" / f"{experiment}.yaml").read_text())
-    overridden = {key.removeprefix("override /") for default in content["defaults"] for key in default}
+    overridden = _overridden(experiment)
     return next(entry for entry in ENTRIES if overridden <= set(_groups_of(entry)))
+
+
+def _overridden(experiment: str) -> set[str]:
+    """The groups that an experiment file overrides, itself or by the file that it starts from."""
+    content = yaml.safe_load((CONFIG_DIRECTORY / "experiment" / f"{experiment}.yaml").read_text())
+    groups: set[str] = set()
+    for default in content["defaults"]:
+        if isinstance(default, dict):
+            groups |= {key.removeprefix("override /") for key in default}
+        elif default != "_self_":
+            groups |= _overridden(default.removeprefix("/experiment/"))
+    return groups
 
 
 def _groups_of(entry: Entry[Any]) -> dict[str, list[str]]:

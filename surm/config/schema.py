@@ -78,7 +78,7 @@ class TableConfig:
     name: str | None = None
     title: str = ""
     claims: list[str] = field(default_factory=list)
-    published: str = ""  # a file of results/paper: rows that others published, shown below the table
+    published: str = ""  # a file of results/papers/surm: rows that others published, shown below the table
 
 
 @dataclass

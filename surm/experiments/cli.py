@@ -46,10 +46,10 @@ def command() -> Iterator[None]:
 def experiment_parser(description: str | None, *, seeds: bool = True) -> argparse.ArgumentParser:
     """The options that choose experiments and settings, for `chosen_experiments`."""
     parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--scale", default="laptop", help="a file of conf/scale")
+    parser.add_argument("--scale", default="laptop", help="a folder of conf/experiment, or a file of conf/scale")
     if seeds:
         parser.add_argument("--seeds", type=int, help="number of seeds in place of the experiment's own")
-    parser.add_argument("--only", metavar="EXPERIMENT", help="one experiment of conf/experiment")
+    parser.add_argument("--only", metavar="EXPERIMENT", help="one experiment: digits, or laptop/digits")
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="settings for every run")
     return parser
 

@@ -218,8 +218,8 @@ def _command(experiment: Experiment, launcher: str, seeds: int | None, settings:
         else:
             assert isinstance(first, PlannedPart)
             extra = [f"study.draws={seeds}" if hasattr(first.config.study, "draws") else f"study.seeds=[{numbers}]"]
-    script = entry_of(experiment.name).script
-    return [script, "-m", f"experiment={experiment.name}", *extra, *settings, f"hydra/launcher={launcher}"]
+    script = entry_of(experiment.file).script
+    return [script, "-m", f"experiment={experiment.file}", *extra, *settings, f"hydra/launcher={launcher}"]
 
 
 # --- in the process where a job runs ---------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
-"""Experiments as lists of records: read `conf/experiment/<name>.yaml`, expand it, know what is done."""
+"""Experiments as lists of records: read `conf/experiment/<scale>/<name>.yaml`, expand it, know what is done."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any
 import yaml
 
 from surm.config.command import entry_of
-from surm.config.compose import compose_sweep, composer
+from surm.config.compose import ENTRIES, compose_sweep, composer, groups
 from surm.config.run import Run
 from surm.config.schema import RunConfig
 from surm.records.record import Record
@@ -75,18 +76,19 @@ class PlannedPart(Planned):
 class Experiment:
     """An experiment file with the records it asks for: all runs, or all parts of one study."""
 
-    name: str
+    name: str  # of its table
     title: str
     claims: list[str]
     runs: Sequence[Planned]
-    published: str = ""  # file of results/paper with rows that others published
+    published: str = ""  # file of the paper's folder with rows that others published
+    file: str = ""  # in conf/experiment, as `experiment=` takes it
 
 
 def load_experiment(name: str, seeds: int | None = None, overrides: Sequence[str] = ()) -> Experiment:
     """Compose every member of an experiment; call inside `surm.compose.composer()`.
 
     Args:
-        name: of a file in `conf/experiment`.
+        name: of a file in `conf/experiment`, such as laptop/digits.
         seeds: number of seeds (0, 1, ...) or of a study's draws, in place of the file's own.
         overrides: more settings for every member.
     """
@@ -104,7 +106,8 @@ def load_experiment(name: str, seeds: int | None = None, overrides: Sequence[str
         # A method that no placement matters to is one run, however many placements the sweep has.
         runs += {run.signature: run for run in (PlannedRun(name, Run.of(config)) for config in configs)}.values()
         table = configs[0].table
-    return Experiment(name, table.title, table.claims, runs, table.published)
+    assert table.name, f"conf/experiment/{name}.yaml names no table"
+    return Experiment(table.name, table.title, table.claims, runs, table.published, name)
 
 
 def plan_study(config: ApproximateConfig, experiment: str) -> list[PlannedPart]:
@@ -121,19 +124,59 @@ class Scale:
     label: str = ""
 
 
+def scales() -> list[str]:
+    """What `SCALE=` takes: the folders of `conf/experiment`, and the lists of `conf/scale`."""
+    folders = {name.partition("/")[0] for name in groups()["experiment"] if "/" in name}
+    return sorted(folders | {file.stem for file in (CONFIG_DIRECTORY / "scale").glob("*.yaml")})
+
+
 def load_scale(name: str) -> Scale:
-    """Read `conf/scale/<name>.yaml`."""
-    names = sorted(file.stem for file in (CONFIG_DIRECTORY / "scale").glob("*.yaml"))
-    if name not in names:
-        raise ConfigError(f"SCALE={name}: allowed are {', '.join(names)}{hint(name, names)}")
-    return Scale(name=name, **yaml.safe_load((CONFIG_DIRECTORY / "scale" / f"{name}.yaml").read_text()))
+    """A folder of `conf/experiment`, and what `conf/scale/<name>.yaml` says beside it.
+
+    A folder runs its tables and figures before its other data sets, these before its studies; equals by name.
+    """
+    if name not in scales():
+        raise ConfigError(f"SCALE={name}: allowed are {', '.join(scales())}{hint(name, scales())}")
+    file = CONFIG_DIRECTORY / "scale" / f"{name}.yaml"
+    told = yaml.safe_load(file.read_text()) if file.exists() else {}
+    folder = sorted((file for file in groups()["experiment"] if file.startswith(f"{name}/")), key=_order)
+    return Scale(name, **{"experiments": folder, **told})
+
+
+def _order(experiment: str) -> tuple[int, int, list[str | int]]:
+    name = experiment.rpartition("/")[-1]
+    kind = next((k for k, start in enumerate(("table", "fig")) if name.startswith(start)), 2)
+    # Table 10 comes after Table 2. Words and numbers alternate, so that like is compared with like.
+    parts = [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
+    return ENTRIES.index(entry_of(experiment)), kind, parts
+
+
+def find_experiment(name: str, scale: str) -> str:
+    """The file of `conf/experiment` that `ONLY=` means.
+
+    Args:
+        name: within the scale (digits), in full (laptop/digits), or of the experiment's table (laptop_digits).
+        scale: which folder to look in first.
+
+    Raises:
+        ConfigError: there is none; one sentence with the nearest.
+    """
+    files = groups()["experiment"]
+    for file in (f"{scale}/{name}", name):
+        if file in files:
+            return file
+    for file in files:
+        if yaml.safe_load((CONFIG_DIRECTORY / "experiment" / f"{file}.yaml").read_text())["table"]["name"] == name:
+            return file
+    allowed = sorted((file.removeprefix(f"{scale}/") for file in files), key=lambda file: "/" in file)
+    raise ConfigError(f"ONLY={name}: conf/experiment has {', '.join(allowed)}{hint(name, allowed)}")
 
 
 def load_scale_experiments(
     scale: Scale, *, seeds: int | None = None, only: str | None = None, overrides: Sequence[str] = ()
 ) -> list[Experiment]:
     """The experiments of a scale, or the one named by `only`, which may stand outside the scale."""
-    names = [only] if only else scale.experiments
+    names = [find_experiment(only, scale.name)] if only else scale.experiments
     with composer():
         return [load_experiment(name, seeds, overrides) for name in names]
 

@@ -11,12 +11,12 @@ from surm.config.compose import TRAIN
 from surm.config.compose import groups as config_groups
 from surm.experiments import upload
 from surm.experiments.cli import chosen_experiments, console
-from surm.experiments.plan import Experiment, PlannedPart, Scale, load_scale, load_scale_experiments
+from surm.experiments.plan import Experiment, PlannedPart, Scale, load_scale, load_scale_experiments, scales
 from surm.records.storage import write_atomically
 from surm.records.stored import Record as StoredRecord
 from surm.records.stored import read_records
 from surm.report import ExperimentPlan, GridPlan, Plan, StudyPlan
-from surm.shared.paths import PUBLISHED, REPOSITORY
+from surm.shared.paths import PAPER, PUBLISHED, REPOSITORY
 
 
 def report(
@@ -46,7 +46,7 @@ def report(
     """
     if lacking := [str(folder) for folder in records if not folder.is_dir()]:
         raise FileNotFoundError(f"{', '.join(lacking)} is no folder of records: give folders like outputs/runs.")
-    scale = [f"SCALE={name}"] if name != "laptop" and (REPOSITORY / f"conf/scale/{name}.yaml").exists() else []
+    scale = [f"SCALE={name}"] if name != "laptop" and name in scales() else []
     plans = [report_plan(experiment, note) for experiment in experiments]
     page = reporting.build(
         plans,
@@ -55,7 +55,7 @@ def report(
         output,
         label=note,
         name=name,
-        paper=REPOSITORY / "results/paper",
+        paper=PAPER,
         options=" ".join([*scale, *filter(None, [options])]),
         further=bool(records),
     )
@@ -98,7 +98,7 @@ def publish() -> None:
     promoted = promote(Path("outputs/runs"), PUBLISHED, planned)
     results = REPOSITORY / "results"
     plans = [report_plan(experiment) for experiment in published]
-    reporting.publish(plans, PUBLISHED, results, name="published", paper=results / "paper")
+    reporting.publish(plans, PUBLISHED, results, name="published", paper=PAPER)
     console.print(f"{promoted} finished records of a clean tree are in {PUBLISHED.relative_to(REPOSITORY)}.")
 
 

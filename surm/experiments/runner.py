@@ -12,7 +12,7 @@ from surm.config.compose import composer
 from surm.config.run import Run
 from surm.config.schema import RunConfig
 from surm.experiments.cli import command, console, describe
-from surm.experiments.plan import Experiment, Planned, PlannedPart, PlannedRun, plan_study
+from surm.experiments.plan import Experiment, Planned, PlannedPart, PlannedRun, find_experiment, plan_study
 from surm.experiments.sweep import Sweep
 from surm.records.record import Record
 from surm.shared.errors import Claimed, RecordError, RunError, StorageError
@@ -37,7 +37,7 @@ def run_study(config: ApproximateConfig) -> None:
         if name is None:  # not asked for by an experiment file: the study's own title and claims
             name = config.study.name
             with composer():
-                table = compose_study([f"experiment=full_{name}"]).table
+                table = compose_study([f"experiment={find_experiment(name, 'full')}"]).table
         parts = plan_study(config, name)
         experiment = Experiment(name, table.title, table.claims, parts)
         failures = run_all(parts)

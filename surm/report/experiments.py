@@ -19,7 +19,7 @@ REFERENCE = "LoRA r=1"
 class Plan:
     """One table: the signatures of its records, and the paper's claims it can test.
 
-    `claims` are ids of `results/paper/claims.yaml`. A label that ends in "not evidence" is printed wherever the
+    `claims` are ids of the paper's `claims.yaml`. A label that ends in "not evidence" is printed wherever the
     numbers are, and forbids verdicts.
     """
 
@@ -39,7 +39,7 @@ class GridPlan(Plan):
     """Methods (rows) compared on several tasks (columns).
 
     `asked` holds the `asked` block of every planned signature, so that a cell without a record has its row, its column
-    and the reason. `published` names a file of `results/paper/` with rows that other publications print.
+    and the reason. `published` names a file of the paper's folder with rows that other publications print.
     """
 
     asked: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)

@@ -13,6 +13,7 @@ from surm.report.html import Source
 from surm.report.sections import Comparison, make_section
 from surm.report.studies import StudyPlan
 from surm.report.verdicts import Claim, describe, read_claims
+from surm.shared.paths import PAPER
 
 HEADER = ["", "paper", "published here", "verdict", "this run", "verdict"]
 
@@ -25,7 +26,7 @@ def build(
     *,
     label: str,
     name: str = "all",
-    paper: Path = Path("results/paper"),
+    paper: Path = PAPER,
     options: str = "",
     further: bool = False,
 ) -> Path:
@@ -75,7 +76,7 @@ def publish(
     *,
     label: str = "",
     name: str = "all",
-    paper: Path = Path("results/paper"),
+    paper: Path = PAPER,
     draw: bool = True,
 ) -> Path:
     """Write the same below `output`, from committed records alone; return the page's path. draw: the figures, too."""

@@ -15,6 +15,7 @@ from surm.report.grid_verdicts import judge_columns
 from surm.report.plots import Plot
 from surm.report.studies import STUDY_REPORTS, StudyPlan
 from surm.report.verdicts import RULES, Claim, Verdict, judge, judge_effect
+from surm.shared.paths import PAPER
 
 
 class Comparison(Section):
@@ -111,7 +112,7 @@ def make_section(
     *,
     known: Mapping[str, Record],
     label: str,
-    paper: Path = Path("results/paper"),
+    paper: Path = PAPER,
 ) -> Section:
     """The section of a plan, from the records at hand.
 

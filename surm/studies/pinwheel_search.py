@@ -16,6 +16,9 @@ from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import yaml
+
+from surm.shared.paths import PAPER
 from surm.studies.pinwheel import (
     EMBEDDINGS,
     FULL,
@@ -32,8 +35,7 @@ from surm.studies.pinwheel import (
     train,
 )
 
-# Final training loss of the full network, read by eye off the paper's Fig. 4 (embedding frozen) and Fig. 9 (trained).
-PAPER_LOSSES = {"frozen": 0.20, "trained": 0.15}
+LOSSES = PAPER / "pinwheel.yaml"
 
 
 @dataclass
@@ -73,9 +75,15 @@ def parts(options: PinwheelSearchOptions) -> list[dict[str, Any]]:
             "noise": options.noise,
             "activation": options.activation,
             "rates": sorted(options.rates),
-            "paper_losses": PAPER_LOSSES,
+            "paper_losses": paper_losses(),
         }
     ]
+
+
+def paper_losses() -> dict[str, float]:
+    """The full network's final training loss in the paper, by embedding (Figs. 4 and 9)."""
+    losses = yaml.safe_load(LOSSES.read_text())
+    return {embedding: losses[embedding][FULL] for embedding in EMBEDDINGS}
 
 
 def compute(part: dict[str, Any], say: Callable[[str], None]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import pytest
 from surm.config.command import check_command, entry_of
 from surm.config.compose import TRAIN, compose_run, compose_sweep, composer, groups, sweep_members
 from surm.config.schema import RunConfig
-from surm.experiments.plan import load_scale, plan_study
+from surm.experiments.plan import find_experiment, load_scale, plan_study
 from surm.shared.errors import ConfigError
 from surm.studies.entry import APPROXIMATE, compose_study
 
@@ -43,7 +43,8 @@ def compose(*overrides: str) -> RunConfig:
         (["dataset.evaluate_on=tset"], ["dataset.evaluate_on=tset", "did you mean test?"]),
         (["model=builtin_bert"], ["builtin_bert", "digits", "text", "image"]),
         (["structure=circulant,lora"], ["add -m"]),
-        (["-m", "experiment=laptop_digits,laptop_valence"], ["experiment=laptop_digits,laptop_valence", "one command"]),
+        (["-m", "experiment=laptop/digits,laptop/valence"], ["experiment=laptop/digits,laptop/valence", "one command"]),
+        (["experiment=laptop_digits"], ["experiment=laptop_digits", "did you mean laptop/digits?"]),
         (["-m", "structure=circulant,circulnt"], ["circulnt", "did you mean circulant?"]),
         (["-m", "structure=circulant,lora", "seed=0,-1"], ["seed=-1", "at least 0"]),
         (["structure={a"], ["structure={a"]),
@@ -121,8 +122,8 @@ def test_every_group_file_composes_and_fits_the_schema() -> None:
 
 def test_an_experiment_sweeps_its_own_grid_and_the_command_line_narrows_it() -> None:
     with composer():
-        members = sweep_members(["experiment=laptop_digits"])
-        narrowed = sweep_members(["experiment=laptop_digits", "structure=circulant,lora", "seed=4"])
+        members = sweep_members(["experiment=laptop/digits"])
+        narrowed = sweep_members(["experiment=laptop/digits", "structure=circulant,lora", "seed=4"])
     assert len(members) == 8 * 2
     assert len({tuple(member) for member in members}) == 16
     assert len(narrowed) == 2
@@ -142,4 +143,36 @@ def test_null_options_validate_for_every_structure() -> None:
 def test_an_unknown_scale_names_the_nearest() -> None:
     with pytest.raises(ConfigError, match="did you mean laptop"):
         load_scale("labtop")
-    assert load_scale("smoke").label == "smoke: not evidence"
+
+
+def test_a_scale_runs_the_files_of_its_folder_in_the_stated_order() -> None:
+    smoke, full = load_scale("smoke"), load_scale("full")
+    assert (smoke.label, full.label) == ("smoke: not evidence", "")
+    assert smoke.experiments == ["smoke/digits", "smoke/valence", "smoke/psd_fit"]
+    runs, studies = ["digits", "mnist5k", "textile", "valence"], ["ldr_fit", "pinwheel", "psd_fit"]
+    assert full.experiments == [f"full/{name}" for name in [*runs, *studies]]
+    numbers = [name.removeprefix("paper/").partition("_")[0] for name in load_scale("paper").experiments]
+    assert numbers == ["table1", "table2", "table5", "table6", "table7", "fig6", "fig10", "fig11"]
+
+
+@pytest.mark.parametrize(
+    ("only", "scale", "file"),
+    [
+        ("digits", "laptop", "laptop/digits"),
+        ("digits", "full", "full/digits"),
+        ("smoke/digits", "full", "smoke/digits"),
+        ("full_digits", "laptop", "full/digits"),  # the name of its table
+        ("table5_glue", "paper", "paper/table5_glue"),
+        ("table5_glue", "laptop", "paper/table5_glue"),
+        ("pinwheel_search", "full", "pinwheel_search"),  # of no scale
+    ],
+)
+def test_an_experiment_is_found_by_its_name_in_the_scale_in_full_or_by_its_table(only, scale, file) -> None:
+    assert find_experiment(only, scale) == file
+
+
+def test_an_unknown_experiment_names_the_nearest() -> None:
+    with pytest.raises(ConfigError, match=r"^ONLY=digit: .*did you mean digits\?$"):
+        find_experiment("digit", "smoke")
+    with pytest.raises(ConfigError, match=r"^ONLY=ful/psd_fit: .*did you mean full/psd_fit\?$"):
+        find_experiment("ful/psd_fit", "laptop")

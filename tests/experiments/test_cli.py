@@ -24,7 +24,7 @@ TINY = ["model=tiny_vit", "trainer.max_steps=3", "trainer.log_every=1"]
 
 def experiment(folder: Path, *overrides: str) -> Experiment:
     with composer():
-        loaded = load_experiment("smoke_digits", overrides=[*TINY, *overrides])
+        loaded = load_experiment("smoke/digits", overrides=[*TINY, *overrides])
     outputs = str(folder / "outputs")
     runs = [replace(run, task=Run(replace(run.config, output_dir=outputs))) for run in loaded.runs]
     return replace(loaded, runs=runs)
@@ -95,7 +95,7 @@ def test_only_finished_records_of_a_clean_tree_are_promoted(somewhere: Path, dir
     ("command", "words"),
     [
         (["reproduce.py", "--scale", "labtop"], "did you mean laptop?"),
-        pytest.param(["reproduce.py", "--only", "laptop_digit"], "laptop_digits", marks=pytest.mark.slow),
+        pytest.param(["reproduce.py", "--only", "laptop/digit"], "did you mean digits?", marks=pytest.mark.slow),
         (["tune.py", "--only", "nothing"], "conf/experiment has"),
     ],
 )

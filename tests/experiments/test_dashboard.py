@@ -53,7 +53,7 @@ def run_set(view: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_there_is_a_view_of_each_experiment_with_its_own_runs_and_one_of_all_by_experiment():
-    whole, digits, valence = views("laptop_digits", "laptop_valence", "laptop_psd_fit")
+    whole, digits, valence = views("laptop/digits", "laptop/valence", "laptop/psd_fit")
     assert [view["displayName"] for view in (whole, digits, valence)] == [
         "some: all experiments",
         "laptop_digits",
@@ -74,7 +74,7 @@ def test_there_is_a_view_of_each_experiment_with_its_own_runs_and_one_of_all_by_
 
 
 def test_sections_hold_scores_parameters_curves_and_cost():
-    (view,) = views("small_table5_glue")  # two metrics: Matthews' correlation of CoLA, accuracy of SST-2
+    (view,) = views("small/table5_glue")  # two metrics: Matthews' correlation of CoLA, accuracy of SST-2
     found = panels(view)
     assert list(found) == ["Scores by method", "Metric against trainable parameters", "Curves by structure", "Cost"]
     scores, against, curves, cost = found.values()
@@ -90,17 +90,17 @@ def test_sections_hold_scores_parameters_curves_and_cost():
     assert {panel["groupBy"] for panel in (*scores, *curves, *cost)} == {"structure.value.name"}
 
 
-@pytest.mark.parametrize(("name", "dataset"), [("laptop_digits", "digits"), ("small_table5_glue", "glue/cola")])
+@pytest.mark.parametrize(("name", "dataset"), [("laptop/digits", "digits"), ("small/table5_glue", "glue/cola")])
 def test_every_name_is_one_that_a_run_logs(tmp_path, name, dataset):
     (experiment,) = experiments(name)
     published = read_records(PUBLISHED)
     runs = [run for run in experiment.runs if isinstance(run, PlannedRun) and run.config.dataset.name == dataset]
     record = next(published[run.signature] for run in runs if run.signature in published)
-    sync([vars(record)], TRACKING, groups={record.signature: [name]}, directory=tmp_path)
+    sync([vars(record)], TRACKING, groups={record.signature: [experiment.name]}, directory=tmp_path)
     run = logged(tmp_path, record.signature)
-    assert run["identity"][1] == name
+    assert run["identity"][1] == experiment.name
 
-    only = Experiment(name, experiment.title, experiment.claims, runs)
+    only = Experiment(experiment.name, experiment.title, experiment.claims, runs)
     (view,) = (view._spec for view in build_views([only], "some", project="surm", entity="me"))
     rows = {key for row in run["history"].values() for key in row}
     for section, found in panels(view).items():
@@ -121,11 +121,11 @@ def test_every_name_is_one_that_a_run_logs(tmp_path, name, dataset):
 
 def test_a_study_alone_has_nothing_to_show():
     with pytest.raises(ConfigError, match=r"^laptop_psd_fit: a study logs no run"):
-        views("laptop_psd_fit")
+        views("laptop/psd_fit")
 
 
 def test_what_is_saved_at_the_server_is_what_is_written_without_one(tmp_path, server: Server, capfd):
-    built = build_views(experiments("laptop_digits", "laptop_valence"), "some", project="archive", entity="")
+    built = build_views(experiments("laptop/digits", "laptop/valence"), "some", project="archive", entity="")
     addresses = save_views(built)
     write_views(built, tmp_path / "new" / "workspace.json")
     written = json.loads((tmp_path / "new" / "workspace.json").read_text())
@@ -138,7 +138,7 @@ def test_what_is_saved_at_the_server_is_what_is_written_without_one(tmp_path, se
 
 def test_without_an_account_there_is_one_sentence_with_the_way_out():
     wandb.teardown()
-    built = build_views(experiments("laptop_digits"), "some", project="surm", entity="")
+    built = build_views(experiments("laptop/digits"), "some", project="surm", entity="")
     with pytest.raises(TrackingError, match=r"^[^\n]*run `wandb login`, or write it with --json FILE\.$"):
         save_views(built)
 
@@ -179,7 +179,7 @@ def command_lines(sweep: dict[str, Any]) -> list[list[str]]:
 def test_each_run_of_a_sweep_is_one_that_the_search_would_start(fraction):
     settings = [METHODS, "trainer.epochs=2"]
     with composer():
-        members = load_experiment("laptop_digits", seeds=1, overrides=settings).runs
+        members = load_experiment("laptop/digits", seeds=1, overrides=settings).runs
     runs = [member for member in members if isinstance(member, PlannedRun)]
     sweeps = wandb_sweeps(runs, [*settings, "tracking.log_adapter=true", "tracking.entity=team"], fraction)
     assert set(sweeps) == {("builtin_vit/digits", "lora"), ("builtin_vit/digits", "circulant")}
@@ -217,7 +217,7 @@ def test_the_script_writes_one_file_for_each_search_that_wandb_can_load(tmp_path
 def test_sweeps_follow_the_schema_of_wandb():
     schema = pytest.importorskip("sweeps.config", reason="the schema comes with wandb[sweeps], which needs numpy 1")
     with composer():
-        (member,) = load_experiment("laptop_digits", seeds=1, overrides=["structure=lora"]).runs
+        (member,) = load_experiment("laptop/digits", seeds=1, overrides=["structure=lora"]).runs
     assert isinstance(member, PlannedRun)
     (sweep,) = wandb_sweeps([member], ["structure=lora", "tracking.entity=team"]).values()
     assert schema.schema_violations_from_proposed_config(sweep) == []

@@ -22,8 +22,8 @@ from tests.data.hub_layout import write_tiny
 
 TRAINED = [name for name in groups()["experiment"] if entry_of(name) is TRAIN]
 STUDIES = [name for name in groups()["experiment"] if entry_of(name) is APPROXIMATE]
-PAPER = [name for name in TRAINED if name.startswith(("table", "fig"))]
-SMALL = [name for name in TRAINED if name.startswith("small_")]
+PAPER = [name for name in TRAINED if name.startswith("paper/")]
+SMALL = [name for name in TRAINED if name.startswith("small/")]
 SHRUNK = [
     "trainer.max_steps=1",
     "trainer.epochs=1",
@@ -52,7 +52,7 @@ def reproduce(name: str, settings: list[str], monkeypatch: pytest.MonkeyPatch) -
     specification = importlib.util.spec_from_file_location("reproduce", script)
     module = importlib.util.module_from_spec(specification)
     specification.loader.exec_module(module)
-    command = [str(script), "--scale", "paper", "--only", name, "--seeds", "1", "--set", *settings]
+    command = [str(script), "--only", name, "--seeds", "1", "--set", *settings]
     monkeypatch.setattr(sys, "argv", command)
     module.main()
 
@@ -71,26 +71,27 @@ def run_to_table(name: str, folder: Path, settings: list[str], monkeypatch: pyte
     for record in read_records(folder / "outputs" / "runs").values():
         assert record.finished, record.happened["error"]
         assert record.happened["steps"] == 1
-    return (folder / "outputs" / "tables" / f"{name}.md").read_text()
+    (table,) = (folder / "outputs" / "tables").glob("*.md")
+    return table.read_text()
 
 
 # A few methods of each kind; the slow test runs them all.
 FEW = {
-    "table1_images": "structure=full,lora,circulant,bottleneck",
-    "table2_vtab": "structure=full,circulant,bottleneck",
+    "paper/table1_images": "structure=full,lora,circulant,bottleneck",
+    "paper/table2_vtab": "structure=full,circulant,bottleneck",
+    "paper/table5_glue": "structure=linear_probe,lora,kronecker,bottleneck",
 }
-FEW["table5_glue"] = "structure=linear_probe,lora,kronecker,bottleneck"
 
 
 # Slow tests: each has a small twin among the quick ones.
-LONG = [name for name in PAPER if f"small_{name}" in SMALL]
+LONG = [name for name in PAPER if name.replace("paper/", "small/") in SMALL]
 
 
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=[pytest.mark.slow] if name in LONG else []) for name in [*PAPER, *SMALL]]
 )
 def test_every_experiment_runs_to_its_table(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    few = FEW.get(name, "structure=lora,circulant" if name.startswith(("table7", "fig6", "small_fig6")) else "")
+    few = FEW.get(name, "structure=lora,circulant" if "fig6" in name or name.startswith("paper/table7") else "")
     table = run_to_table(name, tmp_path, [few] if few else [], monkeypatch)
     assert "circulant" in table or "Kronecker" in table
     run = [dataset for dataset in datasets(name) if dataset != "digits"]
@@ -98,12 +99,12 @@ def test_every_experiment_runs_to_its_table(name: str, tmp_path: Path, monkeypat
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["table1_images", "table5_glue"])
+@pytest.mark.parametrize("name", ["paper/table1_images", "paper/table5_glue"])
 def test_every_method_of_the_large_tables_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = datasets(name)[0]
     table = run_to_table(name, tmp_path, [f"dataset={first}"], monkeypatch)
     for method in ("AdaLoRA", "DoRA", "VeRA", "C3A", "LoKr", "BOFT", "LoRA-FA", "attention only", "LayerNorm tuning"):
-        assert method in table or (method == "attention only" and name == "table5_glue")
+        assert method in table or (method == "attention only" and name == "paper/table5_glue")
 
 
 @pytest.mark.parametrize("name", [*PAPER, *SMALL])
@@ -123,14 +124,15 @@ def test_the_header_counts_the_runs(name: str) -> None:
     with composer():
         runs = load_experiment(name).runs
     assert f"# {len(runs):,} runs" in header
-    assert f"experiment={name}" in header or f"ONLY={name}" in header
+    scale, _, only = name.partition("/")
+    assert f"experiment={name}" in header or f"SCALE={scale} ONLY={only}" in header
 
 
 def test_tables_share_their_runs() -> None:
     """Fig. 11 and the rows with K and with bias of Table 7 and Fig. 10 are runs of Table 5."""
     names = ("table5_glue", "table7_qv_qkv", "fig10_bias", "fig11_weights")
     with composer():
-        signatures = {name: {run.signature for run in load_experiment(name, seeds=1).runs} for name in names}
+        signatures = {name: {run.signature for run in load_experiment(f"paper/{name}", seeds=1).runs} for name in names}
     assert signatures["fig11_weights"] <= signatures["table5_glue"]
     assert len(signatures["table7_qv_qkv"] & signatures["table5_glue"]) == len(signatures["table7_qv_qkv"]) // 2
     without_bias = signatures["fig10_bias"] - signatures["table5_glue"]
@@ -139,6 +141,6 @@ def test_tables_share_their_runs() -> None:
 
 def test_methods_of_one_table_have_names_of_their_own() -> None:
     with composer():
-        runs = load_experiment("table5_glue", seeds=1, overrides=["dataset=glue/rte"]).runs
+        runs = load_experiment("paper/table5_glue", seeds=1, overrides=["dataset=glue/rte"]).runs
     labels = [label(run.asked) for run in runs]
     assert len(set(labels)) == len(labels), json.dumps(sorted(labels), indent=1)

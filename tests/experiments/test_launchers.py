@@ -167,10 +167,10 @@ def test_a_checked_command_holds_the_members_without_holes() -> None:
 @pytest.mark.parametrize(
     ("name", "seeds", "extra"),
     [
-        ("smoke_digits", 2, ["seed=0,1"]),
-        ("smoke_psd_fit", 2, ["study.draws=2"]),
-        ("laptop_pinwheel", 2, ["study.seeds=[0,1]"]),
-        ("smoke_digits", None, []),
+        ("smoke/digits", 2, ["seed=0,1"]),
+        ("smoke/psd_fit", 2, ["study.draws=2"]),
+        ("laptop/pinwheel", 2, ["study.seeds=[0,1]"]),
+        ("smoke/digits", None, []),
     ],
 )
 def test_the_command_of_an_experiment_asks_for_the_same_runs(name: str, seeds: int | None, extra: list[str]) -> None:
@@ -250,7 +250,7 @@ def test_a_launcher_gives_the_same_numbers_as_one_run_after_the_other(launcher: 
     for name in ("basic", launcher):
         (tmp_path / name).mkdir()
         done = script(
-            "reproduce.py", "--only", "smoke_digits", "--launcher", name, "--set", *TINY, folder=tmp_path / name
+            "reproduce.py", "--only", "smoke/digits", "--launcher", name, "--set", *TINY, folder=tmp_path / name
         )
         assert done.returncode == 0, done.stderr
     one_by_one, together = outcome(tmp_path / "basic"), outcome(tmp_path / launcher)
@@ -258,9 +258,9 @@ def test_a_launcher_gives_the_same_numbers_as_one_run_after_the_other(launcher: 
     assert {status for status, *_ in one_by_one.values()} == {"finished"}
     assert together == one_by_one
     assert (tmp_path / launcher / "outputs/tables/smoke_digits.md").exists()
-    assert "python scripts/train.py -m experiment=smoke_digits" in done.stdout
+    assert "python scripts/train.py -m experiment=smoke/digits" in done.stdout
     again = script(
-        "reproduce.py", "--only", "smoke_digits", "--launcher", launcher, "--set", *TINY, folder=tmp_path / launcher
+        "reproduce.py", "--only", "smoke/digits", "--launcher", launcher, "--set", *TINY, folder=tmp_path / launcher
     )
     assert "all 3 runs are finished already" in again.stdout
 
@@ -286,7 +286,7 @@ def test_a_killed_worker_ends_no_sweep(launcher: str, tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("launcher", with_plugin("joblib"))
 def test_studies_go_on_side_by_side(launcher: str, tmp_path: Path) -> None:
-    done = script("approximate.py", "-m", "experiment=smoke_psd_fit", f"hydra/launcher={launcher}", folder=tmp_path)
+    done = script("approximate.py", "-m", "experiment=smoke/psd_fit", f"hydra/launcher={launcher}", folder=tmp_path)
     assert done.returncode == 0, done.stderr
     assert sorted(status for status, *_ in outcome(tmp_path).values()) == ["finished", "finished"]
 

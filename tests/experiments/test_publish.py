@@ -15,7 +15,7 @@ from surm.experiments.plan import load_experiment, load_scale
 from surm.experiments.publish import report_plan
 from surm.records.recorded import signature
 from surm.records.stored import read_records
-from surm.shared.paths import PUBLISHED
+from surm.shared.paths import PAPER, PUBLISHED
 from surm.studies.entry import APPROXIMATE
 
 RESULTS = PUBLISHED.parent
@@ -25,7 +25,7 @@ RECORDS = read_records(PUBLISHED)
 def test_tables_are_rebuilt_byte_for_byte(tmp_path: Path) -> None:
     with composer():
         plans = [report_plan(load_experiment(name)) for name in load_scale("published").experiments]
-    report.publish(plans, PUBLISHED, tmp_path, name="published", paper=RESULTS / "paper", draw=False)
+    report.publish(plans, PUBLISHED, tmp_path, name="published", paper=PAPER, draw=False)
     names = [f"tables/{plan.name}.{ending}" for plan in plans for ending in ("md", "csv")]
     for name in ["report.md", *names]:
         assert (tmp_path / name).read_bytes() == (RESULTS / name).read_bytes(), name
@@ -33,7 +33,7 @@ def test_tables_are_rebuilt_byte_for_byte(tmp_path: Path) -> None:
 
 def test_the_laptop_table_is_whole_with_three_paired_seeds() -> None:
     with composer():
-        experiments = [load_experiment(name, seeds=3) for name in ("laptop_digits", "laptop_valence")]
+        experiments = [load_experiment(name, seeds=3) for name in ("laptop/digits", "laptop/valence")]
     for experiment in experiments:
         assert len(experiment.runs) == 8 * 3
         assert {run.signature for run in experiment.runs} <= RECORDS.keys()

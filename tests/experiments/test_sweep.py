@@ -34,7 +34,7 @@ def plan(folder: Path, members: int, *overrides: str) -> list[Planned]:
         *overrides,
     ]
     with composer():
-        runs = load_experiment("smoke_digits", seeds=members, overrides=settings).runs
+        runs = load_experiment("smoke/digits", seeds=members, overrides=settings).runs
     return [replace(run, task=Run(replace(run.config, output_dir=str(folder)))) for run in runs]  # type: ignore[attr-defined]
 
 

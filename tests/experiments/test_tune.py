@@ -59,7 +59,7 @@ def test_a_search_extends_ranges_and_ignores_the_test_split(monkeypatch: pytest.
 
     with composer():
         members = load_experiment(
-            "laptop_digits", seeds=2, overrides=["structure=circulant,lora,full", "model=tiny_vit"]
+            "laptop/digits", seeds=2, overrides=["structure=circulant,lora,full", "model=tiny_vit"]
         ).runs
     search(members, execute)
 

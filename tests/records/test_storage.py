@@ -28,7 +28,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 def one_run(folder: Path) -> PlannedRun:
     settings = ["model=tiny_vit", "structure=circulant", "trainer.max_steps=8", "trainer.checkpoint_every=2"]
     with composer():
-        planned = load_experiment("smoke_digits", seeds=1, overrides=settings).runs[0]
+        planned = load_experiment("smoke/digits", seeds=1, overrides=settings).runs[0]
     assert isinstance(planned, PlannedRun)
     return replace(planned, task=Run(replace(planned.config, output_dir=str(folder))))
 
@@ -89,7 +89,7 @@ def test_a_folder_that_takes_no_files_is_one_sentence(tmp_path: Path, action: st
     settings = ["model=tiny_vit", "trainer.max_steps=2"]
     arguments = {
         "train": ["train.py", *settings, "hydra.run.dir=hydra"],
-        "reproduce": ["reproduce.py", "--scale", "smoke", "--only", "smoke_digits", "--set", *settings],
+        "reproduce": ["reproduce.py", "--scale", "smoke", "--only", "digits", "--set", *settings],
     }[action]
     done = subprocess.run(
         [sys.executable, str(REPOSITORY / "scripts" / arguments[0]), *arguments[1:]],

@@ -10,7 +10,7 @@ from surm.report.sections import make_section
 from surm.report.verdicts import Claim
 from tests.report import made_up
 
-PAPER = Path(__file__).parents[2] / "results" / "paper"
+PAPER = Path(__file__).parents[2] / "results" / "papers" / "surm"
 EXAMPLES = 2_000
 BIAS = {"form": "adapter", "sites": "houlsby", "adapter_bias": True, "activation": "gelu", "position": "after"}
 NO_BIAS = BIAS | {"adapter_bias": False}

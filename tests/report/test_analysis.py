@@ -9,17 +9,17 @@ import pytest
 import yaml
 
 from surm.report.studies import weights as analysis
-from surm.shared.paths import PUBLISHED
+from surm.shared.paths import PAPER, PUBLISHED
 
 RESULTS = PUBLISHED.parent
-FIGURE_11 = yaml.safe_load((RESULTS / "paper" / "fig11.yaml").read_text())
+FIGURE_11 = yaml.safe_load((PAPER / "fig11.yaml").read_text())
 
 
 @pytest.fixture(scope="module")
 def rebuilt(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("results")
     (folder / "analysis").symlink_to(RESULTS / "analysis")
-    analysis.write(folder, RESULTS / "paper")
+    analysis.write(folder, PAPER)
     return folder
 
 

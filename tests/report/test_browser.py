@@ -43,7 +43,7 @@ def page_path(tmp_path_factory):
     folder = tmp_path_factory.mktemp("report")
     plans = [report_plan(experiment) for experiment in load_scale_experiments(load_scale("published"))]
     published = ROOT / "results" / "runs"
-    build(plans, published, folder / "none", folder, label="", paper=ROOT / "results" / "paper")
+    build(plans, published, folder / "none", folder, label="", paper=ROOT / "results" / "papers" / "surm")
     return folder / "report.html"
 
 

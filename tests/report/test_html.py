@@ -15,7 +15,7 @@ from tests.report import made_up
 from tests.report.grids import write_cell
 
 ROOT = Path(__file__).parents[2]
-PAPER = ROOT / "results" / "paper"
+PAPER = ROOT / "results" / "papers" / "surm"
 ACCURACIES = {"linear probe": 0.84, "LoRA r=1": 0.95, "circulant": 0.98}
 EVIL = "</script><img src=x onerror=alert(1)> ![x](http://example.org/x.png) [y](javascript:alert(1))"
 

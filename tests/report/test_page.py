@@ -11,7 +11,7 @@ from surm.report.experiments import gather
 from surm.report.sections import make_section
 from tests.report import made_up
 
-PAPER = Path(__file__).parents[2] / "results" / "paper"
+PAPER = Path(__file__).parents[2] / "results" / "papers" / "surm"
 ACCURACIES = {"linear probe": 0.84, "LoRA r=1": 0.95, "circulant": 0.98}
 
 

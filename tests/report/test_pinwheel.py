@@ -10,7 +10,7 @@ from surm.report.studies import pinwheel, pinwheel_search
 from surm.report.verdicts import read_claims
 from surm.studies.pinwheel import FULL, METHODS, num_parameters
 
-PAPER = Path("results/paper")
+PAPER = Path("results/papers/surm")
 # Final losses by reading and method; every setting of one reading alike.
 LOSSES = {
     "in_place": {FULL: 0.2, "LoRA r=1": 0.9, "LoRA r=2": 0.5, "LoRA r=4": 0.25, "LoRA r=8": 0.2, "circulant": 0.3}

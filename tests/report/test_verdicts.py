@@ -5,7 +5,7 @@ import yaml
 
 from surm.report.verdicts import Claim, describe, judge, judge_effect, read_claims
 
-PAPER = Path(__file__).parents[2] / "results" / "paper"
+PAPER = Path(__file__).parents[2] / "results" / "papers" / "surm"
 
 
 def claim(kind="difference", scope="every", models=(), **rule):

@@ -29,7 +29,7 @@ from surm.studies.run import run_part
         (["study=psd_fit", "study.drws=3"], ["study.drws=3", "did you mean draws?"]),
         (["study=psd_fit", "study.draws=0"], ["study.draws=0", "at least 1"]),
         (["study=psd_fit", "study.draws=many"], ["many", "Integer"]),
-        (["experiment=laptop_digits"], ["experiment=laptop_digits", "scripts/train.py"]),
+        (["experiment=laptop/digits"], ["experiment=laptop/digits", "scripts/train.py"]),
         (["structure=circulant"], ["structure", "study"]),
     ],
 )
@@ -44,7 +44,7 @@ def test_a_bad_command_is_one_sentence(arguments: list[str], words: list[str]) -
 
 def test_a_study_is_not_for_the_training_script() -> None:
     with pytest.raises(ConfigError, match=r"scripts/approximate\.py"):
-        check_command(["experiment=full_psd_fit"], TRAIN)
+        check_command(["experiment=full/psd_fit"], TRAIN)
 
 
 def test_a_part_is_computed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -88,7 +88,7 @@ def test_more_draws_keep_the_signatures_of_fewer(tmp_path: Path) -> None:
     few, many = _parts(tmp_path, draws=2), _parts(tmp_path, draws=4)
     assert [part.signature for part in few] == [part.signature for part in many][:2]
     with composer():
-        assert len(load_experiment("laptop_psd_fit", seeds=7).runs) == 7
+        assert len(load_experiment("laptop/psd_fit", seeds=7).runs) == 7
 
 
 def test_the_report_puts_published_draws_beside_this_run(tmp_path: Path) -> None:
@@ -99,7 +99,7 @@ def test_the_report_puts_published_draws_beside_this_run(tmp_path: Path) -> None
     for path in (tmp_path / "published" / "runs").glob("*/record.json"):
         path.rename(path.parent.parent / f"{path.parent.name}.json")
     with composer():
-        plan = load_experiment("full_psd_fit")
+        plan = load_experiment("full/psd_fit")
     parts = _parts(tmp_path / "outputs", draws=2)
     page = report.build(
         [report_plan(Experiment(plan.name, plan.title, plan.claims, parts))],
@@ -107,7 +107,7 @@ def test_the_report_puts_published_draws_beside_this_run(tmp_path: Path) -> None
         tmp_path / "outputs" / "runs",
         tmp_path / "outputs",
         label="",
-        paper=REPOSITORY / "results" / "paper",
+        paper=REPOSITORY / "results" / "papers" / "surm",
     )
     claims = [line for line in page.read_text().splitlines() if "3 draws" in line]
     assert len(claims) == len(plan.claims)

@@ -167,13 +167,13 @@ def test_an_online_upload_that_broke_goes_on_without_a_row_twice(tmp_path, serve
 @pytest.mark.slow
 def test_make_wandb_sync_takes_its_options_from_conf_and_groups_from_the_plans(tmp_path, monkeypatch, capsys):
     with composer():
-        (planned,) = load_experiment("laptop_digits", seeds=1, overrides=["structure=lora"]).runs
+        (planned,) = load_experiment("laptop/digits", seeds=1, overrides=["structure=lora"]).runs
     record = json.loads((PUBLISHED / f"{planned.signature}.json").read_text())
     monkeypatch.chdir(tmp_path)
     write_json(Path("published") / f"{planned.signature}.json", record)
     write_json(Path("published") / "cccccccccccc.json", record | {"signature": "cccccccccccc"})  # of no experiment
-    monkeypatch.setattr(results, "config_groups", lambda: {"experiment": ["full_digits"]})  # of some 30
-    monkeypatch.setattr(results, "load_scale", lambda name: Scale(name, ["laptop_digits", "laptop_psd_fit"]))
+    monkeypatch.setattr(results, "config_groups", lambda: {"experiment": ["full/digits"]})  # of some 30
+    monkeypatch.setattr(results, "load_scale", lambda name: Scale(name, ["laptop/digits", "laptop/psd_fit"]))
     settings = ["tracking.mode=offline", "tracking.project=archive", "tracking.tags=[old]"]
 
     def upload(only: str | None) -> str:
@@ -181,7 +181,7 @@ def test_make_wandb_sync_takes_its_options_from_conf_and_groups_from_the_plans(t
         results.wandb_sync(argparse.Namespace(**chosen, set=settings))
         return capsys.readouterr().out
 
-    assert "1 of 1 finished runs" in upload("laptop_digits")
+    assert "1 of 1 finished runs" in upload("digits")
     _, group, _, project, tags = logged(Path("outputs/wandb"), planned.signature)["identity"]
     assert (group, project) == ("laptop_digits", "archive")
     assert tags == {"builtin_vit", "digits", "lora", "old", "laptop_digits"}
@@ -191,11 +191,11 @@ def test_make_wandb_sync_takes_its_options_from_conf_and_groups_from_the_plans(t
 
 @pytest.mark.slow
 def test_a_run_belongs_to_the_experiments_that_plan_it_the_chosen_first(monkeypatch):
-    monkeypatch.setattr(results, "load_scale", lambda name: Scale(name, ["laptop_digits"]))
-    monkeypatch.setattr(results, "config_groups", lambda: {"experiment": ["full_digits", "full_textile"]})
+    monkeypatch.setattr(results, "load_scale", lambda name: Scale(name, ["laptop/digits"]))
+    monkeypatch.setattr(results, "config_groups", lambda: {"experiment": ["full/digits", "full/textile"]})
     with composer():
-        chosen = load_experiment("full_digits", seeds=1, overrides=["structure=lora"])
-        elsewhere = load_experiment("full_textile", seeds=1, overrides=["structure=lora"])
+        chosen = load_experiment("full/digits", seeds=1, overrides=["structure=lora"])
+        elsewhere = load_experiment("full/textile", seeds=1, overrides=["structure=lora"])
     shared, textile = ({"signature": run.signature, "asked": run.asked} for run in (chosen.runs[0], elsewhere.runs[0]))
     assert results._experiments_of([shared], [chosen])[shared["signature"]] == ["full_digits"]
     found = results._experiments_of([shared, textile], [])
