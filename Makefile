@@ -4,11 +4,11 @@
 PYTHON ?= python3
 ## VENV=.venv       folder of the environment; an existing one is used: VENV=$CONDA_PREFIX inside conda
 VENV ?= .venv
-## SCALE=laptop     size of `reproduce`: smoke, laptop, full, small or paper
+## SCALE=laptop     folder of conf/experiment: smoke (3 minutes), laptop (40), full (a day), small (hours), paper (GPUs)
 SCALE ?= laptop
 ## SEEDS=           number of seeds (default: the scale's own)
 SEEDS ?=
-## ONLY=            one experiment instead of all
+## ONLY=            one experiment instead of all: digits, or full/digits of another scale
 ONLY ?=
 ## SET=             settings for every run, such as SET='dataset.path=folder'
 SET ?=

@@ -85,7 +85,7 @@ class Experiment:
 
 
 def load_experiment(name: str, seeds: int | None = None, overrides: Sequence[str] = ()) -> Experiment:
-    """Compose every member of an experiment; call inside `surm.compose.composer()`.
+    """Compose every member of an experiment; call inside `surm.config.compose.composer()`.
 
     Args:
         name: of a file in `conf/experiment`, such as laptop/digits.
