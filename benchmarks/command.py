@@ -15,7 +15,7 @@ from benchmarks import table
 from benchmarks.layers import EVERY_PLAIN, SHOWN_PLAIN, Layer, configured, layers, measure_layers, peft_layer
 from benchmarks.result import FLOOR, Cell, worse_than_plain
 from benchmarks.steps import METHODS, MODELS, measure_steps
-from surm.records.record import where
+from surm.records.provenance import where
 from surm.records.storage import write_json
 from surm.shared.errors import ConfigError
 from surm.shared.paths import REPOSITORY

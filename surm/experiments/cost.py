@@ -15,7 +15,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from surm.models import Backbone
-from surm.records.stored import Record
+from surm.records.record import Record
 from surm.shared.registry import look_up
 
 # Assumptions, not measurements.

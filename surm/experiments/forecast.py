@@ -11,8 +11,8 @@ from surm.experiments.cost import correction, forward_flops, gpu_hours, training
 from surm.experiments.plan import PlannedRun
 from surm.methods.apply import apply_method, count_trainable, is_head
 from surm.models import model_download, skeleton
+from surm.records.record import Record, read_records
 from surm.records.recorded import canonical
-from surm.records.stored import Record, read_records
 from surm.shared.paths import PUBLISHED
 
 

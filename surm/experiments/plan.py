@@ -12,6 +12,7 @@ from surm.config.command import entry_of
 from surm.config.compose import ENTRIES, compose_sweep, composer, groups
 from surm.config.run import Run
 from surm.config.schema import RunConfig
+from surm.records.claim import Holder
 from surm.records.record import Record
 from surm.shared.errors import ConfigError
 from surm.shared.paths import CONFIG_DIRECTORY
@@ -45,7 +46,7 @@ class Planned:
         """finished | interrupted | failed | damaged | running | missing."""
         return self.task.status()
 
-    def holder(self) -> dict[str, Any] | None:
+    def holder(self) -> Holder | None:
         """The process that works on it now, as its claim says, or None."""
         return self.task.holder()
 

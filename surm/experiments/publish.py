@@ -1,7 +1,7 @@
 """What is made of records: the report, the published results, the copies at W&B."""
 
 import argparse
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,8 @@ from surm.config.compose import groups as config_groups
 from surm.experiments import upload
 from surm.experiments.cli import chosen_experiments, console
 from surm.experiments.plan import Experiment, PlannedPart, Scale, load_scale, load_scale_experiments, scales
+from surm.records.record import Record, read_records
 from surm.records.storage import write_atomically
-from surm.records.stored import Record as StoredRecord
-from surm.records.stored import read_records
 from surm.report import ExperimentPlan, GridPlan, Plan, StudyPlan
 from surm.shared.paths import PAPER, PUBLISHED, REPOSITORY
 
@@ -112,7 +111,7 @@ def promote(runs: Path, published: Path, planned: Collection[str] = ()) -> int:
         record
         for record in read_records(runs).values()
         if record.finished
-        and record.where["dirty"] is False
+        and record.where.get("dirty") is False
         and (record.signature in planned if record.is_study else _is_evidence(record))
     ]
     for record in chosen:
@@ -123,9 +122,9 @@ def promote(runs: Path, published: Path, planned: Collection[str] = ()) -> int:
     return len(chosen)
 
 
-def _is_evidence(run: StoredRecord) -> bool:
+def _is_evidence(run: Record) -> bool:
     """Random models, and runs that have not seen every training example once, prove nothing."""
-    whole = run.asked["trainer"]["max_steps"] is None or run.happened["history"][-1]["epoch"] >= 1
+    whole = run.asked["trainer"].get("max_steps") is None or run.happened["history"][-1]["epoch"] >= 1
     return whole and not run.asked["model"]["name"].startswith("tiny_")
 
 
@@ -135,7 +134,7 @@ def wandb_sync(arguments: argparse.Namespace) -> None:
     chosen = chosen_experiments(arguments)
     planned = {run.signature for experiment in chosen for run in experiment.runs}
     finished = [
-        vars(record)
+        record
         for record in read_records(*arguments.records).values()
         if record.finished and not record.is_study and (not arguments.only or record.signature in planned)
     ]
@@ -145,13 +144,13 @@ def wandb_sync(arguments: argparse.Namespace) -> None:
     console.print(f"{len(uploaded)} of {len(finished)} finished runs were uploaded now.")
 
 
-def _experiments_of(records: Iterable[Mapping[str, Any]], chosen: Iterable[Experiment]) -> dict[str, list[str]]:
+def _experiments_of(records: Iterable[Record], chosen: Iterable[Experiment]) -> dict[str, list[str]]:
     """Signature -> experiments that plan the run: the chosen ones first, then others until each has one.
 
     Nothing but a search plans the runs on the selection slice.
     """
     found: dict[str, list[str]] = {}
-    reported = {record["signature"] for record in records if record["asked"]["dataset"]["evaluate_on"] == "test"}
+    reported = {record.signature for record in records if record.asked["dataset"]["evaluate_on"] == "test"}
 
     def note(experiment: Experiment) -> None:
         for planned in experiment.runs:

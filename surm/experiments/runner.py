@@ -90,7 +90,7 @@ def run_or_none(planned: PlannedRun) -> Record | None:
     """One run of a search; None when it failed."""
     with _bars() as bars:
         record = planned.record()
-        return record if record and record["status"] == "finished" else _attempt(planned, bars)
+        return record if record and record.finished else _attempt(planned, bars)
 
 
 def _attempt(planned: Planned, bars: Progress, overall: Any = None, number: int = 0) -> Record | None:
@@ -114,7 +114,7 @@ def _run_part(planned: PlannedPart, bars: Progress) -> Record:
         record = run_part(planned.task, lambda line: bars.update(task, description=line))
     finally:
         bars.remove_task(task)
-    say(f"  {record['happened']['seconds']:.0f} s  {planned.record_path}")
+    say(f"  {record.happened['seconds']:.0f} s  {record.path}")
     return record
 
 
@@ -136,7 +136,7 @@ def _run(run: Run, bars: Progress, overall: Any = None, number: int = 0) -> Reco
         record = execute(run, report=advance, say=say)
     finally:
         bars.remove_task(task)
-    _print_result(record, run.folder.record, say)
+    _print_result(record, say)
     return record
 
 
@@ -147,17 +147,16 @@ def _rate_line(run: Run) -> str | None:
 def _print_done(planned: Planned, say: Any) -> None:
     if isinstance(planned, PlannedPart):
         say(f"  done before: {describe(planned.asked)}  {planned.record_path}")
-    else:
-        _print_result(planned.record() or {}, planned.record_path, say, "done before: ")
+    elif record := planned.record():
+        _print_result(record, say, "done before: ")
 
 
-def _print_result(record: Record, path: Path, say: Any, prefix: str = "") -> None:
-    happened = record["happened"]
-    metric = happened["primary_metric"]
+def _print_result(record: Record, say: Any, prefix: str = "") -> None:
+    happened, metric = record.happened, record.metric
     say(
         f"  {prefix}[bold]{metric} {happened['metrics'][metric]:.4f}[/bold] (n = {happened['evaluation_examples']})  "
         f"trainable {happened['trainable_parameters']:,} + head {happened['head_parameters']:,}  "
-        f"{path}"
+        f"{record.path}"
     )
     others = [f"{name} {value:.4f}" for name, value in happened["metrics"].items() if name != metric]
     if others:

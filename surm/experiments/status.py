@@ -10,8 +10,7 @@ from surm.experiments.cli import console, describe, part_label, place
 from surm.experiments.forecast import Forecast, forecast, total
 from surm.experiments.plan import Experiment, Planned, PlannedRun
 from surm.methods.names import label
-from surm.records.claim import in_words
-from surm.records.stored import read_records
+from surm.records.record import read_records
 from surm.shared.errors import RecordError
 from surm.shared.paths import PUBLISHED
 from surm.training.checkpoint import check_checkpoint
@@ -22,7 +21,7 @@ def print_plan(experiments: Sequence[Experiment]) -> None:
 
     Time is that of equal or similar runs in the records; for the paper's own data, hours of one GPU by `cost`.
     """
-    known = {**read_records(PUBLISHED), **read_records(Path("outputs/runs"))}
+    known = read_records(PUBLISHED, Path("outputs/runs"), name=label)
     by_question: dict[str, list[float]] = {}
     for record in known.values():
         if record.finished:
@@ -98,11 +97,11 @@ def _remark(planned: Planned) -> str:
     """Who works on a run, why it failed, or which of its files is damaged."""
     holder = planned.holder()
     if holder:
-        return f"  ({in_words(holder)}, last sign of life {holder['silent']:.0f} s ago)"
+        return f"  ({holder}, last sign of life {holder.silent:.0f} s ago)"
     try:
         record = planned.record()
         check_checkpoint(planned.task.folder.checkpoint)
     except RecordError as damage:
         return f"  ({damage})"
-    error = record["happened"].get("error") if record else None
+    error = record.happened.get("error") if record else None
     return f"  ({error})" if error else ""

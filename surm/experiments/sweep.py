@@ -4,7 +4,6 @@ import time
 from collections.abc import Callable, Sequence
 
 from surm.experiments.plan import Planned
-from surm.records.claim import in_words
 
 POLL = 2.0  # seconds between two looks at what others do
 
@@ -78,7 +77,7 @@ class Sweep:
                 holder = run.holder()
                 if holder and run.signature not in told:
                     told.add(run.signature)
-                    say(f"waiting for run {run.signature}: {in_words(holder)} works on it.")
+                    say(f"waiting for run {run.signature}: {holder} works on it.")
             time.sleep(POLL)
 
 

@@ -46,8 +46,8 @@ def _rate(value: float) -> float:
 
 
 def score(record: Record) -> Score:
-    evaluation = [row["evaluation"] for row in record["happened"]["history"] if "evaluation" in row][-1]
-    return evaluation[record["happened"]["primary_metric"]], -evaluation["loss"]
+    evaluation = [row["evaluation"] for row in record.happened["history"] if "evaluation" in row][-1]
+    return evaluation[record.metric], -evaluation["loss"]
 
 
 def searches(members: Iterable[PlannedRun]) -> dict[Place, PlannedRun]:

@@ -10,6 +10,7 @@ from surm.config.schema import DatasetConfig
 from surm.data import load_task
 from surm.data.base import Corpus
 from surm.data.glue import TASKS
+from surm.records.record import Record
 from surm.training.tracking import marker, start_tracker
 
 
@@ -36,18 +37,18 @@ def primary_metric(dataset: DatasetConfig) -> str:
     return load_task("table", **dataset.origin()).primary_metric if family == "table" else Corpus.metrics[0]
 
 
-def pending(records: Iterable[Mapping[str, Any]], mode: str, directory: Path) -> list[Mapping[str, Any]]:
+def pending(records: Iterable[Record], mode: str, directory: Path) -> list[Record]:
     """The finished runs that W&B does not hold yet, each once; interrupted and failed ones may still change."""
 
     def held(signature: str) -> bool:
         return any(marker(directory, signature, known).exists() for known in ("online", mode))
 
-    finished = {record["signature"]: record for record in records if record["status"] == "finished"}
+    finished = {record.signature: record for record in records if record.finished}
     return [record for signature, record in finished.items() if not held(signature)]
 
 
 def sync(
-    records: Iterable[Mapping[str, Any]],
+    records: Iterable[Record],
     tracking: Mapping[str, Any],
     *,
     groups: Mapping[str, Sequence[str]],
@@ -56,7 +57,7 @@ def sync(
     """Upload finished runs from their records, each signature once; an upload that broke goes on where it broke.
 
     Args:
-        records: as read from the record files; `path` is the file's, for the adapter beside a run's own record.
+        records: a trained adapter lies beside a run's own record.
         tracking: as for `start_tracker`.
         groups: signature -> experiments that the run belongs to; the first is its group, all are tags.
         directory: as for `start_tracker`; delete `<signature>.<mode>` there to upload a run again.
@@ -69,7 +70,7 @@ def sync(
     """
     uploaded = []
     for record in pending(records, tracking["mode"], directory):
-        signature, happened = record["signature"], record["happened"]
+        signature, happened = record.signature, record.happened
         if tracking["mode"] == "offline":  # nothing goes on there: what broke is written anew
             for broken in directory.glob(f"wandb/offline-run-*-{signature}"):
                 shutil.rmtree(broken)
@@ -78,15 +79,15 @@ def sync(
             tracking,
             signature=signature,
             group=names[0] if names else None,
-            config=record["asked"],
+            config=record.asked,
             tags=names,
             directory=directory,
         )
         for step, row in _by_step(happened["history"]):
             tracker.log(row, step)
-        if (folder := record["path"].parent).name == signature:  # published records have no folder of their own
+        if (folder := record.path.parent).name == signature:  # published records have no folder of their own
             tracker.log_adapter(folder, happened["metrics"])
-        tracker.finish(happened, record["status"])
+        tracker.finish(happened, record.status)
         if marker(directory, signature, tracking["mode"]).exists():
             uploaded.append(signature)
     return uploaded

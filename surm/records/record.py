@@ -1,20 +1,131 @@
-"""Records of runs: what was asked, what happened, where. A record is written whole or not at all."""
+"""Records: what was asked, what happened, where. One class writes and reads them; a damaged file is a sentence."""
 
-import importlib.metadata
 import json
-import os
-import platform
-import subprocess
-from datetime import UTC, datetime
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
-import torch
+import numpy as np
+from numpy.typing import NDArray
 
+from surm.records.schema import check
+from surm.records.storage import read_json, write_json
 from surm.shared.errors import RecordError
-from surm.shared.paths import REPOSITORY
 
-Record = dict[str, Any]
+BLOCKS = ("signature", "status", "asked", "happened", "where")  # in the file's order
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a run answered: metric name, labels (N,) and predictions (N,)."""
+
+    metric: str
+    labels: NDArray[np.generic]
+    predictions: NDArray[np.generic]
+
+
+@dataclass(frozen=True)
+class Record:
+    """One run, or one part of a study: what it was asked, what happened and where.
+
+    `path` is the record's file. A run's predictions lie beside it, `predictions.json`, or
+    `<signature>.predictions.json` among published records, and are read when first used.
+    """
+
+    path: Path
+    signature: str
+    status: str
+    asked: dict[str, Any]
+    happened: dict[str, Any]
+    where: dict[str, Any]
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """The record of a file, checked against `surm.records.schema`.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            RecordError: why it is no record, in a few words.
+        """
+        stored = read_json(path)
+        check(stored)
+        return cls(path, **{block: stored[block] for block in BLOCKS})
+
+    def write(self) -> None:
+        """Write the record's file, whole or not at all.
+
+        Raises:
+            StorageError: it cannot be written; an older file is as before.
+            ValueError: a number is not finite.
+        """
+        write_json(self.path, {block: getattr(self, block) for block in BLOCKS})
+
+    @property
+    def finished(self) -> bool:
+        return self.status == "finished"
+
+    @property
+    def is_study(self) -> bool:
+        """A part of a study without a backbone, not a run of a model."""
+        return "study" in self.asked
+
+    @property
+    def seed(self) -> int:
+        return int(self.asked["seed"])
+
+    @property
+    def metric(self) -> str:
+        """Name of the metric that the tables report."""
+        return str(self.happened["primary_metric"])
+
+    @property
+    def score(self) -> float:
+        """The primary metric at the end of training, in percent."""
+        return 100 * float(self.happened["metrics"][self.metric])
+
+    @property
+    def best_epoch_score(self) -> float:
+        """The primary metric at the epoch that was best on the reported split, in percent: an optimistic number."""
+        return 100 * float(self.happened["best_epoch_metrics"][self.metric])
+
+    @property
+    def request(self) -> str:
+        """What was asked apart from the seed, as canonical text: equal for the seeds of one method."""
+        return json.dumps({key: value for key, value in self.asked.items() if key != "seed"}, sort_keys=True)
+
+    @property
+    def predictions_path(self) -> Path:
+        beside = "predictions.json" if self.path.name == "record.json" else f"{self.signature}.predictions.json"
+        return self.path.with_name(beside)
+
+    @property
+    def evaluation(self) -> Evaluation | None:
+        """Labels and predictions of the evaluation examples; None when the run kept none that can be read."""
+        return self._predictions[0]
+
+    @property
+    def damage(self) -> str:
+        """A sentence about predictions that cannot be read; empty where there is nothing to say."""
+        return self._predictions[1]
+
+    @cached_property
+    def _predictions(self) -> tuple[Evaluation | None, str]:
+        if not self.finished or self.is_study:
+            return None, ""
+        try:
+            stored = read_json(self.predictions_path)
+            labels, predictions = (np.asarray(stored[key], dtype=float) for key in ("labels", "predictions"))
+            if labels.shape != predictions.shape or labels.ndim != 1:
+                raise RecordError("labels and predictions differ in number")
+        except FileNotFoundError:
+            return None, ""
+        except (RecordError, KeyError, TypeError, ValueError, OverflowError) as error:
+            reason = f"{error} is missing" if isinstance(error, KeyError) else error
+            file = self.predictions_path
+            return None, f"{file} is damaged ({reason}): the run's score counts, but gives no interval."
+        return Evaluation(self.metric, labels, predictions), ""
 
 
 def read_record(path: Path) -> Record | None:
@@ -23,52 +134,58 @@ def read_record(path: Path) -> Record | None:
     Raises:
         RecordError: the file is not a record.
     """
-    if not path.exists():
-        return None
     try:
-        record: Record = json.loads(path.read_text())
-        record["signature"], record["status"], record["asked"], record["happened"], record["where"]
-    except (json.JSONDecodeError, KeyError, TypeError):
-        raise RecordError(f"{path} is not a whole record: move it away and start the run again.") from None
-    return record
-
-
-def where(device: str, content_hashes: dict[str, str], *, processes: int = 1) -> dict[str, Any]:
-    """The machine, the versions and the commit that a run ran with, and the hashes of the data and weights it read."""
-    packages = ("torch", "peft", "timm", "transformers", "accelerate", "numpy", "scikit-learn")
-    return {
-        "time": datetime.now(UTC).isoformat(timespec="seconds"),
-        "surm": importlib.metadata.version("surm"),
-        "versions": {"python": platform.python_version()}
-        | {package: importlib.metadata.version(package) for package in packages},
-        "commit": _git("rev-parse", "HEAD"),
-        # What runs leave in results/ does not move a number: a record spells out its learning rate.
-        "dirty": bool(_git("status", "--porcelain", "--", ".", ":(exclude)results")),
-        "machine": {
-            "cpu": _processor(),
-            "cores": os.cpu_count(),
-            "threads": torch.get_num_threads(),
-            "device": device,
-            "processes": processes,
-            "system": f"{platform.system()} {platform.machine()}",
-        },
-        "content_hashes": content_hashes,
-    }
-
-
-def _git(*arguments: str) -> str | None:
-    try:
-        return subprocess.run(
-            ["git", "-C", str(REPOSITORY), *arguments], capture_output=True, text=True, check=True
-        ).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
+        return Record.read(path)
+    except (FileNotFoundError, NotADirectoryError):
         return None
+    except RecordError as damage:
+        raise RecordError(f"{path} is not a whole record ({damage}): move it away and start the run again.") from None
 
 
-def _processor() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        for line in cpuinfo.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor()
+class Records(dict[str, Record]):
+    """Records by signature; `damaged` names the files that are not whole records, each with the reason."""
+
+    def __init__(self, records: Mapping[str, Record], damaged: Mapping[Path, str]) -> None:
+        super().__init__(records)
+        self.damaged = dict(damaged)
+
+    @property
+    def complaints(self) -> list[str]:
+        """One sentence for each damaged file."""
+        return [
+            f"{path} is left out, it is not a whole record ({reason}): move it away and start the run again."
+            for path, reason in self.damaged.items()
+        ]
+
+
+def read_records(*folders: Path, name: Callable[[Mapping[str, Any]], str] | None = None) -> Records:
+    """All records below `folders` by signature: `<signature>/record.json` of runs or `<signature>.json` as published.
+
+    A damaged file is left out and named in `damaged`; of two records of one signature the later folder's counts.
+
+    Args:
+        folders: those that do not exist hold no record.
+        name: gives a method its name by what a run was asked; a record that it cannot name is damaged, too.
+    """
+    records: dict[str, Record] = {}
+    damaged: dict[Path, str] = {}
+    for folder in folders:
+        for file in sorted(folder.glob("*/record.json")) + sorted(folder.glob("*.json")):
+            if file.name.endswith(".predictions.json"):
+                continue
+            try:
+                record = Record.read(file)
+                if name is not None and not record.is_study:
+                    name(record.asked)
+            except (RecordError, FileNotFoundError) as error:
+                damaged[file] = str(error)
+            except (AttributeError, KeyError, TypeError, ValueError) as error:
+                damaged[file] = f"its method has no name: {error!r}"
+            else:
+                records[record.signature] = record
+    return Records(records, damaged)
+
+
+def unrun(signature: str, asked: Mapping[str, Any]) -> Record:
+    """A planned run that has no record: what it would be asked, and nothing else."""
+    return Record(Path(), signature, "not run", dict(asked), {}, {})

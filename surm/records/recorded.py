@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
-from surm.records.claim import living_holder
+from surm.records.claim import Holder, living_holder
 from surm.records.record import Record, read_record
 from surm.shared.errors import RecordError
 
@@ -92,7 +92,7 @@ class Recorded(ABC):
             RecordError: the file is not a record.
         """
         record = self.record()
-        return record if record is not None and record["status"] == "finished" else None
+        return record if record is not None and record.finished else None
 
     def status(self) -> str:
         """finished | interrupted | failed | damaged | running | missing."""
@@ -102,8 +102,8 @@ class Recorded(ABC):
             record = self.record()
         except RecordError:
             return "damaged"
-        return record["status"] if record is not None else "missing"
+        return record.status if record is not None else "missing"
 
-    def holder(self) -> dict[str, Any] | None:
+    def holder(self) -> Holder | None:
         """The process that works on it now, as its claim says, or None."""
         return living_holder(self.folder.path)

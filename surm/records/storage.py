@@ -1,15 +1,15 @@
-"""Files that are written whole or not at all."""
+"""Files that are written whole or not at all, and read whole or not at all."""
 
 import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Never
 
 from safetensors import SafetensorError
 
-from surm.shared.errors import StorageError
+from surm.shared.errors import RecordError, StorageError
 
 
 @contextmanager
@@ -22,7 +22,8 @@ def storing(path: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, SafetensorError) as error:
-        file, reason = getattr(error, "filename", None) or path, getattr(error, "strerror", None) or error
+        names = (getattr(error, name, None) for name in ("filename2", "filename"))  # of a rename the target
+        file, reason = next(filter(None, names), path), getattr(error, "strerror", None) or error
         raise StorageError(
             f"{file} cannot be written ({reason}): make room or choose another output_dir; what was there before is "
             "untouched."
@@ -50,3 +51,31 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     write_atomically(path, (json.dumps(value, indent=1, allow_nan=False) + "\n").encode())
+
+
+def read_json(path: Path) -> Any:
+    """The JSON value of a file.
+
+    Raises:
+        FileNotFoundError, NotADirectoryError: there is no such file.
+        RecordError: why it cannot be read, in a few words.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse)
+    except (FileNotFoundError, NotADirectoryError):
+        raise
+    except OSError as error:
+        reason = error.strerror or "cannot be read"
+    except json.JSONDecodeError as error:
+        reason = f"no JSON from line {error.lineno}"
+    except UnicodeDecodeError:
+        reason = "no text"
+    except RecursionError:
+        reason = "nested too deep"
+    except ValueError:
+        reason = "a number of too many digits"
+    raise RecordError(reason)
+
+
+def _refuse(constant: str) -> Never:
+    raise RecordError(f"{constant} is no number")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from surm.records.stored import Record
+from surm.records.record import Record
 from surm.report import figures, tables
 from surm.report.experiments import Plan
 from surm.report.plots import Plot

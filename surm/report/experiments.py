@@ -8,7 +8,7 @@ from statistics import fmean
 from typing import Any
 
 from surm.methods.names import label
-from surm.records.stored import Record, unrun
+from surm.records.record import Record, unrun
 from surm.report.statistics import Estimate, estimate_contrast, estimate_mean
 
 REFERENCE = "LoRA r=1"

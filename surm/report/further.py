@@ -4,7 +4,7 @@ import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
-from surm.records.stored import Record
+from surm.records.record import Record
 from surm.report.experiments import ExperimentPlan, Plan
 from surm.report.studies import STUDY_REPORTS, StudyPlan
 

@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from surm.records.stored import Record
+from surm.records.record import Record
 from surm.report import grid_figures, grid_plots, tables
 from surm.report.base import Group, Section
 from surm.report.experiments import REFERENCE, Column, GridPlan, Method, gather_columns

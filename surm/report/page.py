@@ -4,7 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from surm.records.stored import Record, read_records
+from surm.methods.names import label as method_label
+from surm.records.record import Record, read_records
 from surm.report import figures, html, tables
 from surm.report.base import Section
 from surm.report.experiments import Plan
@@ -47,7 +48,7 @@ def build(
         further: add a section for the runs and studies that no plan asks for.
     """
     folders = [runs] if isinstance(runs, Path) else runs
-    ours, theirs = read_records(*folders), read_records(published)
+    ours, theirs = read_records(*folders, name=method_label), read_records(published, name=method_label)
     plans = [*plans, *further_plans(plans, ours)] if further else plans
     here = [make_section(plan, ours, known=theirs, label=label, paper=paper) for plan in plans]
     there = [make_section(_as_published(plan, theirs), theirs, known=ours, label=label, paper=paper) for plan in plans]
@@ -80,7 +81,7 @@ def publish(
     draw: bool = True,
 ) -> Path:
     """Write the same below `output`, from committed records alone; return the page's path. draw: the figures, too."""
-    stored = read_records(records)
+    stored = read_records(records, name=method_label)
     there = [make_section(plan, stored, known={}, label=label, paper=paper) for plan in plans]
     claims = read_claims(paper)
     _write_tables_and_figures(there, output, name, claims, draw=draw)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from surm.records.stored import Record
+from surm.records.record import Record
 from surm.report import figures, plots, tables
 from surm.report.base import Group, Section
 from surm.report.experiments import Experiment, GridPlan, Plan, as_column, gather

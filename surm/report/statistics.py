@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import t as student_t
 
-from surm.records.stored import Evaluation
+from surm.records.record import Evaluation
 
 DRAWS = 5_000
 LEVEL = 0.95

@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from surm.records.stored import Record
+from surm.records.record import Record
 from surm.report.experiments import REFERENCE, Experiment, Method
 
 MEBIBYTE = 2**20

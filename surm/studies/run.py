@@ -5,8 +5,8 @@ from collections.abc import Callable
 from typing import Any
 
 from surm.records.claim import Claim
-from surm.records.record import Record, where
-from surm.records.storage import write_json
+from surm.records.provenance import where
+from surm.records.record import Record
 from surm.studies.entry import Part
 from surm.studies.registry import STUDIES
 
@@ -42,13 +42,14 @@ def run_part(part: Part, say: Callable[[str], None] = print) -> Record:
             raise
         finally:
             seconds = time.perf_counter() - begun
-            record = {
-                "signature": part.signature,
-                "status": status,
-                "asked": part.asked,
-                "happened": happened | {"seconds": seconds, "error": error},
-                "where": where("cpu", {}),
-            }
+            record = Record(
+                part.folder.record,
+                part.signature,
+                status,
+                part.asked,
+                happened | {"seconds": seconds, "error": error},
+                where("cpu", {}),
+            )
             claim.confirm()
-            write_json(part.folder.record, record)
+            record.write()
     return record

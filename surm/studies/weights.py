@@ -82,7 +82,7 @@ def analyse(
         RecordError: the run's weights are not on this machine; the sentence holds the command that repeats it.
     """
     record = _finished(name, output_dir)
-    question = record["asked"]
+    question = record.asked
     folder = RunFolder.of(output_dir, name)
     if question["structure"]["name"] in WITHOUT_UPDATE or question.get("placement", {}).get("form") == "adapter":
         raise ConfigError(
@@ -95,7 +95,8 @@ def analyse(
             f"`{train_command(question, output_dir)}`."
         )
     model = question["model"]
-    if record["where"]["content_hashes"]["weights"] != weights_hash(model["name"], **_origin(model, given.model_path)):
+    started_from = record.where.get("content_hashes", {}).get("weights")
+    if started_from != weights_hash(model["name"], **_origin(model, given.model_path)):
         raise RecordError(f"run {name} started from other weights of {question['model']['name']} than are given now.")
 
     parts = [part for part in question.get("placement", {}).get("parts", PARTS) if part in PARTS]
@@ -127,7 +128,7 @@ def analyse(
         "measures": MEASURES,
         "full_run": full_name if target else None,
         "rows": rows,
-        "where": record["where"],
+        "where": record.where,
     }
 
 
@@ -184,14 +185,14 @@ def _largest_rank(settings: Mapping[str, Any], m: int, n: int) -> int:
 def _finished(name: str, output_dir: str | Path) -> Record:
     """The record of a finished run, from this machine or as published."""
     record = read_record(RunFolder.of(output_dir, name).record) or read_record(PUBLISHED / f"{name}.json")
-    if record is None or "study" in record["asked"]:
+    if record is None or record.is_study:
         raise ConfigError(
             f"run={name}: there is no such run in {output_dir}/runs or among the published ones; give the signature of "
             "a training run that `make status` lists."
         )
-    if record["status"] != "finished":
-        command = train_command(record["asked"], output_dir)
-        raise RecordError(f"run {name} is {record['status']}: finish it with `{command}`.")
+    if not record.finished:
+        command = train_command(record.asked, output_dir)
+        raise RecordError(f"run {name} is {record.status}: finish it with `{command}`.")
     return record
 
 

@@ -12,8 +12,8 @@ from surm.config.run import Run
 from surm.data import data_hash
 from surm.models import weights_hash
 from surm.records.claim import Claim
-from surm.records.record import Record, where
-from surm.records.storage import write_json
+from surm.records.provenance import where
+from surm.records.record import Record
 from surm.shared.errors import Interrupted, RecordError, RunError, StorageError
 from surm.shared.processes import is_main, main_decides
 from surm.training.device import accelerator, out_of_memory
@@ -75,10 +75,10 @@ def _finished(run: Run, hashes: dict[str, str]) -> Record | None:
     if record is None:
         return None
     for what, now in hashes.items():
-        then = record["where"]["content_hashes"][what]
+        then = record.where.get("content_hashes", {}).get(what, "not kept")
         if then != now:
             raise RecordError(
-                f"run {record['signature']} is finished with other {what}: its hash was {then[:16]}, that of what is "
+                f"run {record.signature} is finished with other {what}: its hash was {then[:16]}, that of what is "
                 f"given now is {now[:16]}; restore the {what} or move the run's folder away."
             )
     return record
@@ -94,7 +94,6 @@ def _carry_out(
 ) -> Record:
     """Train, and leave the record of whatever happened."""
     config = run.config
-    record: Record = {"signature": run.signature, "status": "failed", "asked": run.asked}
     tracker: Tracker = NoTracker()
     if is_main():
         tracker = start_tracker(
@@ -106,13 +105,13 @@ def _carry_out(
             directory=Path(config.output_dir) / "wandb",
         )
     loop = Loop(run, device, claim, tracker.log, report, say)
-    error = None
+    status, error = "failed", None
     try:
         with stop_at_signal(loop.stop):
             loop.train()
-        record["status"] = "finished"
+        status = "finished"
     except (Interrupted, RecordError, StorageError):
-        record["status"] = "interrupted"
+        status = "interrupted"
         raise
     except (RunError, torch.OutOfMemoryError) as failure:
         error = out_of_memory(config) if isinstance(failure, torch.OutOfMemoryError) else str(failure)
@@ -122,17 +121,23 @@ def _carry_out(
         error = f"{type(failure).__name__}: {failure}"
         raise
     finally:
-        record["happened"] = loop.happened() | {"error": error}
-        record["where"] = where(str(device.device), hashes, processes=device.num_processes)
+        record = Record(
+            run.folder.record,
+            run.signature,
+            status,
+            run.asked,
+            loop.happened() | {"error": error},
+            where(str(device.device), hashes, processes=device.num_processes),
+        )
         if is_main():
             claim.confirm()
-            if record["status"] == "finished":
+            if record.finished:
                 loop.save_results()
-            write_json(run.folder.record, record)
-            if record["status"] == "finished":
+            record.write()
+            if record.finished:
                 run.folder.checkpoint.unlink(missing_ok=True)
-                tracker.log_adapter(run.folder.path, record["happened"]["metrics"])
-            tracker.finish(record["happened"], record["status"])
+                tracker.log_adapter(run.folder.path, record.happened["metrics"])
+            tracker.finish(record.happened, record.status)
     if loop.stop.requested:  # in its last step: a sweep must not go on with the next run
         raise Interrupted(f"run {run.signature} is finished; nothing after it was started.")
     return main_decides(lambda: record)

@@ -16,7 +16,6 @@ from surm.experiments import status as overview
 from surm.experiments.plan import Experiment, load_experiment
 from surm.records.claim import Claim
 from surm.records.record import read_record
-from surm.records.storage import write_json
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 TINY = ["model=tiny_vit", "trainer.max_steps=3", "trainer.log_every=1"]
@@ -64,8 +63,8 @@ def test_a_dry_run_estimates_from_records_and_runs_nothing(somewhere: Path, caps
     runner.run_all(study.runs[:1])
     record = read_record(study.runs[0].record_path)
     assert record is not None
-    record["happened"]["seconds"] = 100.0
-    write_json(study.runs[0].record_path, record)
+    record.happened["seconds"] = 100.0
+    record.write()
     capsys.readouterr()
     overview.print_plan([study])
     printed = capsys.readouterr().out
@@ -80,11 +79,10 @@ def test_only_finished_records_of_a_clean_tree_are_promoted(somewhere: Path, dir
     for number, run in enumerate(study.runs):  # the second is a copy that says it was interrupted
         record = read_record(study.runs[0].record_path)
         assert record is not None
-        record["where"]["dirty"] = dirty
-        record["asked"]["model"]["name"] = "builtin_vit"  # tiny models and shortened runs are never published
-        record["asked"]["trainer"]["max_steps"] = None
-        record["status"] = ["finished", "interrupted"][number]
-        write_json(run.record_path, record)
+        record.where["dirty"] = dirty
+        record.asked["model"]["name"] = "builtin_vit"  # tiny models and shortened runs are never published
+        record.asked["trainer"]["max_steps"] = None
+        replace(record, path=run.record_path, status=["finished", "interrupted"][number]).write()
     published = somewhere / "results" / "runs"
     assert results.promote(somewhere / "outputs" / "runs", published) == promoted
     assert len(list(published.glob("*.predictions.json"))) == promoted

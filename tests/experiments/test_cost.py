@@ -8,7 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from surm.experiments.cost import correction, forward_flops, gpu_hours, training_flops
 from surm.models import Backbone, load_backbone, skeleton
-from surm.records.stored import Record
+from surm.records.record import Record
 
 
 class Attention(nn.Module):

@@ -19,7 +19,7 @@ from surm.experiments.dashboard import build_views, save_views, write_views
 from surm.experiments.plan import Experiment, PlannedRun, load_experiment, on_selection
 from surm.experiments.tune import first_rates, searches, wandb_sweeps
 from surm.experiments.upload import sync
-from surm.records.stored import read_records
+from surm.records.record import read_records
 from surm.shared.errors import ConfigError, TrackingError
 from surm.shared.paths import PUBLISHED, REPOSITORY
 from tests.tools.wandb_stand_ins import TRACKING, Server, logged, server, stranger_to_wandb
@@ -96,7 +96,7 @@ def test_every_name_is_one_that_a_run_logs(tmp_path, name, dataset):
     published = read_records(PUBLISHED)
     runs = [run for run in experiment.runs if isinstance(run, PlannedRun) and run.config.dataset.name == dataset]
     record = next(published[run.signature] for run in runs if run.signature in published)
-    sync([vars(record)], TRACKING, groups={record.signature: [experiment.name]}, directory=tmp_path)
+    sync([record], TRACKING, groups={record.signature: [experiment.name]}, directory=tmp_path)
     run = logged(tmp_path, record.signature)
     assert run["identity"][1] == experiment.name
 

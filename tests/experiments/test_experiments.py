@@ -14,7 +14,7 @@ from surm.config.compose import TRAIN, compose_sweep, composer, groups, sweep_me
 from surm.config.run import Run
 from surm.experiments.plan import load_experiment
 from surm.methods.names import label
-from surm.records.stored import read_records
+from surm.records.record import read_records
 from surm.shared.errors import FormError
 from surm.shared.paths import REPOSITORY
 from surm.studies.entry import APPROXIMATE

@@ -13,8 +13,8 @@ from surm.config.compose import composer
 from surm.config.rates import TUNED_RATES
 from surm.experiments.plan import load_experiment, load_scale
 from surm.experiments.publish import report_plan
+from surm.records.record import read_records
 from surm.records.recorded import signature
-from surm.records.stored import read_records
 from surm.shared.paths import PAPER, PUBLISHED
 from surm.studies.entry import APPROXIMATE
 

@@ -46,7 +46,7 @@ def work(folder: Path, runs: list[Planned]) -> None:
     def logged(run, *rest):
         note(folder, "twice" if run.finished_record() else "start", run.signature)
         record = carry_out(run, *rest)
-        note(folder, "end", record["signature"])
+        note(folder, "end", record.signature)
         return record
 
     running._carry_out = logged
@@ -79,8 +79,8 @@ def check_all_done_once(folder: Path, runs: list[Planned]) -> None:
     for run in runs:
         record = read_record(run.record_path)
         assert record is not None
-        assert record["status"] == "finished"
-        assert record["happened"]["steps"] == 8
+        assert record.status == "finished"
+        assert record.happened["steps"] == 8
     for path in (folder / "runs").rglob("*"):
         if path.suffix == ".json":
             json.loads(path.read_text())
@@ -159,4 +159,4 @@ def test_runs_of_others_are_waited_for(tmp_path: Path, monkeypatch: pytest.Monke
     sweep = Sweep([run])
     assert sweep.open() == []
     assert sweep.finish(lambda: None, said.append) == 1
-    assert said == [f"waiting for run {run.signature}: process {os.getpid()} on {claim._mine['host']} works on it."]
+    assert said == [f"waiting for run {run.signature}: {claim.holder} works on it."]

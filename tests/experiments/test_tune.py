@@ -55,7 +55,8 @@ def test_a_search_extends_ranges_and_ignores_the_test_split(monkeypatch: pytest.
             return None  # diverges
         accuracy = 1 - abs(math.log(rate / peaks[run.config.structure.name])) / 100
         history = [{"step": 1, "evaluation": {"accuracy": accuracy, "loss": 1.0}}]
-        return {"happened": {"history": history, "primary_metric": "accuracy"}}
+        happened = {"history": history, "primary_metric": "accuracy"}
+        return Record(Path(), run.signature, "finished", run.asked, happened, {})
 
     with composer():
         members = load_experiment(

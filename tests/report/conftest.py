@@ -1,6 +1,6 @@
 import pytest
 
-from surm.records.stored import read_records
+from surm.records.record import read_records
 from surm.report.experiments import ExperimentPlan, gather
 from tests.report import made_up
 from tests.report.grids import make_grid, write_cell

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from surm.records.stored import read_records
+from surm.records.record import read_records
 from surm.report import GridPlan
 from surm.report.sections import make_section
 from surm.report.verdicts import Claim

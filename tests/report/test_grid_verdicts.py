@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import yaml
 
-from surm.records.stored import read_records
+from surm.records.record import read_records
 from surm.report.experiments import ExperimentPlan
 from surm.report.grid import Grid
 from surm.report.grid_verdicts import COLUMN_RULES

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from plotly import graph_objects
 
-from surm.records.stored import read_records
+from surm.records.record import read_records
 from surm.report import ExperimentPlan, GridPlan, StudyPlan, build
 from tests.report import made_up
 from tests.report.grids import write_cell

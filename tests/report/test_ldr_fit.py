@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from surm.records.stored import Record
+from surm.records.record import Record
 from surm.report.studies import ldr_fit
 
 TERMS = [1, 4, 20]

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from surm.records.stored import read_records
+from surm.records.record import read_records
 from surm.report import ExperimentPlan, build, publish, tables
 from surm.report.experiments import gather
 from surm.report.sections import make_section

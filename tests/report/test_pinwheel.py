@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import yaml
 
-from surm.records.stored import Record
+from surm.records.record import Record
 from surm.report.studies import pinwheel, pinwheel_search
 from surm.report.verdicts import read_claims
 from surm.studies.pinwheel import FULL, METHODS, num_parameters

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from surm.records.stored import Record
+from surm.records.record import Record
 from surm.report.studies import psd_fit
 
 PARAMETERS = {"zero": 0, "identity": 1, "kronecker_free": 100}

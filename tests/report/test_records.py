@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from surm.methods.names import label
-from surm.records.stored import read_records
+from surm.records.record import read_records
 from surm.report import figures
 from surm.report.experiments import ExperimentPlan, gather
 from tests.report import made_up
@@ -145,11 +145,11 @@ def test_a_plan_over_two_data_sets_is_refused(tmp_path):
         (b'{"signature": "', "no JSON from line 1"),
         (b"", "no JSON from line 1"),
         (b"\xff\xfe\x00", "no text"),
-        (b"[1, 2]", "no JSON object"),
-        (b'{"signature": "x", "status": "finished", "asked": {}, "happened": {}}', "'where' is missing"),
+        (b"[1, 2]", "it is no JSON object"),
+        (b'{"signature": "x", "status": "finished", "asked": {}, "happened": {}}', "where is missing"),
         (
             b'{"signature": "x", "status": "finished", "asked": 1, "happened": {}, "where": {}}',
-            "a block is no JSON object",
+            "asked is no JSON object",
         ),
     ],
 )

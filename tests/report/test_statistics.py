@@ -3,7 +3,7 @@ import pytest
 from scipy.stats import norm, pearsonr, spearmanr, t
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
-from surm.records.stored import Evaluation
+from surm.records.record import Evaluation
 from surm.report.statistics import METRICS, estimate_contrast, estimate_difference, estimate_mean
 from tests.report.made_up import answers
 

@@ -60,7 +60,7 @@ def test_a_part_is_computed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     )
     planned = _parts(tmp_path, draws=2)
     first = run_part(planned[0].task, print)
-    assert first["status"] == "finished"
+    assert first.status == "finished"
     assert [part.status() for part in planned] == ["finished", "missing"]
     assert run_part(planned[0].task, print) == first
     assert calls == [planned[0].task.part]
@@ -80,8 +80,8 @@ def test_a_part_that_fails_leaves_a_record_and_is_tried_again(tmp_path: Path, mo
             run_part(part.task, print)
     record = read_record(part.record_path)
     assert record is not None
-    assert (record["status"], record["happened"]["error"]) == ("failed", "ArithmeticError: no convergence")
-    assert run_part(part.task, print)["status"] == "finished"
+    assert (record.status, record.happened["error"]) == ("failed", "ArithmeticError: no convergence")
+    assert run_part(part.task, print).status == "finished"
 
 
 def test_more_draws_keep_the_signatures_of_fewer(tmp_path: Path) -> None:
@@ -130,7 +130,7 @@ def test_a_study_prints_its_table_and_verdicts_and_a_second_call_computes_nothin
         assert "* agrees: tied Kronecker minus circulant, rows normalised after > 0" in output
     assert [output.count("done before") for output in outputs] == [0, 2]
     records = [json.loads(path.read_text()) for path in (tmp_path / "outputs" / "runs").glob("*/record.json")]
-    assert sorted(record["asked"]["study"]["draw"] for record in records) == [0, 1]
+    assert sorted(record.asked["study"]["draw"] for record in records) == [0, 1]
 
 
 def test_a_plan_lists_parts_and_their_time(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -20,9 +20,9 @@ from surm.config.run import Run
 from surm.data import load_task
 from surm.data.encode import encode
 from surm.models import load_backbone
+from surm.records.record import read_records
 from surm.records.recorded import signature
 from surm.records.storage import write_json
-from surm.records.stored import read_records
 from surm.shared.errors import ConfigError, RecordError
 from surm.shared.paths import PUBLISHED
 from surm.studies.weights import EXAMPLES, analyse, cka, full_run, thinned, train_command
@@ -37,7 +37,7 @@ STEPS = ["trainer.max_steps=6", "trainer.batch_size=16", "optim.lr=0.01"]
 def train(folder: Path, *overrides: str) -> str:
     with composer():
         config = replace(compose_run(list(overrides)), output_dir=str(folder))
-    return str(execute(Run.of(config), say=lambda line: None)["signature"])
+    return execute(Run.of(config), say=lambda line: None).signature
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,6 @@ import pytest
 import torch
 
 from surm.data.order import EpochBatches
-from surm.records.record import Record
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 # No dropout, so that the number of processes moves nothing but the order of sums; 31 is odd, the last batch smaller.
@@ -68,17 +67,17 @@ def finish(process: "subprocess.Popen[str]") -> str:
     return output
 
 
-def only_record(folder: Path) -> Record:
+def only_record(folder: Path) -> dict[str, Any]:
     (path,) = (folder / "runs").glob("*/record.json")
-    record: Record = json.loads(path.read_text())
+    record: dict[str, Any] = json.loads(path.read_text())
     return record
 
 
-def losses(record: Record) -> list[float]:
+def losses(record: dict[str, Any]) -> list[float]:
     return [row["loss"] for row in record["happened"]["history"] if "loss" in row]
 
 
-def assert_same_training(one: Record, two: Record) -> None:
+def assert_same_training(one: dict[str, Any], two: dict[str, Any]) -> None:
     """Equal but for the order in which numbers are added: losses to 1e-5, and at most one answer in 797 another."""
     assert one["signature"] == two["signature"]
     assert losses(two) == pytest.approx(losses(one), abs=1e-5)

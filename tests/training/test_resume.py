@@ -26,20 +26,20 @@ def test_an_interrupted_run_goes_on_bit_for_bit(tmp_path: Path, step: int, struc
     options = [f"structure={structure}", "trainer.gradient_accumulation=2", "trainer.batch_size=32"]
     whole = execute(configure(tmp_path / "whole", *options), say=quiet)
     config = configure(tmp_path / "parts", *options)
-    folder = tmp_path / "parts" / "runs" / whole["signature"]
+    folder = tmp_path / "parts" / "runs" / whole.signature
     with pytest.raises(Interrupted, match=f"step {step} of 24"):
         execute(config, report=stop_after(step), say=quiet)
     left = read_record(folder / "record.json")
     assert left is not None
-    assert left["status"] == "interrupted"
-    assert left["happened"]["steps"] == step
+    assert left.status == "interrupted"
+    assert left.happened["steps"] == step
 
     resumed = execute(config, say=quiet)
-    assert resumed["happened"]["resumed_from_steps"] == [step]
+    assert resumed.happened["resumed_from_steps"] == [step]
     for key in ("metrics", "best_epoch_metrics", "history"):
-        assert resumed["happened"][key] == whole["happened"][key]
+        assert resumed.happened[key] == whole.happened[key]
     name = "adapter/adapter_model.safetensors" if structure == "circulant" else "trained.safetensors"
-    assert (folder / name).read_bytes() == (tmp_path / "whole" / "runs" / whole["signature"] / name).read_bytes()
+    assert (folder / name).read_bytes() == (tmp_path / "whole" / "runs" / whole.signature / name).read_bytes()
 
 
 def test_a_signal_in_the_last_step_finishes_the_run_and_stops_the_sweep(tmp_path: Path) -> None:
@@ -48,7 +48,7 @@ def test_a_signal_in_the_last_step_finishes_the_run_and_stops_the_sweep(tmp_path
         execute(config, report=stop_after(24), say=quiet)
     record = read_record(tmp_path / "runs" / config.signature / "record.json")
     assert record is not None
-    assert record["status"] == "finished"
+    assert record.status == "finished"
     assert execute(config, say=quiet) == record
 
 
@@ -58,7 +58,7 @@ def test_random_numbers_of_dropout_are_resumed_too(tmp_path: Path) -> None:
     config = configure(tmp_path / "parts", *options)
     with pytest.raises(Interrupted):
         execute(config, report=stop_after(7), say=quiet)
-    assert execute(config, say=quiet)["happened"]["history"] == whole["happened"]["history"]
+    assert execute(config, say=quiet).happened["history"] == whole.happened["history"]
 
 
 def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
@@ -86,7 +86,7 @@ LONG = ["structure=full", "trainer.max_steps=400", "trainer.epochs=30", "trainer
 def test_kill_9_loses_nothing_but_the_steps_since_the_checkpoint(tmp_path: Path, moment: str) -> None:
     config = configure(tmp_path / "whole", *LONG)
     whole = execute(config, say=quiet)
-    folder = tmp_path / "killed" / "runs" / whole["signature"]
+    folder = tmp_path / "killed" / "runs" / whole.signature
     process = start(tmp_path / "killed", *LONG)
     deadline = time.monotonic() + 300
     written = 0
@@ -103,11 +103,11 @@ def test_kill_9_loses_nothing_but_the_steps_since_the_checkpoint(tmp_path: Path,
     assert not (folder / "record.json").exists()
 
     resumed = execute(Run(replace(config.config, output_dir=str(tmp_path / "killed"))), say=quiet)
-    assert resumed["happened"]["metrics"] == whole["happened"]["metrics"]
-    assert resumed["happened"]["history"] == whole["happened"]["history"]
-    assert resumed["happened"]["resumed_from_steps"][0] > 0
+    assert resumed.happened["metrics"] == whole.happened["metrics"]
+    assert resumed.happened["history"] == whole.happened["history"]
+    assert resumed.happened["resumed_from_steps"][0] > 0
     if moment != "early":
-        assert 400 - resumed["happened"]["resumed_from_steps"][0] < 0.6 * 400
+        assert 400 - resumed.happened["resumed_from_steps"][0] < 0.6 * 400
 
 
 def _step(folder: Path) -> int:

@@ -2,6 +2,7 @@ import argparse
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from surm.config.schema import DatasetConfig
 from surm.experiments import publish as results
 from surm.experiments.plan import Scale, load_experiment
 from surm.experiments.upload import primary_metric, sync, tracking_options
+from surm.records.record import Record, unrun
 from surm.records.storage import write_json
 from surm.shared.errors import ConfigError, TrackingError
 from surm.shared.paths import CONFIG_DIRECTORY, PUBLISHED
@@ -42,13 +44,7 @@ HAPPENED = {
     "resumed_from_steps": [20],
     "error": None,
 }
-FINISHED = {
-    "path": Path("a1b2c3d4e5f6.json"),
-    "signature": "a1b2c3d4e5f6",
-    "status": "finished",
-    "asked": ASKED,
-    "happened": HAPPENED,
-}
+FINISHED = Record(Path("a1b2c3d4e5f6.json"), "a1b2c3d4e5f6", "finished", ASKED, HAPPENED, {})
 
 
 HISTORY = {
@@ -103,8 +99,8 @@ def test_sync_uploads_each_finished_run_once_in_the_group_of_its_experiment(tmp_
     records = [
         FINISHED,
         FINISHED,
-        FINISHED | {"signature": "aaaaaaaaaaaa"},
-        FINISHED | {"signature": "bbbbbbbbbbbb", "status": "interrupted"},
+        replace(FINISHED, signature="aaaaaaaaaaaa"),
+        replace(FINISHED, signature="bbbbbbbbbbbb", status="interrupted"),
     ]
     options = TRACKING | {"project": "archive", "tags": []}
     assert sync(records, options, groups=GROUPS, directory=tmp_path) == ["a1b2c3d4e5f6"]
@@ -145,7 +141,7 @@ def test_an_offline_upload_that_broke_is_written_anew(tmp_path, monkeypatch):
 def test_an_online_upload_that_broke_goes_on_without_a_row_twice(tmp_path, server):
     history = [{"step": step, "loss": 1 / step} for step in (10, 20, 30, 40)]
     history.append({"step": 40, "evaluation": {"accuracy": 0.75}})
-    record = FINISHED | {"happened": HAPPENED | {"history": history}}
+    record = replace(FINISHED, happened=HAPPENED | {"history": history})
     options = TRACKING | {"mode": "online", "project": "archive"}
     assert sync([record], options, groups=GROUPS, directory=tmp_path) == ["a1b2c3d4e5f6"]
     assert (server.run["name"], server.run["project"], server.run["groupName"]) == (
@@ -196,11 +192,11 @@ def test_a_run_belongs_to_the_experiments_that_plan_it_the_chosen_first(monkeypa
     with composer():
         chosen = load_experiment("full/digits", seeds=1, overrides=["structure=lora"])
         elsewhere = load_experiment("full/textile", seeds=1, overrides=["structure=lora"])
-    shared, textile = ({"signature": run.signature, "asked": run.asked} for run in (chosen.runs[0], elsewhere.runs[0]))
-    assert results._experiments_of([shared], [chosen])[shared["signature"]] == ["full_digits"]
+    shared, textile = (unrun(run.signature, run.asked) for run in (chosen.runs[0], elsewhere.runs[0]))
+    assert results._experiments_of([shared], [chosen])[shared.signature] == ["full_digits"]
     found = results._experiments_of([shared, textile], [])
-    assert found[shared["signature"]] == ["laptop_digits", "full_digits"]
-    assert found[textile["signature"]] == ["full_textile"]
+    assert found[shared.signature] == ["laptop_digits", "full_digits"]
+    assert found[textile.signature] == ["full_textile"]
 
 
 def test_options_of_tracking_are_those_of_conf_and_of_the_command():
@@ -271,8 +267,8 @@ def test_an_adapter_that_cannot_be_stored_is_one_warning_and_the_run_is_whole(tm
 
 
 def test_sync_uploads_the_adapter_beside_a_record_but_none_of_published_ones(tmp_path, caplog):
-    own = FINISHED | {"path": saved(tmp_path / "runs" / "a1b2c3d4e5f6") / "record.json"}
-    published = FINISHED | {"signature": "dddddddddddd", "path": tmp_path / "published" / "dddddddddddd.json"}
+    own = replace(FINISHED, path=saved(tmp_path / "runs" / "a1b2c3d4e5f6") / "record.json")
+    published = replace(FINISHED, signature="dddddddddddd", path=tmp_path / "published" / "dddddddddddd.json")
     sync([own, published], TRACKING | {"log_adapter": True}, groups={}, directory=tmp_path)
     assert [artifact.name for artifact in logged(tmp_path, "a1b2c3d4e5f6")["artifacts"]] == ["adapter-a1b2c3d4e5f6"]
     assert logged(tmp_path, "dddddddddddd")["artifacts"] == []

@@ -44,17 +44,17 @@ def test_a_run_leaves_a_whole_record_and_is_answered_once(tmp_path: Path) -> Non
     record = execute(config, say=quiet)
     folder = tmp_path / "runs" / config.signature
     assert read_record(folder / "record.json") == record
-    assert record["status"] == "finished"
-    assert record["happened"]["steps"] == 24
-    assert record["happened"]["evaluation_examples"] == 797
-    assert record["happened"]["peak_memory_bytes"] > 4 * record["happened"]["total_parameters"]
+    assert record.status == "finished"
+    assert record.happened["steps"] == 24
+    assert record.happened["evaluation_examples"] == 797
+    assert record.happened["peak_memory_bytes"] > 4 * record.happened["total_parameters"]
     assert not (folder / "checkpoint.safetensors").exists()
     assert not (folder / "claim.json").exists()
 
     stored = json.loads((folder / "predictions.json").read_text())
     labels = load_task("digits").evaluation.labels
     assert stored["labels"] == labels.tolist()
-    assert record["happened"]["metrics"]["accuracy"] == accuracy_score(labels, stored["predictions"])
+    assert record.happened["metrics"]["accuracy"] == accuracy_score(labels, stored["predictions"])
 
     said: list[str] = []
     assert execute(config, say=said.append) == record
@@ -97,7 +97,7 @@ SHORT = ["trainer.max_steps=4", "trainer.batch_size=4"]
 @pytest.mark.parametrize("placement", ["weight_qkv", "adapter_houlsby"])
 def test_glue_runs_by_its_path_alone(tmp_path: Path, name: str, metrics: set[str], placement: str) -> None:
     record = execute(on_rows(tmp_path, name, f"placement={placement}", *SHORT), say=quiet)
-    assert set(record["happened"]["metrics"]) == metrics
+    assert set(record.happened["metrics"]) == metrics
     assert str(tmp_path) not in json.dumps(record)  # a record holds no path of one machine
 
 
@@ -107,7 +107,7 @@ def test_glue_runs_by_its_path_alone(tmp_path: Path, name: str, metrics: set[str
 def test_images_and_a_user_s_own_data_run_by_their_path_alone(tmp_path: Path, name: str) -> None:
     overrides = ["model=tiny_bert", "dataset.columns.text=text"] if name == "table" else []
     record = execute(on_rows(tmp_path, name, *overrides, *SHORT), say=quiet)
-    assert "accuracy" in record["happened"]["metrics"]
+    assert "accuracy" in record.happened["metrics"]
     again: list[str] = []
     assert execute(on_rows(tmp_path, name, *overrides, *SHORT), say=again.append) == record
     assert "finished already" in again[0]
@@ -120,25 +120,25 @@ def test_a_model_of_one_s_own_runs_by_its_path_alone(tmp_path: Path) -> None:
     own = ["model.source=local", "model.name=mine", f"model.path={tmp_path / 'mine'}", "dataset=valence", *SHORT]
     record = execute(configure(tmp_path, "model=tiny_bert", *own), say=quiet)
     same = execute(configure(tmp_path, "model=tiny_bert", "dataset=valence", *SHORT), say=quiet)
-    assert record["asked"]["model"] == {"name": "mine", "source": "local", "revision": "main"}
-    assert record["signature"] != same["signature"]
-    assert record["happened"]["history"] == same["happened"]["history"]  # the same weights, the same head
+    assert record.asked["model"] == {"name": "mine", "source": "local", "revision": "main"}
+    assert record.signature != same.signature
+    assert record.happened["history"] == same.happened["history"]  # the same weights, the same head
 
 
 def test_a_regression_s_predictions_are_values_and_its_metrics_are_scipy_s(tmp_path: Path) -> None:
     config = on_rows(tmp_path, "glue/stsb", *SHORT)
     record = execute(config, say=quiet)
-    stored = json.loads((tmp_path / "runs" / record["signature"] / "predictions.json").read_text())
+    stored = json.loads((tmp_path / "runs" / record.signature / "predictions.json").read_text())
     assert any(value != int(value) for value in stored["predictions"])
     expected = spearmanr(stored["labels"], stored["predictions"]).statistic
-    assert record["happened"]["metrics"]["spearman"] == pytest.approx(expected)
+    assert record.happened["metrics"]["spearman"] == pytest.approx(expected)
     loss = np.mean((np.array(stored["labels"]) - np.array(stored["predictions"])) ** 2)
-    assert record["happened"]["best_epoch_metrics"]["loss"] == pytest.approx(loss, rel=1e-5)
+    assert record.happened["best_epoch_metrics"]["loss"] == pytest.approx(loss, rel=1e-5)
 
 
 def test_a_saved_adapter_form_gives_the_recorded_predictions_in_plain_peft(tmp_path: Path) -> None:
     record = execute(configure(tmp_path, "placement=adapter_houlsby"), say=quiet)
-    folder = tmp_path / "runs" / record["signature"]
+    folder = tmp_path / "runs" / record.signature
     backbone = load_backbone("tiny_vit", num_labels=10)
     model = PeftModel.from_pretrained(backbone.module, folder / "adapter").eval()
     split = encode(load_task("digits").evaluation, backbone)
@@ -157,9 +157,9 @@ def test_gradient_checkpointing_moves_no_number(tmp_path: Path, model: str, stru
         configure(tmp_path / "less", *options, "trainer.batch_size=64", "trainer.gradient_checkpointing=true"),
         say=quiet,
     )
-    assert less["signature"] == plain["signature"]
-    assert less["happened"]["history"] == plain["happened"]["history"]
-    assert less["happened"]["peak_memory_bytes"] < plain["happened"]["peak_memory_bytes"]
+    assert less.signature == plain.signature
+    assert less.happened["history"] == plain.happened["history"]
+    assert less.happened["peak_memory_bytes"] < plain.happened["peak_memory_bytes"]
 
 
 def test_worker_processes_move_no_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -171,7 +171,7 @@ def test_worker_processes_move_no_number(tmp_path: Path, monkeypatch: pytest.Mon
     )
     with_workers = execute(configure(tmp_path / "workers", *SHORT, "trainer.workers=2"), say=quiet)
     assert set(started) == {2}
-    assert with_workers["happened"]["history"] == plain["happened"]["history"]
+    assert with_workers.happened["history"] == plain.happened["history"]
 
 
 @pytest.mark.slow
@@ -183,9 +183,9 @@ def test_a_compiled_run_finds_the_same_up_to_rounding(tmp_path: Path) -> None:
         configure(tmp_path / "compiled", *SHORT, "trainer.log_every=1", "trainer.compile=true"), say=quiet
     )
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
-    losses = [[row["loss"] for row in record["happened"]["history"] if "loss" in row] for record in (plain, compiled)]
+    losses = [[row["loss"] for row in record.happened["history"] if "loss" in row] for record in (plain, compiled)]
     np.testing.assert_allclose(losses[0], losses[1], rtol=1e-4)
-    assert (tmp_path / "compiled" / "runs" / compiled["signature"] / "adapter").exists()
+    assert (tmp_path / "compiled" / "runs" / compiled.signature / "adapter").exists()
 
 
 def test_out_of_memory_is_recorded_and_says_what_to_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -198,8 +198,8 @@ def test_out_of_memory_is_recorded_and_says_what_to_change(tmp_path: Path, monke
         execute(config, say=quiet)
     record = read_record(tmp_path / "runs" / config.signature / "record.json")
     assert record is not None
-    assert record["status"] == "failed"
-    assert "trainer.gradient_checkpointing=true" in record["happened"]["error"]
+    assert record.status == "failed"
+    assert "trainer.gradient_checkpointing=true" in record.happened["error"]
 
 
 def test_a_device_that_is_not_there_is_one_sentence(tmp_path: Path) -> None:
@@ -215,14 +215,14 @@ def test_adalora_starts_again_since_a_checkpoint_would_not_hold_all_of_it(tmp_pa
     with pytest.raises(Interrupted):
         execute(config, report=stop_after(7), say=quiet)
     assert not list((tmp_path / "parts").rglob("checkpoint.safetensors"))
-    assert execute(config, say=quiet)["happened"]["history"] == whole["happened"]["history"]
+    assert execute(config, say=quiet).happened["history"] == whole.happened["history"]
 
 
 def test_a_fraction_trains_on_less_and_is_another_run(tmp_path: Path) -> None:
     options = ["trainer.max_steps=null", "trainer.epochs=1", "trainer.batch_size=10"]
     record = execute(configure(tmp_path, *options, "dataset.fraction=0.05"), say=quiet)
-    assert record["happened"]["steps"] == 5  # 5 % of 1,000 images in tens
-    assert record["asked"]["dataset"]["fraction"] == 0.05
+    assert record.happened["steps"] == 5  # 5 % of 1,000 images in tens
+    assert record.asked["dataset"]["fraction"] == 0.05
     assert "fraction" not in configure(tmp_path, *options).asked["dataset"]
 
 
@@ -235,7 +235,7 @@ def test_other_data_than_the_finished_run_saw_is_refused_with_both_hashes(
     with pytest.raises(RecordError) as caught:
         execute(config, say=quiet)
     assert "0123456789abcdef" in str(caught.value)
-    assert record["where"]["content_hashes"]["data"][:16] in str(caught.value)
+    assert record.where["content_hashes"]["data"][:16] in str(caught.value)
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_with_a_reason(tmp_path: Path) -> None:
@@ -244,15 +244,15 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_a_reason(tmp_path: Path) -
         execute(config, say=quiet)
     record = read_record(tmp_path / "runs" / config.signature / "record.json")
     assert record is not None
-    assert record["status"] == "failed"
-    assert "lower optim.lr" in record["happened"]["error"]
-    assert record["happened"]["steps"] < 24
+    assert record.status == "failed"
+    assert "lower optim.lr" in record.happened["error"]
+    assert record.happened["steps"] < 24
 
 
 def test_precision_may_change_between_the_runs_of_a_process(tmp_path: Path) -> None:
     def loss(precision: str) -> float:
         config = configure(tmp_path / precision, f"trainer.precision={precision}", "trainer.max_steps=2")
-        return execute(config, say=quiet)["happened"]["history"][-1]["evaluation"]["loss"]
+        return execute(config, say=quiet).happened["history"][-1]["evaluation"]["loss"]
 
     single, half = loss("no"), loss("bf16")
     assert half == pytest.approx(single, rel=0.01)
@@ -263,7 +263,7 @@ def rates(tmp_path: Path, *overrides: str) -> list[float]:
     config = configure(
         tmp_path, "trainer.log_every=1", "optim.lr=1", "optim.warmup_ratio=0.25", "structure=linear_probe", *overrides
     )
-    history = execute(config, say=quiet)["happened"]["history"]
+    history = execute(config, say=quiet).happened["history"]
     return [row["lr"] for row in history if "lr" in row]
 
 

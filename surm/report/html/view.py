@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from surm.records.stored import Record
+from surm.records.record import Record
 from surm.report.base import Group, Section
 from surm.report.grid import Grid
 from surm.report.html.tables import Anchors, Cell, Table, table_of

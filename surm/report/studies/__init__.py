@@ -7,7 +7,7 @@ from typing import Protocol
 
 import pandas as pd
 
-from surm.records.stored import Record
+from surm.records.record import Record
 from surm.report.experiments import Plan
 from surm.report.plots import Plot
 from surm.report.studies import ldr_fit, pinwheel, pinwheel_search, psd_fit

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator
 
-from surm.records.stored import Record
+from surm.records.record import Record
 from surm.report.figures import Style, legend_below, marks, save, style_of, tidy
 from surm.report.plots import LOG, Panel, Plot, Trace, band, look
 from surm.report.studies.rows import study_rows

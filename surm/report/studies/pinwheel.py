@@ -13,7 +13,7 @@ from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from surm.records.stored import Record
+from surm.records.record import Record
 from surm.report.figures import legend_below, marks, save, style_of, tidy
 from surm.report.plots import LOG, Panel, Plot, Trace, band
 from surm.report.statistics import mean_interval

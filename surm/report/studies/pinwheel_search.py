@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from surm.records.stored import Record
+from surm.records.record import Record
 from surm.report.plots import Plot
 from surm.report.studies.pinwheel import READINGS
 

@@ -9,7 +9,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from surm.records.stored import Record
+from surm.records.record import Record
 from surm.report.figures import marks, save, style_of, tidy
 from surm.report.plots import Panel, Plot, mark, names_axis
 from surm.report.studies.rows import study_rows

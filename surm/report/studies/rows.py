@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from surm.records.stored import Record
+from surm.records.record import Record
 
 
 def study_rows(records: Sequence[Record]) -> pd.DataFrame:

@@ -1,0 +1,160 @@
+"""What a record file must hold, so that whatever is made of records can rest on it. Further keys are allowed."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, Field, ValidationError
+
+from surm.shared.errors import RecordError
+
+Count = Annotated[int, Field(ge=0, lt=2**63)]
+
+
+class Schema(BaseModel, strict=True, allow_inf_nan=False):
+    """A JSON object: no value is converted, no number is infinite."""
+
+
+class Where(Schema):
+    dirty: bool = False
+    content_hashes: dict[str, str] = {}
+    machine: dict[str, Any] = {}
+
+
+class AnyRecord(Schema):
+    signature: str
+    status: Literal["finished", "interrupted", "failed"]
+    asked: dict[str, Any]
+    happened: dict[str, Any]
+    where: Where
+
+
+class Unfinished(Schema):
+    error: str | None = None
+
+
+# --- runs of a model -------------------------------------------------------------------------------------------------
+
+
+class Named(Schema):
+    name: str
+
+
+class Dataset(Named):
+    evaluate_on: str
+    fraction: float = 1.0
+
+
+class Optim(Schema):
+    lr: float
+
+
+class Placement(Schema):
+    form: str = "weight"
+
+
+class AskedRun(Schema):
+    seed: int
+    model: Named
+    dataset: Dataset
+    structure: Named
+    optim: Optim
+    trainer: dict[str, Any]
+    placement: Placement = Placement()
+
+
+class HistoryRow(Schema):
+    """A training loss, or an evaluation."""
+
+    step: Count
+    epoch: float
+    loss: float | None = None
+    evaluation: dict[str, float] | None = None
+
+
+class Result(Schema):
+    primary_metric: str
+    metrics: dict[str, float]
+    best_epoch_metrics: dict[str, float]
+    evaluation_examples: Count
+    trainable_parameters: Count
+    head_parameters: Count
+    total_parameters: Count
+    history: list[HistoryRow]
+    baselines: dict[str, float] = {}
+    seconds: float = 0.0
+    seconds_per_step: float | None = None
+    peak_memory_bytes: Count | None = None
+
+
+class UnfinishedRun(AnyRecord):
+    asked: AskedRun  # type: ignore[assignment]
+    happened: Unfinished  # type: ignore[assignment]
+
+
+class FinishedRun(AnyRecord):
+    asked: AskedRun  # type: ignore[assignment]
+    happened: Result  # type: ignore[assignment]
+
+
+# --- parts of a study ------------------------------------------------------------------------------------------------
+
+
+class AskedPart(Schema):
+    study: Named
+
+
+class Rows(Schema):
+    rows: list[dict[str, Any]]
+
+
+class Settings(Schema):
+    settings: list[dict[str, Any]]
+
+
+class UnfinishedPart(AnyRecord):
+    asked: AskedPart  # type: ignore[assignment]
+    happened: Unfinished  # type: ignore[assignment]
+
+
+class FinishedPart(AnyRecord):
+    asked: AskedPart  # type: ignore[assignment]
+    happened: Rows  # type: ignore[assignment]
+
+
+class FinishedSearch(AnyRecord):
+    asked: AskedPart  # type: ignore[assignment]
+    happened: Settings  # type: ignore[assignment]
+
+
+RULES = {
+    "missing": "is missing",
+    "model_type": "is no JSON object",
+    "dict_type": "is no JSON object",
+}  # else pydantic's
+
+
+def check(stored: Any) -> None:
+    """Refuse what is no record.
+
+    Raises:
+        RecordError: where in the file it breaks which rule, in a few words.
+    """
+    try:
+        record = AnyRecord.model_validate(stored)
+        if "study" in record.asked:
+            finished = FinishedSearch if "settings" in record.happened else FinishedPart
+            (finished if record.status == "finished" else UnfinishedPart).model_validate(stored)
+        elif record.status == "finished":
+            _check_scores(FinishedRun.model_validate(stored).happened)
+        else:
+            UnfinishedRun.model_validate(stored)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(map(str, first["loc"])) or "it"
+        raise RecordError(f"{where} {RULES.get(first['type'], first['msg'].lower())}") from None
+
+
+def _check_scores(result: Result) -> None:
+    evaluations = [row.evaluation for row in result.history if row.evaluation is not None]
+    for scores in (result.metrics, result.best_epoch_metrics, *evaluations):
+        if result.primary_metric not in scores:
+            raise RecordError(f"a score of the primary metric, {result.primary_metric}, is missing")
