@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from peft import LoraConfig, PeftConfig, get_peft_model
@@ -96,8 +96,8 @@ class AdaLora(OfPeft):
         schedule = {"total_step": steps, "tinit": steps // 10, "tfinal": steps // 3}
         kind, arguments = _peft_config(self.name, self.settings["arguments"])
         module = self._with_peft(backbone, placement, kind, {**schedule, **arguments})
-        self._tuner: Any = module.base_model
-        self._config: Any = self._tuner.peft_config[self._tuner.trainable_adapter_name]
+        self._tuner = cast(Any, module.base_model)
+        self._config = self._tuner.peft_config[self._tuner.trainable_adapter_name]
         return module
 
     def extra_loss(self) -> Tensor | None:
