@@ -12,8 +12,7 @@ from benchmarks.result import LORA, TARGETS, Cell
 from surm.config.schema import OptimConfig
 from surm.data import Task, load_task
 from surm.data.encode import encode
-from surm.methods.apply import apply_method, count_trainable, method_settings
-from surm.methods.schema import StructureConfig
+from surm.methods.registry import AnyMethodConfig, make_method, method_class
 from surm.models import load_backbone, model_modality, model_width
 from surm.training.optim import parameter_groups
 from surm.tuners.layer import SurmWeight
@@ -54,12 +53,13 @@ def _candidate(name: str, model: str, task: Task, batch_size: int, device: torch
 
     def make() -> tuple[Step, int]:
         family, options = METHODS[name]
-        settings = method_settings(StructureConfig(name=family, **options), "weight", model_width(model))
-        module = apply_method(backbone, settings, PLACEMENT).train().to(device)
+        asked = AnyMethodConfig(name=family, **options)
+        method = make_method(method_class(family).resolve(asked, "weight", model_width(model)))
+        module = method.apply(backbone, PLACEMENT).train().to(device)
         for layer in module.modules():
             if isinstance(layer, SurmWeight):
                 layer.backend = dict.fromkeys(layer.backend, backend)
-        optimizer = torch.optim.AdamW(parameter_groups(module, OptimConfig()), lr=RATE)
+        optimizer = torch.optim.AdamW(parameter_groups(method, OptimConfig()), lr=RATE)
         train = encode(task.train, backbone)
         batch = {key: value.to(device) for key, value in train.collate([train[i] for i in range(batch_size)]).items()}
         labels = batch.pop("labels")
@@ -70,6 +70,6 @@ def _candidate(name: str, model: str, task: Task, batch_size: int, device: torch
             optimizer.step()
             optimizer.zero_grad()
 
-        return step, count_trainable(module, backbone.head)[0]
+        return step, method.count()[0]
 
     return candidate(name, "peft" if name == LORA else "ours", make)

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 
 from surm.config.schema import RunConfig
 from surm.data import check_data, data_modality
-from surm.methods.apply import FORMS, check_form, ignored_settings, is_peft_method, method_names, method_settings
+from surm.methods.base import FORMS
+from surm.methods.registry import method_class
 from surm.models import check_model, model_modality, model_width
 from surm.shared.errors import ConfigError, FormError
 from surm.shared.registry import hint
@@ -37,9 +38,6 @@ def validate(config: RunConfig, *, files: bool = True) -> None:
             f"{gives}; choose a pair that fits."
         )
     _one_of("dataset.evaluate_on", config.dataset.evaluate_on, ("test", "selection"))
-    if not is_peft_method(config.structure.name):
-        _one_of("structure.name", config.structure.name, method_names(), sums_of_structures=True)
-    _one_of("structure.init_weights", config.structure.init_weights, ("default", "authors"))
     _one_of("placement.form", config.placement.form, FORMS)
     _one_of("placement.sites", config.placement.sites, SITES)
     _one_of("placement.activation", config.placement.activation, ACTIVATIONS)
@@ -73,31 +71,27 @@ def validate(config: RunConfig, *, files: bool = True) -> None:
         _at_least(f"trainer.{name}", getattr(config.trainer, name), 1)
     _at_least("model.image_size", config.model.image_size, 1)
     _above_zero("optim.lr", config.optim.lr)
+    _above_zero("optim.head_lr", config.optim.head_lr)
     _above_zero("optim.max_grad_norm", config.optim.max_grad_norm)
     _within("optim.weight_decay", config.optim.weight_decay, 0.0, math.inf)
     _within("optim.warmup_ratio", config.optim.warmup_ratio, 0.0, 1.0)
     _within("optim.beta1", config.optim.beta1, 0.0, 1.0)
     _within("optim.beta2", config.optim.beta2, 0.0, 1.0)
-    _within("structure.dropout", config.structure.dropout, 0.0, 1.0)
-    if not math.isfinite(config.structure.alpha):
-        raise ConfigError(f"structure.alpha={config.structure.alpha}: give a finite number.")
+    structure, form = config.structure, config.placement.form
     try:
-        method_settings(
-            config.structure, config.placement.form, model_width(config.model.name, **config.model.origin())
-        )
+        method = method_class(structure.name)
+        method.resolve(structure, form, model_width(config.model.name, **config.model.origin()))
     except (TypeError, ValueError) as error:
-        raise ConfigError(f"structure={config.structure.name}: {error}") from None
+        raise ConfigError(f"structure.name={structure.name}: {error}") from None
     try:
-        check_form(config.structure.name, config.placement.form)
+        method.check_form(form)
     except ValueError as error:
-        raise FormError(f"structure={config.structure.name} placement.form={config.placement.form}: {error}") from None
+        raise FormError(f"structure={structure.name} placement.form={form}: {error}") from None
 
 
-def _one_of(key: str, value: str, allowed: Sequence[str], *, sums_of_structures: bool = False) -> None:
-    names = value.split("+") if sums_of_structures else [value]
-    for name in names:
-        if name not in allowed:
-            raise ConfigError(f"{key}={value}: allowed are {', '.join(allowed)}{hint(name, allowed)}")
+def _one_of(key: str, value: str, allowed: Sequence[str]) -> None:
+    if value not in allowed:
+        raise ConfigError(f"{key}={value}: allowed are {', '.join(allowed)}{hint(value, allowed)}")
 
 
 def _at_least(key: str, value: int | None, lowest: int) -> None:
@@ -117,7 +111,7 @@ def _within(key: str, value: float, low: float, high: float) -> None:
 
 def ignored_line(config: RunConfig) -> str | None:
     """One line that names the settings the chosen method does not use, if any were given."""
-    ignored = ignored_settings(config.structure, config.placement.form)
+    ignored = method_class(config.structure.name).ignored(config.structure, config.placement.form)
     if not ignored:
         return None
     return f"structure={config.structure.name} does not use {', '.join(ignored)}: left out of this run's identity."

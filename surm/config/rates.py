@@ -1,41 +1,34 @@
 """Learning rates: what tuning found for a model, a dataset and a method, else the method's usual starting point."""
 
 import json
+from functools import cache
 from typing import Any
 
+import yaml
+
 from surm.config.schema import RunConfig
-from surm.methods.apply import uses_placement
-from surm.shared.paths import RESULTS
+from surm.methods.registry import method_class
+from surm.shared.paths import PAPER, RESULTS
 
 TUNED_RATES = RESULTS / "tuned_rates.json"
-
-# Where a search starts when nothing has been tuned.
-USUAL_RATES = {
-    "full": 1e-4,
-    "attention_tuning": 1e-4,
-    "linear_probe": 1e-2,
-    "bitfit": 3e-3,
-    "layernorm_tuning": 3e-3,
-    "lora": 3e-3,
-    "bottleneck": 1e-3,
-}
-STRUCTURE_RATE = 3e-3
+STATED_RATES = PAPER / "rates.yaml"
 
 
 def default_rate(config: RunConfig) -> tuple[float, str]:
     """The tuned rate, else the one that the paper states, else the method's usual one; and which of them it is."""
     if tuned := tuned_rate(config):
         return tuned, f"as tuned (results/{TUNED_RATES.name})"
-    if stated := stated_rate(config):
-        return stated, "the paper's (B.1)"
-    return USUAL_RATES.get(config.structure.name, STRUCTURE_RATE), "the usual one, not tuned here"
+    for row in _stated_rates():
+        if config.model.name in row["models"] and config.dataset.name in row.get("datasets", [config.dataset.name]):
+            return row["lr"], f"the paper's ({row['place']})"
+    return method_class(config.structure.name).usual_rate, "the usual one, not tuned here"
 
 
-def stated_rate(config: RunConfig) -> float | None:
-    """Appendix B.1: one rate for every image classification with the paper's backbones, a larger one for SVHN."""
-    if config.model.name not in ("vit_b16", "clip_vit_b16"):
-        return None
-    return 5e-4 if config.dataset.name == "vtab/svhn" else 5e-5
+@cache
+def _stated_rates() -> list[dict[str, Any]]:
+    """Rates that the paper states; the first row that fits a run counts."""
+    rows: list[dict[str, Any]] = yaml.safe_load(STATED_RATES.read_text())
+    return rows
 
 
 def tuned_rate(config: RunConfig) -> float | None:
@@ -44,14 +37,14 @@ def tuned_rate(config: RunConfig) -> float | None:
     Variants share the rate of their family: LoRA's ranks, the terms of a sum, the sites and the bias of an adapter,
     fractions of one dataset.
     """
-    found = tuned_rates().get(f"{config.model.name}/{config.dataset.name}", {}).get(rate_key(config))
-    return found["lr"] if found else None
+    tuned = tuned_rates().get(f"{config.model.name}/{config.dataset.name}", {}).get(rate_key(config))
+    return tuned["lr"] if tuned else None
 
 
 def rate_key(config: RunConfig) -> str:
     """The family of methods that a rate is for: the structure, apart in weight and in adapter form."""
     name = config.structure.name
-    return f"{name} (adapter)" if config.placement.form == "adapter" and uses_placement(name) else name
+    return f"{name} (adapter)" if config.placement.form == "adapter" and method_class(name).uses_placement else name
 
 
 def tuned_rates() -> dict[str, dict[str, dict[str, Any]]]:

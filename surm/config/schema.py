@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+from surm.methods.registry import AnyMethodConfig
 from surm.methods.schema import PlacementConfig, StructureConfig
 
 
@@ -35,6 +36,7 @@ class DatasetConfig:
 @dataclass
 class OptimConfig:
     lr: float | None = None  # null: the rate found by `make tune` for this model, dataset and method
+    head_lr: float | None = None  # of the task head; null: the same rate
     weight_decay: float = 0.01
     decay_structure: bool = False  # the authors decay structure parameters too
     beta1: float = 0.9
@@ -85,7 +87,7 @@ class TableConfig:
 class RunConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     dataset: DatasetConfig = field(default_factory=DatasetConfig)
-    structure: StructureConfig = field(default_factory=StructureConfig)
+    structure: StructureConfig = field(default_factory=AnyMethodConfig)
     placement: PlacementConfig = field(default_factory=PlacementConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)

@@ -9,7 +9,7 @@ from typing import Any
 
 from surm import data, models, structures
 from surm.config.schema import RunConfig
-from surm.methods.apply import method_settings, uses_placement
+from surm.methods.registry import method_class
 from surm.methods.schema import PlacementConfig
 from surm.tuners.targets import PARTS
 
@@ -25,7 +25,7 @@ def asked(config: RunConfig) -> dict[str, Any]:
     """
     model, dataset = config.model, config.dataset
     width = models.model_width(model.name, **model.origin())
-    method = method_settings(config.structure, config.placement.form, width)
+    method = method_class(config.structure.name)
     question: dict[str, Any] = {
         "model": {
             "name": model.name,
@@ -40,7 +40,7 @@ def asked(config: RunConfig) -> dict[str, Any]:
             "columns": dataset.origin()["columns"],
             "evaluate_on": dataset.evaluate_on,
         },
-        "structure": method,
+        "structure": method.resolve(config.structure, config.placement.form, width),
         "placement": _placement(config.placement),
         "optim": dict(vars(config.optim)),
         "trainer": {name: getattr(config.trainer, name) for name in _TRAINER_SCIENCE},
@@ -51,7 +51,9 @@ def asked(config: RunConfig) -> dict[str, Any]:
             "train": TRAIN_SCIENCE_VERSION,
         },
     }
-    if not uses_placement(method["name"]):
+    if config.optim.head_lr is None:  # records from before this setting do not have it
+        del question["optim"]["head_lr"]
+    if not method.uses_placement:
         del question["placement"]
         del question["optim"]["decay_structure"]
     for axis in ("model", "dataset"):

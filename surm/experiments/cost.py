@@ -14,6 +14,7 @@ from collections.abc import Iterable
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from surm.methods.registry import method_class
 from surm.models import Backbone
 from surm.records.record import Record
 from surm.shared.registry import look_up
@@ -22,8 +23,6 @@ from surm.shared.registry import look_up
 PEAK_FLOPS = {"a100": 312e12}  # dense bfloat16 operations a second, from NVIDIA's data sheet
 UTILISATION = 0.35  # share of the peak that training a transformer reaches
 
-# Methods that train the backbone's own matrices; attention_tuning only some of them, so it is counted too high.
-TRAIN_WEIGHTS = ("full", "attention_tuning")
 REFERENCES = ("full", "lora")  # what a measured step is compared with; the first that was measured
 
 
@@ -61,9 +60,10 @@ def training_flops(forward: int, examples: int, epochs: float = 1, *, method: st
         update: U, forward operations of what is added to one example's pass: 2 m n times tokens for a dense matrix,
             2 (m + n) r for LoRA; the head's for a linear probe. It is small enough to be left out of most plans.
     """
-    if method in TRAIN_WEIGHTS:
+    asked = method_class(method)
+    if asked.trains_matrices:  # where only some are trained, as by attention_tuning, this is too high
         each = 3 * forward
-    elif method == "linear_probe":
+    elif asked.trains_head_alone:
         each = forward + update
     else:
         each = 2 * forward + 3 * update

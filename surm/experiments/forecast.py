@@ -9,7 +9,8 @@ from typing import Any
 from surm.data import data_facts
 from surm.experiments.cost import correction, forward_flops, gpu_hours, training_flops
 from surm.experiments.plan import PlannedRun
-from surm.methods.apply import apply_method, count_trainable, is_head
+from surm.methods.base import is_head
+from surm.methods.registry import make_method
 from surm.models import model_download, skeleton
 from surm.records.record import Record, read_records
 from surm.records.recorded import canonical
@@ -73,9 +74,9 @@ def _forward(model: tuple[Any, ...], tokens: int | None) -> int:
 @cache
 def _trainable(model: tuple[Any, ...], method: str) -> int:
     asked = json.loads(method)
-    backbone = _skeleton(model, 2)
-    module = apply_method(backbone, asked["structure"], asked["placement"], steps=1000)
-    return count_trainable(module, backbone.head)[0]
+    made = make_method(asked["structure"])
+    made.apply(_skeleton(model, 2), asked["placement"], steps=1000)
+    return made.count()[0]
 
 
 @cache

@@ -10,10 +10,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from surm.config.compose import TRAIN, compose_members, composer, sweep_members
-from surm.config.rates import STRUCTURE_RATE, TUNED_RATES, USUAL_RATES, rate_key, tuned_rates
+from surm.config.rates import TUNED_RATES, rate_key, tuned_rates
 from surm.config.run import Run
 from surm.experiments.plan import PlannedRun, on_selection
 from surm.experiments.upload import primary_metric, tracking_options
+from surm.methods.registry import method_class
 from surm.records.record import Record
 from surm.records.storage import write_json
 
@@ -27,7 +28,7 @@ Score = tuple[float, float]  # primary metric, minus the loss: the loss decides 
 
 def first_rates(structure: str) -> list[float]:
     """The first values of a method's search, lowest first."""
-    centre = USUAL_RATES.get(structure, STRUCTURE_RATE)
+    centre = method_class(structure).usual_rate
     return [_rate(centre * FACTOR**k) for k in range(-FIRST_VALUES // 2 + 1, FIRST_VALUES // 2 + 1)]
 
 

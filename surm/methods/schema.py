@@ -6,16 +6,9 @@ from typing import Any
 
 @dataclass
 class StructureConfig:
-    """Every structure's options in one place; null is the structure's default, so that one sweep covers all."""
+    """Which method, and what several of them have; `registry.AnyMethodConfig` adds each one's own options."""
 
     name: str = "circulant"
-    parametrization: str | None = None
-    symmetric: bool | None = None
-    factors: int | None = None
-    factor_shape: list[int] | None = None
-    terms: int | None = None
-    rank: int | None = None
-    size: int | None = None  # of a bottleneck adapter
     arguments: dict[str, Any] = field(default_factory=dict)  # of peft_<method>: those of PEFT's own configuration
     alpha: float = 1.0
     dropout: float = 0.0

@@ -17,20 +17,18 @@ from surm.config.compose import compose_run, composer, groups
 from surm.config.run import Run
 from surm.data import Task, load_task
 from surm.data.encode import encode
-from surm.methods.apply import IN_PLACE, IN_WEIGHTS, is_peft_method
-from surm.models import load_backbone, split_fused_projections, weights_hash
+from surm.methods.registry import make_method, method_class
+from surm.models import load_backbone, weights_hash
 from surm.models.backbone import Backbone
 from surm.records.record import Record, read_record
 from surm.records.recorded import RunFolder, signature
 from surm.shared.errors import ConfigError, RecordError
 from surm.shared.paths import PUBLISHED
 from surm.shared.threads import one_thread
-from surm.structures import option_names, structure_class
 from surm.tuners.targets import FUSED_PARTS as PARTS
 from surm.tuners.targets import fused_parts, projection_names
 
 EXAMPLES = 256  # of the evaluation split, for CKA
-WITHOUT_UPDATE = ("bitfit", "linear_probe", "layernorm_tuning")
 MEASURES = {
     "one_minus_cosine": "1 - cosine(W + update, W), both as vectors",
     "relative_norm": "Frobenius norm of the update over that of W",
@@ -84,7 +82,9 @@ def analyse(
     record = _finished(name, output_dir)
     question = record.asked
     folder = RunFolder.of(output_dir, name)
-    if question["structure"]["name"] in WITHOUT_UPDATE or question.get("placement", {}).get("form") == "adapter":
+    method = make_method(question["structure"])
+    adapter = question.get("placement", {}).get("form") == "adapter"
+    if not method.trains_matrices and (adapter or not method.uses_placement):
         raise ConfigError(
             f"run={name}: {question['structure']['name']} updates no query, key or value matrix; choose a run of "
             "another method."
@@ -109,7 +109,7 @@ def analyse(
     full = full_run(question)
     full_name = signature(full)
     target = after if full_name == name else _outputs_of_full(full, output_dir, parts, say, given)
-    largest = {W.shape: _largest_rank(question["structure"], *W.shape) for W in base.values()}
+    largest = {W.shape: method.largest_rank(*W.shape) for W in base.values()}
     rows = []
     for place, (layer, its_rows) in projections(trained, parts).items():
         W = base[place]
@@ -165,18 +165,6 @@ def thinned(count: int) -> list[int]:
 
 def _digits(value: float) -> float:
     return float(f"{value:.6g}")
-
-
-def _largest_rank(settings: Mapping[str, Any], m: int, n: int) -> int:
-    name = settings["name"]
-    if name in (*IN_WEIGHTS, *IN_PLACE) or is_peft_method(name):
-        return min(m, n, int(settings.get("rank", m)))
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        options = {option: settings[option] for option in option_names(name)}
-        member = structure_class(name)(m, n, dtype=torch.float64, **options)
-        member.reset_parameters(init_weights=False)
-    return int(torch.linalg.matrix_rank(member.dense()))
 
 
 # --- which runs ------------------------------------------------------------------------------------------------------
@@ -293,9 +281,7 @@ def _trained(backbone: Backbone, question: Question, folder: RunFolder) -> nn.Mo
     if not folder.adapter.exists():
         backbone.module.load_state_dict(load_file(folder.trained), strict=False)
         return backbone.module
-    module = backbone.module
-    if question["structure"]["name"] in IN_WEIGHTS or is_peft_method(question["structure"]["name"]):
-        module = split_fused_projections(module)
+    module = method_class(question["structure"]["name"]).prepare(backbone.module)
     model: nn.Module = PeftModel.from_pretrained(module, folder.adapter).eval()
     return model
 

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
-from torch import Tensor, nn
+from torch import Tensor
 
-from surm.methods.apply import trainable_parameters
+from surm.methods.base import Method
 from surm.records.storage import write_atomically
 from surm.shared.errors import RecordError
 
@@ -28,19 +28,21 @@ class Progress:
     scaler: dict[str, Any] | None = None
 
 
-def save_checkpoint(path: Path, module: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress) -> None:
-    """Write trained parameters, optimiser state and random-number state; the frozen rest is loaded anew.
+def save_checkpoint(path: Path, method: Method, optimizer: torch.optim.Optimizer, progress: Progress) -> None:
+    """Write trained parameters, the method's and the optimiser's state, and random numbers; the rest is loaded anew.
 
     Args:
         path: of the file; an older checkpoint is replaced in one step.
-        module: only its trainable parameters are kept.
+        method: applied to the model; only its trained parameters are kept.
         optimizer: over exactly these parameters.
         progress: how far the run is.
     """
     tensors: dict[str, Tensor] = {"random.cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
         tensors["random.cuda"] = torch.cuda.get_rng_state()
-    for name, parameter in trainable_parameters(module):
+    for key, value in method.state_dict().items():
+        tensors[f"method/{key}"] = value.detach().contiguous()
+    for name, parameter in method.trained_parameters():
         tensors[f"parameter/{name}"] = parameter.detach().contiguous()
         for key, value in optimizer.state.get(parameter, {}).items():
             tensors[f"optimizer/{key}/{name}"] = value.contiguous()
@@ -69,7 +71,7 @@ def _open(path: Path) -> Iterator[Any]:
         ) from None
 
 
-def load_checkpoint(path: Path, module: nn.Module, optimizer: torch.optim.Optimizer) -> Progress:
+def load_checkpoint(path: Path, method: Method, optimizer: torch.optim.Optimizer) -> Progress:
     """Put a checkpoint's state back in place and return its `progress`.
 
     Raises:
@@ -79,20 +81,24 @@ def load_checkpoint(path: Path, module: nn.Module, optimizer: torch.optim.Optimi
         progress = Progress(**json.loads(file.metadata()["progress"]))
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no mapping)
 
-    parameters = dict(trainable_parameters(module))
-    saved = {key.removeprefix("parameter/") for key in tensors if key.startswith("parameter/")}
-    if saved != set(parameters):
+    parameters, saved = dict(method.trained_parameters()), _below("parameter", tensors)
+    if saved.keys() != parameters.keys():
         raise RecordError(f"{path} holds other parameters than this run trains: delete it to start from the beginning.")
+    method.load_state_dict(_below("method", tensors))
     with torch.no_grad():
         for name, parameter in parameters.items():
-            parameter.copy_(tensors[f"parameter/{name}"])
-    for key, value in tensors.items():
-        if key.startswith("optimizer/"):
-            _, field, name = key.split("/", 2)
-            parameter = parameters[name]
-            # Adam's step counter stays where the optimiser made it: on the CPU.
-            optimizer.state[parameter][field] = value if field == "step" else value.to(parameter.device)
+            parameter.copy_(saved[name])
+    for key, value in _below("optimizer", tensors).items():
+        field, name = key.split("/", 1)
+        parameter = parameters[name]
+        # Adam's step counter stays where the optimiser made it: on the CPU.
+        optimizer.state[parameter][field] = value if field == "step" else value.to(parameter.device)
     torch.set_rng_state(tensors["random.cpu"])
     if "random.cuda" in tensors and torch.cuda.is_available():
         torch.cuda.set_rng_state(tensors["random.cuda"])
     return progress
+
+
+def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The entries `prefix/...`, without it."""
+    return {key.removeprefix(f"{prefix}/"): value for key, value in tensors.items() if key.startswith(f"{prefix}/")}

@@ -38,13 +38,11 @@ def evaluate(
         logits: the model, in evaluation mode.
         gather: collects what the processes of a run have each, without examples that fill up the last batch.
     """
-    found, truths = [], []
+    pairs = []
     for batch in batches:
         truth = batch.pop("labels")
-        gathered = gather((logits(batch), truth))
-        found.append(gathered[0].cpu())
-        truths.append(gathered[1].cpu())
-    answers, labels = torch.cat(found), torch.cat(truths)
+        pairs.append([tensor.cpu() for tensor in gather((logits(batch), truth))])
+    answers, labels = map(torch.cat, zip(*pairs, strict=True))
     predictions = (answers.squeeze(-1) if task.regression else answers.argmax(-1)).tolist()
     metrics = compute_metrics(task.metrics, labels.tolist(), predictions)
     return Answers(labels.tolist(), predictions, metrics | {"loss": task_loss(task, answers, labels).item()})

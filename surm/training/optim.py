@@ -6,18 +6,24 @@ from typing import Any
 from torch import nn
 
 from surm.config.schema import OptimConfig
-from surm.methods.apply import is_structure, trainable_parameters
+from surm.methods.base import Method
 
 
-def parameter_groups(module: nn.Module, optim: OptimConfig) -> list[dict[str, Any]]:
-    """Weight decay on matrices; not on vectors (biases, norms), nor by default on structure parameters."""
-    decayed: list[nn.Parameter] = []
-    plain: list[nn.Parameter] = []
-    for name, parameter in trainable_parameters(module):
-        wanted = optim.decay_structure if is_structure(name) else parameter.ndim > 1
-        (decayed if wanted else plain).append(parameter)
-    groups = ((decayed, optim.weight_decay), (plain, 0.0))
-    return [{"params": parameters, "weight_decay": decay} for parameters, decay in groups if parameters]
+def parameter_groups(method: Method, optim: OptimConfig) -> list[dict[str, Any]]:
+    """Weight decay on matrices; not on vectors (biases, norms), nor by default on structure parameters.
+
+    Where the task head has a rate of its own, its groups come last and say so.
+    """
+    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    for name, parameter in method.trained_parameters():
+        decays = optim.decay_structure if method.is_added(name) else parameter.ndim > 1
+        apart = optim.head_lr is not None and method.in_head(name)
+        groups.setdefault((apart, not decays), []).append(parameter)
+    return [
+        {"params": parameters, "weight_decay": 0.0 if plain else optim.weight_decay}
+        | ({"lr": optim.head_lr} if apart else {})
+        for (apart, plain), parameters in sorted(groups.items())
+    ]
 
 
 def rate_factor(step: int, steps: int, optim: OptimConfig) -> float:

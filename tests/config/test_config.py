@@ -38,7 +38,7 @@ def compose(*overrides: str) -> RunConfig:
         (["optim.lr=-1"], ["optim.lr=-1", "above 0"]),
         (["optim.lr=nan"], ["optim.lr=nan", "above 0"]),
         (["optim.warmup_ratio=2"], ["optim.warmup_ratio=2", "1.0"]),
-        (["structure.dropout=1"], ["structure.dropout=1", "below 1.0"]),
+        (["structure.dropout=1"], ["structure.name=circulant", "dropout=1", "below 1.0"]),
         (["placement.parts=[q,x]"], ["placement.parts", "q, k, v"]),
         (["dataset.evaluate_on=tset"], ["dataset.evaluate_on=tset", "did you mean test?"]),
         (["model=builtin_bert"], ["builtin_bert", "digits", "text", "image"]),

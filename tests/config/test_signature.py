@@ -131,5 +131,5 @@ def test_a_tuned_rate_stands_in_the_question(monkeypatch: pytest.MonkeyPatch) ->
         full = Run.of(compose_run(["model=tiny_vit", "structure=full"])).asked
         given = Run.of(compose_run(["model=tiny_vit", "optim.lr=0.7"])).asked
     assert circulant["optim"]["lr"] == 0.0123
-    assert full["optim"]["lr"] == rates.USUAL_RATES["full"]
+    assert full["optim"]["lr"] == 1e-4
     assert given["optim"]["lr"] == 0.7

@@ -3,19 +3,10 @@
 import pytest
 import timm
 import torch
-from torch import nn
 from transformers import BertConfig, BertForSequenceClassification
 
-from surm.methods.apply import (
-    apply_method,
-    check_form,
-    count_trainable,
-    extra_loss,
-    is_head,
-    method_settings,
-    trainable_parameters,
-)
-from surm.methods.schema import StructureConfig
+from surm.methods.base import Method
+from surm.methods.registry import AnyMethodConfig, make_method, method_class
 from surm.models import load_backbone
 from surm.models.backbone import Backbone
 
@@ -24,6 +15,10 @@ PAPER_METHODS = ["circulant", "toeplitz", "kronecker", "ldr", "lora"]
 
 def placed(parts) -> dict:
     return {"form": "weight", "parts": list(parts)}
+
+
+def asked(name: str, form: str = "weight", width: int = 768, **options) -> Method:
+    return make_method(method_class(name).resolve(AnyMethodConfig(name=name, **options), form, width))
 
 
 def vit_b() -> Backbone:
@@ -43,10 +38,10 @@ def bert_base() -> Backbone:
 def test_the_paper_counts_on_base_models(load, method: str) -> None:
     """55,296 on q, k, v of twelve layers of width 768 (sections 1 and 6), 36,864 on q and v."""
     for parts, expected in ((["q", "k", "v"], 55_296), (["q", "v"], 36_864)):
-        backbone = load()
+        applied = asked(method)
         with torch.device("meta"):
-            module = apply_method(backbone, method_settings(StructureConfig(name=method), "weight", 768), placed(parts))
-        assert count_trainable(module, backbone.head)[0] == expected
+            applied.apply(load(), placed(parts))
+        assert applied.count()[0] == applied.count_at_peak() == expected
 
 
 HOUSED = {"form": "adapter", "sites": "houlsby", "adapter_bias": True, "activation": "gelu", "position": "after"}
@@ -65,16 +60,16 @@ HOUSED = {"form": "adapter", "sites": "houlsby", "adapter_bias": True, "activati
 )
 def test_structured_adapters_have_the_paper_s_counts(load, method: str, changed: dict, expected: int) -> None:
     """Two in a layer of width 768 with 2n + n parameters each; 36,864 without bias is its "about 0.04M" (B.2)."""
-    backbone = load()
-    settings = method_settings(StructureConfig(name=method), "adapter", 768)
-    assert count_trainable(apply_method(backbone, settings, HOUSED | changed), backbone.head)[0] == expected
+    applied = asked(method, "adapter")
+    applied.apply(load(), HOUSED | changed)
+    assert applied.count()[0] == expected
 
 
 def test_a_houlsby_bottleneck_on_bert_has_the_usual_count() -> None:
     """24 sites of 2 x 768 x 16 + 768 + 16."""
-    backbone = bert_base()
-    settings = method_settings(StructureConfig(name="bottleneck", size=16), "adapter", 768)
-    assert count_trainable(apply_method(backbone, settings, HOUSED), backbone.head)[0] == 608_640
+    method = asked("bottleneck", "adapter", size=16)
+    method.apply(bert_base(), HOUSED)
+    assert method.count()[0] == 608_640
 
 
 @pytest.mark.parametrize(
@@ -88,24 +83,23 @@ def test_a_houlsby_bottleneck_on_bert_has_the_usual_count() -> None:
 )
 def test_baselines_of_peft_have_the_counts_of_their_papers(name: str, arguments: dict, per_matrix: int) -> None:
     for load in (vit_b, bert_base):
-        backbone = load()
-        settings = method_settings(StructureConfig(name=name, arguments=arguments), "weight", 768)
-        module = apply_method(backbone, settings, placed("qkv"))
-        assert count_trainable(module, backbone.head)[0] == 36 * per_matrix
+        method = asked(name, arguments=arguments)
+        method.apply(load(), placed("qkv"))
+        assert method.count()[0] == 36 * per_matrix
 
 
 def test_attention_only_trains_four_projections_of_a_layer() -> None:
     for load in (vit_b, bert_base):
-        backbone = load()
-        module = apply_method(backbone, method_settings(StructureConfig(name="attention_tuning"), "weight", 768))
-        assert count_trainable(module, backbone.head)[0] == 12 * 4 * (768 * 768 + 768)
+        method = asked("attention_tuning")
+        method.apply(load())
+        assert method.count()[0] == 12 * 4 * (768 * 768 + 768)
 
 
 def test_layernorm_tuning_trains_the_norms() -> None:
     for load, norms in ((vit_b, 25), (bert_base, 25)):  # two a layer, and the last one or that of the embeddings
-        backbone = load()
-        module = apply_method(backbone, method_settings(StructureConfig(name="layernorm_tuning"), "weight", 768))
-        assert count_trainable(module, backbone.head)[0] == norms * 2 * 768
+        method = asked("layernorm_tuning")
+        method.apply(load())
+        assert method.count()[0] == norms * 2 * 768
 
 
 @pytest.mark.parametrize(
@@ -118,10 +112,10 @@ def test_layernorm_tuning_trains_the_norms() -> None:
 )
 def test_a_form_that_a_method_does_not_have_is_one_sentence(name: str, form: str, words: str) -> None:
     with pytest.raises(ValueError, match=words) as caught:
-        check_form(name, form)
+        method_class(name).check_form(form)
     assert "\n" not in str(caught.value)
-    check_form("circulant", form)
-    check_form("full", form)
+    method_class("circulant").check_form(form)
+    method_class("full").check_form(form)
 
 
 @pytest.mark.parametrize(
@@ -135,7 +129,7 @@ def test_a_form_that_a_method_does_not_have_is_one_sentence(name: str, form: str
 )
 def test_a_bad_method_of_peft_is_one_sentence(name: str, arguments: dict, words: str) -> None:
     with pytest.raises(ValueError, match=words):
-        method_settings(StructureConfig(name=name, arguments=arguments), "weight", 768)
+        asked(name, arguments=arguments)
 
 
 def test_adalora_pays_for_factors_that_are_not_orthogonal() -> None:
@@ -145,38 +139,38 @@ def test_adalora_pays_for_factors_that_are_not_orthogonal() -> None:
         vocab_size=9, hidden_size=24, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8, num_labels=2
     )
     backbone = Backbone(BertForSequenceClassification(config), ("classifier",), "text", "random")
-    settings = method_settings(StructureConfig(name="peft_adalora", arguments={"init_r": 4}), "weight", 24)
-    module = apply_method(backbone, settings, placed("qkv"), steps=100).eval()
+    method = asked("peft_adalora", width=24, arguments={"init_r": 4})
+    module = method.apply(backbone, placed("qkv"), steps=100).eval()
     with torch.no_grad():
         inputs, labels = torch.arange(6).view(2, 3), torch.tensor([0, 1])
         output = module.base_model(input_ids=inputs, labels=labels)
         plain = torch.nn.functional.cross_entropy(output.logits, labels)
-        torch.testing.assert_close(plain + extra_loss(module), output.loss)
+        torch.testing.assert_close(plain + method.extra_loss(), output.loss)
 
 
-def trained(method: str) -> tuple[nn.Module, list[str], tuple[str, ...]]:
+def applied(name: str) -> Method:
     torch.manual_seed(0)
-    backbone = load_backbone("tiny_vit", num_labels=3)
-    module = apply_method(backbone, method_settings(StructureConfig(name=method), "weight", 48), placed("qkv"))
-    return module, [name for name, _ in trainable_parameters(module)], backbone.head
+    method = asked(name, width=48)
+    method.apply(load_backbone("tiny_vit", num_labels=3), placed("qkv"))
+    return method
 
 
 def test_bitfit_trains_biases_and_the_head_alone() -> None:
-    module, names, head = trained("bitfit")
-    assert all(name.endswith(".bias") or is_head(name, head) for name in names)
-    expected = sum(p.numel() for name, p in module.named_parameters() if name.endswith(".bias") and "head" not in name)
-    assert count_trainable(module, head)[0] == expected > 0
+    method = applied("bitfit")
+    assert all(name.endswith(".bias") or name.startswith("head.") for name, _ in method.trained_parameters())
+    named = method.module.named_parameters()
+    expected = sum(p.numel() for name, p in named if name.endswith(".bias") and "head" not in name)
+    assert method.count()[0] == expected > 0
 
 
 def test_linear_probe_trains_the_head_alone() -> None:
-    _, names, _ = trained("linear_probe")
-    assert sorted(names) == ["head.bias", "head.weight"]
+    assert sorted(name for name, _ in applied("linear_probe").trained_parameters()) == ["head.bias", "head.weight"]
 
 
 def test_full_trains_everything() -> None:
-    module, names, head = trained("full")
-    assert len(names) == len(list(module.parameters()))
-    assert sum(count_trainable(module, head)) == sum(p.numel() for p in module.parameters())
+    method = applied("full")
+    assert len(dict(method.trained_parameters())) == len(list(method.module.parameters()))
+    assert sum(method.count()) == sum(p.numel() for p in method.module.parameters())
 
 
 @pytest.mark.parametrize(
@@ -189,8 +183,7 @@ def test_full_trains_everything() -> None:
 def test_every_method_starts_at_the_same_function(method: str) -> None:
     """Same seed, same head, zero update: the logits before the first step are those of the linear probe."""
     x = torch.randn(2, 3, 28, 28, generator=torch.Generator().manual_seed(1))
-    probe, _, _ = trained("linear_probe")
-    module, _, _ = trained(method)
+    probe, module = applied("linear_probe").module, applied(method).module
     image = torch.nn.functional.interpolate(x, probe.patch_embed.img_size)
     with torch.no_grad():
         torch.testing.assert_close(module.eval()(image), probe.eval()(image), rtol=1e-6, atol=1e-6)

@@ -61,6 +61,28 @@ def test_random_numbers_of_dropout_are_resumed_too(tmp_path: Path) -> None:
     assert execute(config, say=quiet).happened["history"] == whole.happened["history"]
 
 
+def test_adalora_goes_on_bit_for_bit_in_every_part_of_its_schedule(tmp_path: Path) -> None:
+    """Of 24 steps the budget is whole to the second, falls every other step to the 16th, and is final from the 17th."""
+    options = ["structure=peft_adalora", "structure.arguments.deltaT=2", "structure.arguments.init_r=4"]
+    whole = execute(configure(tmp_path / "whole", *options), say=quiet)
+    run = configure(tmp_path / "parts", *options)
+    stops = [1, 2, 3, 4, 11, 15, 16, 17, 18, 23]
+    for step in stops:
+        with pytest.raises(Interrupted):
+            execute(run, report=stop_after(step), say=quiet)
+    resumed = execute(run, say=quiet)
+    assert resumed["happened"]["resumed_from_steps"] == stops
+    for key in ("metrics", "best_epoch_metrics", "history", "trainable_parameters"):
+        assert resumed["happened"][key] == whole["happened"][key]
+    folders = [tmp_path / name / "runs" / whole["signature"] / "adapter" for name in ("whole", "parts")]
+    one, other = ((folder / "adapter_model.safetensors").read_bytes() for folder in folders)
+    assert one == other
+    patterns = [json.loads((folder / "adapter_config.json").read_text())["rank_pattern"] for folder in folders]
+    assert patterns[0] == patterns[1]
+    left = [sum(kept) for kept in patterns[0].values()]
+    assert sum(left) == len(left) < 4 * len(left)  # target_r is 1 on average
+
+
 def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
     config = configure(tmp_path)
     with pytest.raises(Interrupted):
@@ -108,6 +130,28 @@ def test_kill_9_loses_nothing_but_the_steps_since_the_checkpoint(tmp_path: Path,
     assert resumed.happened["resumed_from_steps"][0] > 0
     if moment != "early":
         assert 400 - resumed.happened["resumed_from_steps"][0] < 0.6 * 400
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", [30, 84])  # of 120 steps: the budget falls from the 13th, and is final from the 81st
+def test_kill_9_in_an_adalora_run_moves_no_digit(tmp_path: Path, moment: int) -> None:
+    longer = ["trainer.max_steps=120", "trainer.epochs=30", "trainer.checkpoint_every=3"]
+    options = ["structure=peft_adalora", "structure.arguments.deltaT=4", "structure.arguments.init_r=4", *longer]
+    run = configure(tmp_path / "whole", *options)
+    whole = execute(run, say=quiet)
+    folder = tmp_path / "killed" / "runs" / whole["signature"]
+    process = start(tmp_path / "killed", *options)
+    deadline = time.monotonic() + 300
+    while time.monotonic() < deadline and process.poll() is None and _step(folder) < moment:
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (folder / "record.json").exists()
+
+    resumed = execute(Run(replace(run.config, output_dir=str(tmp_path / "killed"))), say=quiet)
+    assert resumed["happened"]["resumed_from_steps"][0] >= moment
+    assert resumed["happened"]["metrics"] == whole["happened"]["metrics"]
+    assert resumed["happened"]["history"] == whole["happened"]["history"]
 
 
 def _step(folder: Path) -> int:

@@ -18,12 +18,13 @@ from surm.data.order import EpochBatches
 from surm.models import load_backbone
 from surm.records.claim import Claim
 from surm.records.record import read_record
-from surm.shared.errors import ConfigError, Interrupted, RecordError, RunError
+from surm.shared.errors import ConfigError, RecordError, RunError
 from surm.training import loop as train
+from surm.training import setup
 from surm.training.device import accelerator
 from surm.training.run import execute
 from tests.data.hub_layout import write_tiny
-from tests.tools.runs import configure, quiet, stop_after
+from tests.tools.runs import configure, quiet
 
 
 def test_batches_cover_each_epoch_once_in_an_order_of_seed_and_epoch() -> None:
@@ -165,9 +166,9 @@ def test_gradient_checkpointing_moves_no_number(tmp_path: Path, model: str, stru
 def test_worker_processes_move_no_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plain = execute(configure(tmp_path / "plain", *SHORT), say=quiet)
     started: list[int] = []
-    iterate = train.DataLoader._get_iterator
+    iterate = setup.DataLoader._get_iterator
     monkeypatch.setattr(
-        train.DataLoader, "_get_iterator", lambda self: started.append(self.num_workers) or iterate(self)
+        setup.DataLoader, "_get_iterator", lambda self: started.append(self.num_workers) or iterate(self)
     )
     with_workers = execute(configure(tmp_path / "workers", *SHORT, "trainer.workers=2"), say=quiet)
     assert set(started) == {2}
@@ -189,7 +190,7 @@ def test_a_compiled_run_finds_the_same_up_to_rounding(tmp_path: Path) -> None:
 
 
 def test_out_of_memory_is_recorded_and_says_what_to_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def no_memory(self: train.Loop, batch: dict[str, Any]) -> None:
+    def no_memory(self: train.Loop, batch: dict[str, Any], number: int) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(train.Loop, "_loss", no_memory)
@@ -206,16 +207,6 @@ def test_a_device_that_is_not_there_is_one_sentence(tmp_path: Path) -> None:
     other = "mps" if torch.cuda.is_available() else "cuda"
     with pytest.raises(ConfigError, match=f"device={other}: this machine offers"):
         execute(configure(tmp_path, f"device={other}"), say=quiet)
-
-
-def test_adalora_starts_again_since_a_checkpoint_would_not_hold_all_of_it(tmp_path: Path) -> None:
-    options = ["structure=peft_adalora", *SHORT, "trainer.max_steps=12", "trainer.checkpoint_every=3"]
-    whole = execute(configure(tmp_path / "whole", *options), say=quiet)
-    config = configure(tmp_path / "parts", *options)
-    with pytest.raises(Interrupted):
-        execute(config, report=stop_after(7), say=quiet)
-    assert not list((tmp_path / "parts").rglob("checkpoint.safetensors"))
-    assert execute(config, say=quiet).happened["history"] == whole.happened["history"]
 
 
 def test_a_fraction_trains_on_less_and_is_another_run(tmp_path: Path) -> None:

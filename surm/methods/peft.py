@@ -1,0 +1,163 @@
+"""Methods of PEFT's own that add to weights."""
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, cast
+
+import torch
+from peft import LoraConfig, PeftConfig, get_peft_model
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+from peft.utils import PeftType
+from torch import Tensor, nn
+
+from surm.methods.base import ALPHA, DROPOUT, Method, Settings
+from surm.methods.schema import StructureConfig
+from surm.models.backbone import Backbone
+from surm.models.fused import split_fused_projections
+from surm.shared.registry import look_up
+from surm.structures.options import Option, count
+from surm.tuners.targets import projection_names
+
+PREFIX = "peft_"  # of the names of PEFT's own methods
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "dora": ("LORA", {"use_dora": True})
+}  # methods that PEFT keeps as a switch of another
+
+
+class AddsToWeights(Method):
+    """An adapter of PEFT's on chosen projections, each a layer of its own: PEFT cannot adapt a part of a fused one."""
+
+    forms = ("weight",)
+
+    @classmethod
+    def prepare(cls, module: nn.Module) -> nn.Module:
+        return split_fused_projections(module)
+
+    def _with_peft(
+        self, backbone: Backbone, placement: Settings, kind: Callable[..., PeftConfig], arguments: Settings
+    ) -> nn.Module:
+        module = self.prepare(backbone.module)
+        targets = projection_names(module, placement["parts"])
+        return get_peft_model(module, kind(target_modules=targets, modules_to_save=list(backbone.head), **arguments))
+
+
+class Lora(AddsToWeights):
+    """LoRA (Hu et al. 2021): W x + (alpha / rank) B A x."""
+
+    name = "lora"
+    options: ClassVar[Mapping[str, Option]] = {"rank": count(), "alpha": ALPHA, "dropout": DROPOUT}
+
+    def largest_rank(self, m: int, n: int) -> int:
+        return min(m, n, int(self.settings["rank"]))
+
+    def _apply(self, backbone: Backbone, placement: Settings, steps: int) -> nn.Module:
+        settings = self.settings
+        arguments = {"r": settings["rank"], "lora_alpha": settings["alpha"], "lora_dropout": settings["dropout"]}
+        return self._with_peft(backbone, placement, LoraConfig, arguments)
+
+
+class LoraFA(Lora):
+    """LoRA-FA (Zhang et al. 2023): LoRA with A as drawn."""
+
+    name = "lora_fa"
+
+    def _apply(self, backbone: Backbone, placement: Settings, steps: int) -> nn.Module:
+        module = super()._apply(backbone, placement, steps)
+        for name, parameter in module.named_parameters():
+            if ".lora_A." in name:
+                parameter.requires_grad_(False)
+        return module
+
+
+class OfPeft(AddsToWeights):
+    """Any other method of PEFT's, `peft_<method>`, with arguments of its own configuration class."""
+
+    @classmethod
+    def resolve(cls, structure: StructureConfig, form: str, width: int | None) -> dict[str, Any]:
+        arguments = {key: width if value == "width" else value for key, value in structure.arguments.items()}
+        _peft_config(structure.name, arguments)
+        return {"name": structure.name, "arguments": arguments}
+
+    def _apply(self, backbone: Backbone, placement: Settings, steps: int) -> nn.Module:
+        return self._with_peft(backbone, placement, *_peft_config(self.settings["name"], self.settings["arguments"]))
+
+
+class AdaLora(OfPeft):
+    """AdaLoRA (arXiv 2303.10512): P diag(lambda) Q with a budget of ranks that falls, shared among the layers.
+
+    Between the steps `tinit` and total - `tfinal` the budget falls from init_r to target_r a layer on average; the
+    least important lambda are set to zero every `deltaT` steps, and kept at zero from total - `tfinal` on.
+    """
+
+    name = "peft_adalora"
+
+    def _apply(self, backbone: Backbone, placement: Settings, steps: int) -> nn.Module:
+        # The shares of the schedule are ours where none are given.
+        schedule = {"total_step": steps, "tinit": steps // 10, "tfinal": steps // 3}
+        kind, arguments = _peft_config(self.name, self.settings["arguments"])
+        module = self._with_peft(backbone, placement, kind, {**schedule, **arguments})
+        self._tuner = cast(Any, module.base_model)
+        self._config = self._tuner.peft_config[self._tuner.trainable_adapter_name]
+        return module
+
+    def extra_loss(self) -> Tensor | None:
+        """The factors' distance from orthogonal ones (eq. 4): orth_reg_weight times the mean of |P P^T - I|_F.
+
+        PEFT adds it where the model computes a loss itself, which ours do not.
+        """
+        weight: float = self._config.orth_reg_weight
+        if not weight:
+            return None
+        distances = []
+        for name, factor in self.module.named_parameters():
+            if ".lora_A." in name or ".lora_B." in name:
+                gram = factor @ factor.mT if ".lora_A." in name else factor.mT @ factor
+                distances.append(torch.linalg.norm(gram - torch.eye(len(gram), device=gram.device)))
+        return weight * torch.stack(distances).mean()
+
+    def after_step(self, step: int) -> None:
+        """Update the importance of each rank from parameters and gradients, and mask by the step's budget."""
+        self._tuner.update_and_allocate(step)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The running averages by which PEFT's allocator ranks, and which ranks it left, once it has chosen any.
+
+        The rest is a function of the step. The averages are forgotten in step total - `tfinal`, where the ranks become
+        final; the pattern is needed in every step after it, since the optimiser's momentum moves masked lambda too.
+        """
+        averages = {
+            f"{average}/{name}": value
+            for average in self._averages
+            for name, value in getattr(self._tuner.rankallocator, average).items()
+        }
+        pattern = self._config.rank_pattern or {}
+        return averages | {f"rank_pattern/{name}": torch.tensor(kept) for name, kept in pattern.items()}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        parameters = dict(self._tuner.model.named_parameters())
+        kept: dict[str, dict[str, Tensor]] = {key: {} for key in (*self._averages, "rank_pattern")}
+        for key, value in state.items():
+            what, name = key.split("/", 1)
+            kept[what][name] = value
+        pattern = kept.pop("rank_pattern")
+        self._config.rank_pattern = {name: value.tolist() for name, value in pattern.items()} or None
+        for average, values in kept.items():
+            on_device = {name: value.to(parameters[name].device) for name, value in values.items()}
+            setattr(self._tuner.rankallocator, average, on_device)
+
+    _averages = ("ipt", "exp_avg_ipt", "exp_avg_unc")  # PEFT's names of its allocator's dictionaries
+
+
+def _peft_config(name: str, arguments: Settings) -> tuple[type[PeftConfig], dict[str, Any]]:
+    """The configuration class of `peft_<method>` and the arguments for it; ValueError for what PEFT does not have."""
+    own: dict[str, tuple[str, dict[str, Any]]] = {kind.lower(): (kind, {}) for kind in PEFT_TYPE_TO_CONFIG_MAPPING}
+    del own["surm"]
+    kind, switches = look_up(own | VARIANTS, name.removeprefix(PREFIX), "method of PEFT")
+    config_class = PEFT_TYPE_TO_CONFIG_MAPPING[PeftType(kind)]
+    known = inspect.signature(config_class).parameters
+    for argument in arguments:
+        if argument not in known or argument in ("target_modules", "modules_to_save"):
+            raise ValueError(f"arguments.{argument}: {config_class.__name__} of PEFT takes no such argument from here.")
+    if "target_modules" not in known or "modules_to_save" not in known:
+        raise ValueError(f"{config_class.__name__} of PEFT does not adapt chosen layers beside a trained head.")
+    return config_class, {**switches, **arguments}

@@ -1,0 +1,60 @@
+"""Every method by its name, and the options of all in one schema."""
+
+from dataclasses import field, make_dataclass
+from typing import Any
+
+from surm.methods.base import Method, Settings
+from surm.methods.baselines import AttentionTuning, BitFit, Full, LayerNormTuning, LinearProbe
+from surm.methods.peft import PREFIX, AdaLora, Lora, LoraFA, OfPeft
+from surm.methods.schema import StructureConfig
+from surm.methods.structured import Bottleneck, Structured
+from surm.shared.registry import look_up
+from surm.structures import STRUCTURES
+
+METHODS: dict[str, type[Method]] = {
+    **dict.fromkeys(STRUCTURES, Structured),
+    **{
+        method.name: method
+        for method in (Bottleneck, Lora, LoraFA, BitFit, LayerNormTuning, AttentionTuning, LinearProbe, Full, AdaLora)
+    },
+}
+"""By name; sums of structures and the rest of PEFT's own methods have names beside these."""
+
+
+def method_class(name: str) -> type[Method]:
+    """The class of a method: a key of `METHODS`, several structures joined by "+", or `peft_<method>`.
+
+    Raises:
+        ValueError: one sentence, for an unknown name.
+    """
+    if name.startswith(PREFIX):
+        return METHODS.get(name, OfPeft)
+    if "+" in name:
+        for part in name.split("+"):
+            look_up(STRUCTURES, part, "structure")
+        return Structured
+    return look_up(METHODS, name, "method")
+
+
+def make_method(settings: Settings) -> Method:
+    """The method that a run was asked for.
+
+    Args:
+        settings: `asked.structure` of the run.
+    """
+    return method_class(settings["name"])(settings)
+
+
+_OPTIONS = [
+    *(option for structure in STRUCTURES.values() for option in structure.option_rules),
+    *(option for method in METHODS.values() for option in method.options),
+]
+_OWN = dict.fromkeys(option for option in _OPTIONS if option not in StructureConfig.__dataclass_fields__)
+
+AnyMethodConfig = make_dataclass(
+    "AnyMethodConfig",
+    [(option, Any, field(default=None)) for option in _OWN],
+    bases=(StructureConfig,),
+    namespace={"__module__": __name__},  # so that it can be pickled
+)
+"""A `StructureConfig` with the options of every method; null is the method's default, so that one sweep covers all."""

@@ -1,0 +1,90 @@
+"""What happened in a run: its history, the time and memory of its steps, its answers; the record's `happened` block."""
+
+import statistics
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import torch
+
+from surm.records.recorded import RunFolder
+from surm.records.storage import write_json
+from surm.training.checkpoint import Progress
+from surm.training.evaluate import Answers
+from surm.training.memory import measure_peak
+from surm.training.setup import Setup
+
+
+class Outcome:
+    """Filled by the training loop; `progress` is what a resumed run takes over from the processes before it.
+
+    Args:
+        setup: of the run.
+        device: where it computes.
+    """
+
+    def __init__(self, setup: Setup, device: torch.device) -> None:
+        self.setup, self.device = setup, device
+        self.progress = Progress()
+        self.step_seconds: list[float] = []
+        self.peak_memory_bytes: int | None = None
+        self.answers = Answers()
+
+    @contextmanager
+    def measured(self) -> Iterator[None]:
+        """Around a step: measures its seconds and, of a process's second step, its memory."""
+        begun = time.perf_counter()
+        # By the second step the optimiser's state exists.
+        second = len(self.step_seconds) == 1
+        with measure_peak(self.setup.module, self.setup.optimizer, self.device) if second else nullcontext() as peak:
+            yield
+        if peak is not None:
+            self.peak_memory_bytes = peak.bytes
+        self.step_seconds.append(time.perf_counter() - begun)
+
+    def note(self, **values: Any) -> dict[str, Any]:
+        """Add a row to the history, with the step and the epoch so far; returns it."""
+        epoch = round(self.progress.step / self.setup.steps_per_epoch, 4)
+        row = {"step": self.progress.step, "epoch": epoch, **values}
+        self.progress.history.append(row)
+        return row
+
+    def evaluations(self) -> list[dict[str, Any]]:
+        """The history's rows with an evaluation."""
+        return [row for row in self.progress.history if "evaluation" in row]
+
+    def last_metric(self) -> dict[str, float]:
+        """The primary metric of the last evaluation, by its name, if there was one."""
+        metric = self.setup.task.primary_metric
+        evaluations = self.evaluations()
+        return {metric: evaluations[-1]["evaluation"][metric]} if evaluations else {}
+
+    def happened(self) -> dict[str, Any]:
+        """The `happened` block of the record."""
+        task, method, evaluations = self.setup.task, self.setup.method, self.evaluations()
+        metric = task.primary_metric
+        best = max(evaluations, key=lambda row: row["evaluation"][metric], default=None)
+        trainable, head = method.count()
+        peak = method.count_at_peak()
+        return {
+            "metrics": {k: v for k, v in evaluations[-1]["evaluation"].items() if k != "loss"} if evaluations else {},
+            "primary_metric": metric,
+            "best_epoch_metrics": best["evaluation"] | {"epoch": best["epoch"]} if best else {},
+            "evaluation_examples": len(task.evaluation.labels),
+            "baselines": task.baselines,
+            "trainable_parameters": trainable,
+            **({"peak_trainable_parameters": peak} if peak != trainable else {}),
+            "head_parameters": head,
+            "total_parameters": self.setup.total_parameters,
+            "history": self.progress.history,
+            "resumed_from_steps": self.progress.resumed_from_steps,
+            "steps": self.progress.step,
+            "seconds_per_step": statistics.median(self.step_seconds) if self.step_seconds else None,
+            "seconds": self.progress.seconds,
+            "peak_memory_bytes": self.peak_memory_bytes,
+        }
+
+    def save_predictions(self, folder: RunFolder) -> None:
+        """Write each evaluation example's label and prediction."""
+        write_json(folder.predictions, {"labels": self.answers.labels, "predictions": self.answers.predictions})

@@ -1,0 +1,100 @@
+"""What a run needs before its first step: data in their order, the model on its device, the optimiser."""
+
+import math
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.data_loader import prepare_data_loader
+from accelerate.utils import set_seed
+from torch import nn
+from torch.utils.data import DataLoader
+
+from surm.config.run import Run
+from surm.data import Task, load_task
+from surm.data.encode import encode
+from surm.data.order import EpochBatches
+from surm.methods.base import Method
+from surm.methods.registry import make_method
+from surm.models import load_backbone
+from surm.shared.errors import ConfigError
+from surm.training.device import checkpoint_activations
+from surm.training.optim import parameter_groups
+
+
+@dataclass
+class Setup:
+    """What a training loop works with."""
+
+    task: Task
+    method: Method  # applied to the model; `method.module` is `module` without what accelerate puts around it
+    module: nn.Module
+    total_parameters: int  # of the backbone with its head, before the method adds to it
+    optimizer: Any  # accelerate's, around AdamW; a group's `initial_lr` is its rate at the end of the warm-up
+    order: EpochBatches
+    batches: Any  # of one epoch, in `order`
+    evaluating: dict[str, Any]  # batches of the reported split, "", and of further ones by their names
+    steps_per_epoch: int
+    steps: int
+
+
+def prepare(run: Run, accelerator: Accelerator) -> Setup:
+    """Load, freeze, adapt and place everything that `run` asks for; sets the global random numbers by its seed.
+
+    Raises:
+        ConfigError: the method does not fit the model.
+    """
+    config, trainer = run.config, run.config.trainer
+    data = config.dataset
+    task = load_task(data.name, evaluate_on=data.evaluate_on, fraction=data.fraction, seed=config.seed, **data.origin())
+    steps_per_epoch = math.ceil(math.ceil(len(task.train) / trainer.batch_size) / trainer.gradient_accumulation)
+    steps = min(trainer.epochs * steps_per_epoch, trainer.max_steps or 10**12)
+
+    set_seed(config.seed)
+    method = make_method(run.asked["structure"])
+    model, origin = config.model, config.model.origin()
+    try:
+        backbone = load_backbone(model.name, num_labels=task.num_labels, image_size=model.image_size, **origin)
+        total_parameters = sum(parameter.numel() for parameter in backbone.module.parameters())
+        module = method.apply(backbone, run.asked.get("placement"), steps)
+    except ValueError as error:
+        raise ConfigError(f"structure={config.structure.name} on model={model.name}: {error}") from None
+    if trainer.gradient_checkpointing:
+        checkpoint_activations(backbone.module)
+    optim = config.optim
+    optimizer = torch.optim.AdamW(parameter_groups(method, optim), betas=(optim.beta1, optim.beta2), lr=run.rate)
+    for group in optimizer.param_groups:
+        group["initial_lr"] = group["lr"]
+
+    train, process, processes = encode(task.train, backbone), accelerator.process_index, accelerator.num_processes
+    order = EpochBatches(len(train), trainer.batch_size, config.seed, process, processes)
+    # A generator of its own: an iterator draws a number when it starts, and a resumed run starts one more.
+    loader = partial(DataLoader, collate_fn=train.collate, num_workers=trainer.workers, generator=torch.Generator())
+    splits = {"": task.evaluation, **task.also}
+    evaluating = [loader(encode(split, backbone), batch_size=trainer.eval_batch_size) for split in splits.values()]
+    module, optimizer, *evaluating = accelerator.prepare(module, optimizer, *evaluating)
+    # `order` has divided the batches among the processes already.
+    batches = prepare_data_loader(loader(train, batch_sampler=order), accelerator.device, 1, 0, put_on_device=True)
+    if processes > 1:  # dropout must differ among them
+        torch.manual_seed(process_seed(config.seed, process, step=0))
+    if trainer.compile:
+        module.compile()
+    return Setup(
+        task=task,
+        method=method,
+        module=module,
+        total_parameters=total_parameters,
+        optimizer=optimizer,
+        order=order,
+        batches=batches,
+        evaluating=dict(zip(splits, evaluating, strict=True)),
+        steps_per_epoch=steps_per_epoch,
+        steps=steps,
+    )
+
+
+def process_seed(seed: int, process: int, step: int) -> int:
+    """A seed for the random numbers of one of several processes from a step on."""
+    return (seed * 1_000_003 + step) * 1_009 + process
