@@ -9,10 +9,9 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from surm.config.compose import TRAIN, compose_members, composer, sweep_members
+from surm.config.compose import TRAIN, composer
 from surm.config.rates import STRUCTURE_RATE, TUNED_RATES, USUAL_RATES, rate_key, tuned_rates
-from surm.config.run import Run
-from surm.experiments.plan import PlannedRun, on_selection
+from surm.experiments.plan import TrainingRun, load_experiment, training_runs
 from surm.experiments.upload import primary_metric, tracking_options
 from surm.records.record import Record
 from surm.records.storage import write_json
@@ -21,7 +20,7 @@ FACTOR = 3.0
 FIRST_VALUES = 4
 ARGUMENTS = "${args_no_hyphens}"  # where the agent of a W&B sweep puts `optim.lr=<value>`
 
-Place = tuple[str, str]  # model/dataset, and the family of methods that a rate is for
+Key = tuple[str, str]  # what a search is for: model/dataset, and the family of methods that shares a rate
 Score = tuple[float, float]  # primary metric, minus the loss: the loss decides between equal metrics
 
 
@@ -50,17 +49,17 @@ def score(record: Record) -> Score:
     return evaluation[record["happened"]["primary_metric"]], -evaluation["loss"]
 
 
-def searches(members: Iterable[PlannedRun]) -> dict[Place, PlannedRun]:
+def searches(members: Iterable[TrainingRun]) -> dict[Key, TrainingRun]:
     """The searches that tune for some runs, each with the run it stands for: the first seed's, with the most data."""
-    found: dict[Place, PlannedRun] = {}
+    chosen: dict[Key, TrainingRun] = {}
     for member in sorted(members, key=lambda member: -member.config.dataset.fraction):
         key = (f"{member.config.model.name}/{member.config.dataset.name}", rate_key(member.config))
-        found.setdefault(key, member)
-    return found
+        chosen.setdefault(key, member)
+    return chosen
 
 
 def search(
-    members: list[PlannedRun], execute: Callable[[PlannedRun], Record | None], fraction: float | None = None
+    members: list[TrainingRun], execute: Callable[[TrainingRun], Record | None], fraction: float | None = None
 ) -> None:
     """Search the rate of each (model, dataset, method) among the members and write `results/tuned_rates.json`.
 
@@ -69,11 +68,11 @@ def search(
         execute: runs (or finds) a run and returns its record; None marks a failed run, which scores lowest.
         fraction: of the training split that every run of the search sees; None for what the member itself sees.
     """
-    tried: dict[Place, dict[float, Score]] = {}
+    tried: dict[Key, dict[float, Score]] = {}
     runs = searches(members)
 
-    def attempt(key: Place, rate: float) -> None:
-        record = execute(on_selection(runs[key], rate, fraction))
+    def attempt(key: Key, rate: float) -> None:
+        record = execute(runs[key].on_selection(rate, fraction))
         tried.setdefault(key, {})[rate] = score(record) if record else (-math.inf, -math.inf)
 
     for key, member in runs.items():
@@ -84,18 +83,18 @@ def search(
         _write(*key, tried[key])
 
 
-def _write(place: str, method: str, scores: Mapping[float, Score]) -> None:
+def _write(task: str, method: str, scores: Mapping[float, Score]) -> None:
     """Add a finished search to those that the file holds, which another process may have added to."""
     best = max(scores, key=lambda rate: scores[rate])
     listed = {f"{rate:g}": round(scores[rate][0], 6) if scores[rate][0] > -1 else None for rate in sorted(scores)}
     rates: dict[str, dict[str, dict[str, Any]]] = tuned_rates()
-    rates.setdefault(place, {})[method] = {"lr": best, "tried": listed}
-    write_json(TUNED_RATES, {place: dict(sorted(methods.items())) for place, methods in sorted(rates.items())})
+    rates.setdefault(task, {})[method] = {"lr": best, "tried": listed}
+    write_json(TUNED_RATES, {task: dict(sorted(methods.items())) for task, methods in sorted(rates.items())})
 
 
 def wandb_sweeps(
-    members: Sequence[PlannedRun], settings: Sequence[str] = (), fraction: float | None = None
-) -> dict[Place, dict[str, Any]]:
+    members: Sequence[TrainingRun], settings: Sequence[str] = (), fraction: float | None = None
+) -> dict[Key, dict[str, Any]]:
     """The first values of each search as the file that `wandb sweep` takes: a grid over the learning rate.
 
     Its runs are those that `search` starts: afterwards that finds their records, and goes on beyond the edges.
@@ -106,23 +105,24 @@ def wandb_sweeps(
         fraction: as for `search`.
     """
     options, others = tracking_options(settings)
-    found, commands = searches(members), {}
+    runs = searches(members)
     with composer():
-        for experiment in dict.fromkeys(member.experiment for member in found.values()):
-            for member in compose_members(sweep_members([f"experiment={experiment}", "seed=0", *others]), files=False):
-                commands[PlannedRun(experiment, Run.of(member.config)).signature] = member.overrides
+        experiments = [
+            load_experiment(name, 1, others) for name in dict.fromkeys(run.table.name for run in runs.values()) if name
+        ]
+    overrides = {run.signature: run.overrides for run in training_runs(experiments)}
     ours = ["dataset.evaluate_on=selection", *([f"dataset.fraction={fraction}"] if fraction else []), "tracking=wandb"]
     ours += [setting for setting in settings if setting not in others]
     return {
-        (place, method): {
-            "name": f"{place}, {method}: learning rate",
+        (task, method): {
+            "name": f"{task}, {method}: learning rate",
             "project": options["project"],
             **({"entity": options["entity"]} if options["entity"] else {}),
             "program": TRAIN.script,
             "method": "grid",
             "metric": {"name": f"evaluation/{primary_metric(member.config.dataset)}", "goal": "maximize"},
             "parameters": {"optim.lr": {"values": first_rates(member.config.structure.name)}},
-            "command": ["${env}", "${interpreter}", "${program}", *commands[member.signature], *ours, ARGUMENTS],
+            "command": ["${env}", "${interpreter}", "${program}", *overrides[member.signature], *ours, ARGUMENTS],
         }
-        for (place, method), member in found.items()
+        for (task, method), member in runs.items()
     }

@@ -3,17 +3,17 @@
 import os
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from surm.config.compose import composer
-from surm.config.run import Run
-from surm.experiments import cli, runner
+from surm.experiments import cli
 from surm.experiments import publish as results
 from surm.experiments import status as overview
 from surm.experiments.plan import Experiment, load_experiment
+from surm.experiments.runner import ThisProcess
+from surm.experiments.sweep import run_all
 from surm.records.claim import Claim
 from surm.records.record import read_record
 from surm.records.storage import write_json
@@ -24,10 +24,7 @@ TINY = ["model=tiny_vit", "trainer.max_steps=3", "trainer.log_every=1"]
 
 def experiment(folder: Path, *overrides: str) -> Experiment:
     with composer():
-        loaded = load_experiment("smoke_digits", overrides=[*TINY, *overrides])
-    outputs = str(folder / "outputs")
-    runs = [replace(run, task=Run(replace(run.config, output_dir=outputs))) for run in loaded.runs]
-    return replace(loaded, runs=runs)
+        return load_experiment("smoke_digits", overrides=[*TINY, *overrides, f"output_dir={folder}/outputs"])
 
 
 @pytest.fixture
@@ -41,31 +38,31 @@ def test_a_sweep_runs_what_is_missing_and_a_failed_member_stops_nobody(
 ) -> None:
     study = experiment(somewhere, "structure=linear_probe,full,circulant", "optim.lr=1e30", "optim.warmup_ratio=0")
     fine = experiment(somewhere, "structure=circulant").runs
-    failures = runner.run_all([study.runs[1], *fine])
+    failures = run_all([study.runs[1], *fine], ThisProcess())
     assert failures == 1
     assert [run.status() for run in (study.runs[0], study.runs[1], *fine)] == ["missing", "failed", "finished"]
-    before = read_record(fine[0].record_path)
+    before = read_record(fine[0].folder.record)
     capsys.readouterr()
-    assert runner.run_all(fine) == 0
+    assert run_all(fine, ThisProcess()) == 0
     assert "done before" in capsys.readouterr().out
-    assert read_record(fine[0].record_path) == before
+    assert read_record(fine[0].folder.record) == before
 
 
 def test_status_tells_running_from_missing(somewhere: Path) -> None:
     run = experiment(somewhere, "structure=circulant").runs[0]
     assert run.status() == "missing"
-    with Claim(run.record_path.parent):
+    with Claim(run.folder.path):
         assert run.status() == "running"
     assert run.status() == "missing"
 
 
 def test_a_dry_run_estimates_from_records_and_runs_nothing(somewhere: Path, capsys: pytest.CaptureFixture[str]) -> None:
     study = experiment(somewhere, "structure=circulant", "seed=0,1,2")
-    runner.run_all(study.runs[:1])
-    record = read_record(study.runs[0].record_path)
+    run_all(study.runs[:1], ThisProcess())
+    record = read_record(study.runs[0].folder.record)
     assert record is not None
     record["happened"]["seconds"] = 100.0
-    write_json(study.runs[0].record_path, record)
+    write_json(study.runs[0].folder.record, record)
     capsys.readouterr()
     overview.print_plan([study])
     printed = capsys.readouterr().out
@@ -76,15 +73,15 @@ def test_a_dry_run_estimates_from_records_and_runs_nothing(somewhere: Path, caps
 @pytest.mark.parametrize(("dirty", "promoted"), [(False, 1), (True, 0)])
 def test_only_finished_records_of_a_clean_tree_are_promoted(somewhere: Path, dirty: bool, promoted: int) -> None:
     study = experiment(somewhere, "structure=circulant", "seed=0,1")
-    runner.run_all(study.runs[:1])
+    run_all(study.runs[:1], ThisProcess())
     for number, run in enumerate(study.runs):  # the second is a copy that says it was interrupted
-        record = read_record(study.runs[0].record_path)
+        record = read_record(study.runs[0].folder.record)
         assert record is not None
         record["where"]["dirty"] = dirty
         record["asked"]["model"]["name"] = "builtin_vit"  # tiny models and shortened runs are never published
         record["asked"]["trainer"]["max_steps"] = None
         record["status"] = ["finished", "interrupted"][number]
-        write_json(run.record_path, record)
+        write_json(run.folder.record, record)
     published = somewhere / "results" / "runs"
     assert results.promote(somewhere / "outputs" / "runs", published) == promoted
     assert len(list(published.glob("*.predictions.json"))) == promoted

@@ -11,9 +11,9 @@ import yaml
 import surm.training.tracking
 from surm.config.compose import composer
 from surm.config.schema import DatasetConfig
-from surm.experiments import publish as results
+from surm.experiments import upload
 from surm.experiments.plan import Scale, load_experiment
-from surm.experiments.upload import primary_metric, sync, tracking_options
+from surm.experiments.upload import experiments_of, primary_metric, sync, tracking_options, wandb_sync
 from surm.records.storage import write_json
 from surm.shared.errors import ConfigError, TrackingError
 from surm.shared.paths import CONFIG_DIRECTORY, PUBLISHED
@@ -172,33 +172,33 @@ def test_make_wandb_sync_takes_its_options_from_conf_and_groups_from_the_plans(t
     monkeypatch.chdir(tmp_path)
     write_json(Path("published") / f"{planned.signature}.json", record)
     write_json(Path("published") / "cccccccccccc.json", record | {"signature": "cccccccccccc"})  # of no experiment
-    monkeypatch.setattr(results, "config_groups", lambda: {"experiment": ["full_digits"]})  # of some 30
-    monkeypatch.setattr(results, "load_scale", lambda name: Scale(name, ["laptop_digits", "laptop_psd_fit"]))
+    monkeypatch.setattr(upload, "groups", lambda: {"experiment": ["full_digits"]})  # of some 30
+    monkeypatch.setattr(upload, "load_scale", lambda name: Scale(name, ["laptop_digits", "laptop_psd_fit"]))
     settings = ["tracking.mode=offline", "tracking.project=archive", "tracking.tags=[old]"]
 
-    def upload(only: str | None) -> str:
+    def uploads(only: str | None) -> str:
         chosen = {"scale": "laptop", "seeds": None, "only": only, "records": [Path("published")]}
-        results.wandb_sync(argparse.Namespace(**chosen, set=settings))
+        wandb_sync(argparse.Namespace(**chosen, set=settings))
         return capsys.readouterr().out
 
-    assert "1 of 1 finished runs" in upload("laptop_digits")
+    assert "1 of 1 finished runs" in uploads("laptop_digits")
     _, group, _, project, tags = logged(Path("outputs/wandb"), planned.signature)["identity"]
     assert (group, project) == ("laptop_digits", "archive")
     assert tags == {"builtin_vit", "digits", "lora", "old", "laptop_digits"}
-    assert "1 of 2 finished runs" in upload(None)
+    assert "1 of 2 finished runs" in uploads(None)
     assert logged(Path("outputs/wandb"), "cccccccccccc")["identity"][1] == ""
 
 
 @pytest.mark.slow
 def test_a_run_belongs_to_the_experiments_that_plan_it_the_chosen_first(monkeypatch):
-    monkeypatch.setattr(results, "load_scale", lambda name: Scale(name, ["laptop_digits"]))
-    monkeypatch.setattr(results, "config_groups", lambda: {"experiment": ["full_digits", "full_textile"]})
+    monkeypatch.setattr(upload, "load_scale", lambda name: Scale(name, ["laptop_digits"]))
+    monkeypatch.setattr(upload, "groups", lambda: {"experiment": ["full_digits", "full_textile"]})
     with composer():
         chosen = load_experiment("full_digits", seeds=1, overrides=["structure=lora"])
         elsewhere = load_experiment("full_textile", seeds=1, overrides=["structure=lora"])
     shared, textile = ({"signature": run.signature, "asked": run.asked} for run in (chosen.runs[0], elsewhere.runs[0]))
-    assert results._experiments_of([shared], [chosen])[shared["signature"]] == ["full_digits"]
-    found = results._experiments_of([shared, textile], [])
+    assert experiments_of([shared], [chosen])[shared["signature"]] == ["full_digits"]
+    found = experiments_of([shared, textile], [])
     assert found[shared["signature"]] == ["laptop_digits", "full_digits"]
     assert found[textile["signature"]] == ["full_textile"]
 
