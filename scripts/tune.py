@@ -22,7 +22,7 @@ def main() -> None:
         runs = training_runs(chosen_experiments(arguments, seeds=1))
         if arguments.wandb_sweep:
             arguments.wandb_sweep.mkdir(parents=True, exist_ok=True)
-            for (task, method), sweep in wandb_sweeps(runs, arguments.set, arguments.fraction).items():
+            for (task, method), sweep in wandb_sweeps(runs, arguments.fraction).items():
                 file = arguments.wandb_sweep / (re.sub(r"\W+", "_", f"{task} {method}").strip("_") + ".yaml")
                 file.write_text(yaml.safe_dump(sweep, sort_keys=False))
                 print(f"wandb sweep {file}")

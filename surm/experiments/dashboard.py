@@ -15,7 +15,6 @@ from wandb.sdk.lib.service.service_connection import WandbApiFailedError
 from wandb_workspaces import expr
 
 from surm.experiments.plan import Experiment, TrainingRun, training_runs
-from surm.experiments.upload import primary_metric
 from surm.shared.errors import ConfigError, TrackingError
 
 STRUCTURE = "structure.name"  # of a run's configuration
@@ -58,7 +57,7 @@ def build_views(experiments: Sequence[Experiment], name: str, *, project: str, e
 
 def _sections(members: dict[str, list[TrainingRun]]) -> list[ws.Section]:
     runs = [run for planned in members.values() for run in planned]
-    metrics = list(dict.fromkeys(primary_metric(run.config.dataset) for run in runs))
+    metrics = list(dict.fromkeys(run.metric for run in runs))
     several, shown = len(members) > 1, len(runs)
 
     def bars(metric: str, title: str) -> wr.BarPlot:

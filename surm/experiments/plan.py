@@ -15,6 +15,7 @@ from surm.config.command import entry_of
 from surm.config.compose import TRAIN, Entry, Member, compose_sweep, composer
 from surm.config.run import Run
 from surm.config.schema import TableConfig
+from surm.data import primary_metric
 from surm.experiments.forecast import Forecast, forecast
 from surm.methods.names import label
 from surm.records.record import Record
@@ -158,6 +159,11 @@ class TrainingRun(Run, Planned):
         share = f", {100 * data.fraction:g} %" if data.fraction < 1 else ""
         split = "" if data.evaluate_on == "test" else " (selection)"
         return f"{self.config.model.name} x {data.name}{share}{split}"
+
+    @property
+    def metric(self) -> str:
+        """The metric of its tables; at W&B `evaluation/<metric>`, and `metrics/<metric>` from the end on."""
+        return primary_metric(self.config.dataset.name, **self.config.dataset.origin())
 
     def on_selection(self, rate: float, fraction: float | None = None) -> "TrainingRun":
         """The same run with a given learning rate, scored on the selection slice of the training split.

@@ -6,13 +6,12 @@ split.
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from surm.config.compose import TRAIN, composer
+from surm.config.compose import TRAIN
 from surm.config.rates import STRUCTURE_RATE, TUNED_RATES, USUAL_RATES, rate_key, tuned_rates
-from surm.experiments.plan import TrainingRun, load_experiment, training_runs
-from surm.experiments.upload import primary_metric, tracking_options
+from surm.experiments.plan import TrainingRun
 from surm.records.record import Record
 from surm.records.storage import write_json
 
@@ -92,37 +91,26 @@ def _write(task: str, method: str, scores: Mapping[float, Score]) -> None:
     write_json(TUNED_RATES, {task: dict(sorted(methods.items())) for task, methods in sorted(rates.items())})
 
 
-def wandb_sweeps(
-    members: Sequence[TrainingRun], settings: Sequence[str] = (), fraction: float | None = None
-) -> dict[Key, dict[str, Any]]:
+def wandb_sweeps(members: Iterable[TrainingRun], fraction: float | None = None) -> dict[Key, dict[str, Any]]:
     """The first values of each search as the file that `wandb sweep` takes: a grid over the learning rate.
 
     Its runs are those that `search` starts: afterwards that finds their records, and goes on beyond the edges.
 
     Args:
-        members: as for `search`.
-        settings: with which the members were composed, beside their experiment; those of tracking are for the sweep.
+        members: as for `search`; their settings of tracking are for the sweep.
         fraction: as for `search`.
     """
-    options, others = tracking_options(settings)
-    runs = searches(members)
-    with composer():
-        experiments = [
-            load_experiment(name, 1, others) for name in dict.fromkeys(run.table.name for run in runs.values()) if name
-        ]
-    overrides = {run.signature: run.overrides for run in training_runs(experiments)}
-    ours = ["dataset.evaluate_on=selection", *([f"dataset.fraction={fraction}"] if fraction else []), "tracking=wandb"]
-    ours += [setting for setting in settings if setting not in others]
+    more = ["dataset.evaluate_on=selection", *([f"dataset.fraction={fraction}"] if fraction else []), "tracking=wandb"]
     return {
         (task, method): {
             "name": f"{task}, {method}: learning rate",
-            "project": options["project"],
-            **({"entity": options["entity"]} if options["entity"] else {}),
+            "project": member.config.tracking.project,
+            **({"entity": member.config.tracking.entity} if member.config.tracking.entity else {}),
             "program": TRAIN.script,
             "method": "grid",
-            "metric": {"name": f"evaluation/{primary_metric(member.config.dataset)}", "goal": "maximize"},
+            "metric": {"name": f"evaluation/{member.metric}", "goal": "maximize"},
             "parameters": {"optim.lr": {"values": first_rates(member.config.structure.name)}},
-            "command": ["${env}", "${interpreter}", "${program}", *overrides[member.signature], *ours, ARGUMENTS],
+            "command": ["${env}", "${interpreter}", "${program}", *member.overrides, *more, ARGUMENTS],
         }
-        for (task, method), member in runs.items()
+        for (task, method), member in searches(members).items()
     }

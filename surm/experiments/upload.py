@@ -8,10 +8,6 @@ from typing import Any
 
 from surm.config.command import entry_of
 from surm.config.compose import TRAIN, compose_run, composer, groups
-from surm.config.schema import DatasetConfig
-from surm.data import load_task
-from surm.data.base import Corpus
-from surm.data.glue import TASKS
 from surm.experiments.cli import chosen_experiments, console
 from surm.experiments.plan import Experiment, Scale, load_scale, load_scale_experiments
 from surm.records.stored import read_records
@@ -28,17 +24,6 @@ def tracking_options(settings: Sequence[str]) -> tuple[dict[str, Any], list[str]
     with composer():
         options = vars(compose_run(["tracking=wandb", *own]).tracking)
     return options, [setting for setting in settings if setting not in own]
-
-
-def primary_metric(dataset: DatasetConfig) -> str:
-    """The metric of a run's tables; W&B holds it as `evaluation/<metric>`, and as `metrics/<metric>` from the end on.
-
-    Only the user's own files, `dataset=table`, are read for it.
-    """
-    family, _, task = dataset.name.partition("/")
-    if family == "glue":
-        return TASKS[task].metrics[0]
-    return load_task("table", **dataset.origin()).primary_metric if family == "table" else Corpus.metrics[0]
 
 
 def pending(records: Iterable[Mapping[str, Any]], mode: str, directory: Path) -> list[Mapping[str, Any]]:

@@ -177,10 +177,10 @@ def command_lines(sweep: dict[str, Any]) -> list[list[str]]:
 
 @pytest.mark.parametrize("fraction", [pytest.param(None, marks=pytest.mark.slow), 0.5])
 def test_each_run_of_a_sweep_is_one_that_the_search_would_start(fraction):
-    settings = [METHODS, "trainer.epochs=2"]
+    settings = [METHODS, "trainer.epochs=2", "tracking.log_adapter=true", "tracking.entity=team"]
     with composer():
         runs = training_runs([load_experiment("laptop_digits", seeds=1, overrides=settings)])
-    sweeps = wandb_sweeps(runs, [*settings, "tracking.log_adapter=true", "tracking.entity=team"], fraction)
+    sweeps = wandb_sweeps(runs, fraction)
     assert set(sweeps) == {("builtin_vit/digits", "lora"), ("builtin_vit/digits", "circulant")}
     for key, member in searches(runs).items():
         sweep = yaml.safe_load(yaml.safe_dump(sweeps[key]))
@@ -216,6 +216,8 @@ def test_the_script_writes_one_file_for_each_search_that_wandb_can_load(tmp_path
 def test_sweeps_follow_the_schema_of_wandb():
     schema = pytest.importorskip("sweeps.config", reason="the schema comes with wandb[sweeps], which needs numpy 1")
     with composer():
-        (member,) = training_runs([load_experiment("laptop_digits", seeds=1, overrides=["structure=lora"])])
-    (sweep,) = wandb_sweeps([member], ["structure=lora", "tracking.entity=team"]).values()
+        (member,) = training_runs(
+            [load_experiment("laptop_digits", seeds=1, overrides=["structure=lora", "tracking.entity=team"])]
+        )
+    (sweep,) = wandb_sweeps([member]).values()
     assert schema.schema_violations_from_proposed_config(sweep) == []

@@ -10,10 +10,10 @@ import yaml
 
 import surm.training.tracking
 from surm.config.compose import composer
-from surm.config.schema import DatasetConfig
+from surm.data import primary_metric
 from surm.experiments import upload
 from surm.experiments.plan import Scale, load_experiment
-from surm.experiments.upload import experiments_of, primary_metric, sync, tracking_options, wandb_sync
+from surm.experiments.upload import experiments_of, sync, tracking_options, wandb_sync
 from surm.records.storage import write_json
 from surm.shared.errors import ConfigError, TrackingError
 from surm.shared.paths import CONFIG_DIRECTORY, PUBLISHED
@@ -217,14 +217,14 @@ def test_options_of_tracking_are_those_of_conf_and_of_the_command():
     [("digits", "accuracy"), ("glue/cola", "matthews"), ("glue/stsb", "spearman"), ("vtab/pets", "accuracy")],
 )
 def test_primary_metric_is_known_without_reading_the_data(dataset, metric):
-    assert primary_metric(DatasetConfig(name=dataset)) == metric
+    assert primary_metric(dataset) == metric
 
 
 def test_the_metric_of_a_table_is_that_of_its_labels(tmp_path):
     for split in ("train", "test"):
         (tmp_path / f"{split}.csv").write_text("sentence,score\ngood,0.5\nbad,0.25\nfine,0.75\n")
     columns = {"text": "sentence", "label": "score"}
-    assert primary_metric(DatasetConfig(name="table", path=str(tmp_path), columns=columns)) == "spearman"
+    assert primary_metric("table", path=str(tmp_path), columns=columns) == "spearman"
 
 
 def saved(folder: Path) -> Path:
