@@ -3,16 +3,22 @@
 import os
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import pytest
 
-from surm.config.compose import composer
+from surm.config import checks, signature
+from surm.config import compose as composing
+from surm.config.command import check_command
+from surm.config.compose import TRAIN, composer
 from surm.experiments import cli
 from surm.experiments import publish as results
 from surm.experiments import status as overview
-from surm.experiments.plan import Experiment, load_experiment
-from surm.experiments.runner import ThisProcess
+from surm.experiments.plan import Experiment, load_experiment, plan
+from surm.experiments.runner import ThisProcess, run_one
 from surm.experiments.sweep import run_all
 from surm.records.claim import Claim
 from surm.records.record import read_record
@@ -46,6 +52,27 @@ def test_a_sweep_runs_what_is_missing_and_a_failed_member_stops_nobody(
     assert run_all(fine, ThisProcess()) == 0
     assert "done before" in capsys.readouterr().out
     assert read_record(fine[0].folder.record) == before
+
+
+def test_a_command_is_composed_checked_and_hashed_once(somewhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: Counter[str] = Counter()
+
+    def count(module: ModuleType, name: str) -> None:
+        function = getattr(module, name)
+
+        def counted(*arguments: Any, **options: Any) -> Any:
+            calls[name] += 1
+            return function(*arguments, **options)
+
+        monkeypatch.setattr(module, name, counted)
+
+    count(composing, "compose")
+    count(checks, "check_model")
+    count(signature, "asked")
+    (run,) = plan(check_command([*TINY, "structure=lora"], TRAIN), TRAIN)
+    run_one(run)
+    assert run.status() == "finished"
+    assert calls == {"compose": 1, "check_model": 1, "asked": 1}
 
 
 def test_status_tells_running_from_missing(somewhere: Path) -> None:
