@@ -345,7 +345,7 @@ def test_lost_connection_is_one_warning_and_leaves_the_run_to_sync(tmp_path, cap
 
 def test_none_imports_no_wandb_and_writes_nothing(tmp_path):
     program = (
-        f"import runpy, sys; from pathlib import Path; module = runpy.run_path({surm.tracking.__file__!r})\n"
+        f"import runpy, sys; from pathlib import Path; module = runpy.run_path({surm.training.tracking.__file__!r})\n"
         "tracker = module['start_tracker'](\n"
         "    {'name': 'none'}, signature='a', group=None, config={}, tags=[], directory=Path('logs'))\n"
         "tracker.log({'loss': 1.0}, step=1); tracker.finish({}, 'finished')\n"
