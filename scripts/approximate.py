@@ -10,23 +10,33 @@ import sys
 import hydra
 from omegaconf import DictConfig
 
-from surm.config.command import check_command, is_sweep
-from surm.config.compose import register_schema, typed
+from surm.config.command import check_command, is_question, is_sweep
+from surm.config.compose import register_schema
 from surm.experiments.cli import command
-from surm.experiments.launch import sweep
-from surm.experiments.runner import run_study
+from surm.experiments.launch import launcher_of
+from surm.experiments.plan import plan
+from surm.experiments.runner import ThisProcess
+from surm.experiments.sweep import run_all
 from surm.studies.entry import APPROXIMATE
 
 
-@hydra.main(config_path="../conf", config_name="approximate", version_base="1.3")
-def main(config: DictConfig) -> None:
-    run_study(typed(config, APPROXIMATE))
+@hydra.main(config_path="../conf", config_name=APPROXIMATE.name, version_base="1.3")
+def answer(_: DictConfig) -> None:
+    """`--cfg job`, `--help` and the like are answered by Hydra, which then runs nothing."""
 
 
 if __name__ == "__main__":
+    arguments = sys.argv[1:]
     with command():
-        members = check_command(sys.argv[1:], APPROXIMATE)
-        if is_sweep(sys.argv[1:]):
-            sys.exit(sweep(sys.argv[1:], members, APPROXIMATE) > 0)
-        register_schema()
-        main()
+        if is_question(arguments):
+            register_schema()
+            answer()
+            sys.exit()
+        parts = plan(check_command(arguments, APPROXIMATE), APPROXIMATE)
+        launcher = launcher_of(arguments, APPROXIMATE) if is_sweep(arguments) else ThisProcess()
+        left = run_all(parts, launcher)
+
+        from surm.experiments.publish import report_studies  # here, since no run loads the report
+
+        report_studies(parts)
+        sys.exit(left > 0)

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from surm.experiments.cli import chosen_experiments, command, experiment_parser
-from surm.experiments.publish import publish, wandb_sync
 from surm.experiments.status import status
+from surm.experiments.upload import wandb_sync
 
 
 def main() -> None:
@@ -25,6 +25,8 @@ def main() -> None:
             case "status":
                 status(chosen_experiments(arguments))
             case "publish":
+                from surm.experiments.publish import publish  # loads the report
+
                 publish()
             case "wandb-sync":
                 wandb_sync(arguments)

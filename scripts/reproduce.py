@@ -1,12 +1,12 @@
 """Run the experiments of a scale, then write tables, figures and verdicts: `make reproduce`."""
 
 from surm.config.command import check_launcher
+from surm.config.compose import TRAIN
 from surm.experiments.cli import chosen_experiments, command, experiment_parser, make_options
-from surm.experiments.launch import launch_experiments
+from surm.experiments.launch import launcher_of
 from surm.experiments.plan import load_scale
-from surm.experiments.publish import report
-from surm.experiments.runner import run_all
 from surm.experiments.status import print_plan
+from surm.experiments.sweep import run_all
 
 
 def main() -> None:
@@ -22,10 +22,11 @@ def main() -> None:
         if arguments.dry:
             print_plan(experiments)
             return
-        if arguments.launcher == "basic":
-            left = run_all([run for experiment in experiments for run in experiment.runs])
-        else:
-            left = launch_experiments(experiments, arguments.launcher, arguments.seeds, arguments.set)
+        launcher = launcher_of([*arguments.set, f"hydra/launcher={arguments.launcher}"], TRAIN)
+        left = run_all([run for experiment in experiments for run in experiment.runs], launcher)
+
+        from surm.experiments.publish import report  # here, since no run loads the report
+
         report(experiments, scale.label, scale.name, options=make_options(arguments))
         if left:
             raise SystemExit(1)

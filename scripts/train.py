@@ -11,22 +11,29 @@ import sys
 import hydra
 from omegaconf import DictConfig
 
-from surm.config.command import check_command, is_sweep
-from surm.config.compose import TRAIN, register_schema, typed
+from surm.config.command import check_command, is_question, is_sweep
+from surm.config.compose import TRAIN, register_schema
 from surm.experiments.cli import command
-from surm.experiments.launch import sweep
-from surm.experiments.runner import run_with_bar
+from surm.experiments.launch import launcher_of
+from surm.experiments.plan import plan
+from surm.experiments.runner import run_one
+from surm.experiments.sweep import run_all
 
 
-@hydra.main(config_path="../conf", config_name="config", version_base="1.3")
-def main(config: DictConfig) -> None:
-    run_with_bar(typed(config, TRAIN))
+@hydra.main(config_path="../conf", config_name=TRAIN.name, version_base="1.3")
+def answer(_: DictConfig) -> None:
+    """`--cfg job`, `--help` and the like are answered by Hydra, which then runs nothing."""
 
 
 if __name__ == "__main__":
+    arguments = sys.argv[1:]
     with command():
-        members = check_command(sys.argv[1:], TRAIN)
-        if is_sweep(sys.argv[1:]):
-            sys.exit(sweep(sys.argv[1:], members, TRAIN) > 0)
-        register_schema()
-        main()
+        if is_question(arguments):
+            register_schema()
+            answer()
+            sys.exit()
+        runs = plan(check_command(arguments, TRAIN), TRAIN)
+        if not is_sweep(arguments):
+            run_one(runs[0])
+        elif run_all(runs, launcher_of(arguments, TRAIN)):
+            sys.exit(1)

@@ -6,8 +6,8 @@ from pathlib import Path
 import yaml
 
 from surm.experiments.cli import chosen_experiments, command, experiment_parser
-from surm.experiments.plan import PlannedRun
-from surm.experiments.runner import run_or_none
+from surm.experiments.plan import training_runs
+from surm.experiments.runner import attempt
 from surm.experiments.tune import first_rates, search, wandb_sweeps
 
 
@@ -19,17 +19,16 @@ def main() -> None:
     arguments = parser.parse_args()
 
     with command():
-        experiments = chosen_experiments(arguments, seeds=1)
-        runs = [run for experiment in experiments for run in experiment.runs if isinstance(run, PlannedRun)]
+        runs = training_runs(chosen_experiments(arguments, seeds=1))
         if arguments.wandb_sweep:
             arguments.wandb_sweep.mkdir(parents=True, exist_ok=True)
-            for (place, method), sweep in wandb_sweeps(runs, arguments.set, arguments.fraction).items():
-                file = arguments.wandb_sweep / (re.sub(r"\W+", "_", f"{place} {method}").strip("_") + ".yaml")
+            for (task, method), sweep in wandb_sweeps(runs, arguments.fraction).items():
+                file = arguments.wandb_sweep / (re.sub(r"\W+", "_", f"{task} {method}").strip("_") + ".yaml")
                 file.write_text(yaml.safe_dump(sweep, sort_keys=False))
                 print(f"wandb sweep {file}")
             return
         if not arguments.dry:
-            search(runs, run_or_none, arguments.fraction)
+            search(runs, lambda run: run.finished_record() or attempt(run), arguments.fraction)
             return
         for run in runs:
             name = run.config.structure.name

@@ -1,4 +1,4 @@
-"""A command line, checked as a whole before Hydra takes over: a typo is one sentence and writes nothing."""
+"""A command line, checked as a whole before anything runs: a typo is one sentence and writes nothing."""
 
 from collections.abc import Sequence
 from dataclasses import fields, is_dataclass
@@ -10,7 +10,6 @@ from hydra.core.override_parser.types import Override
 
 from surm.config.compose import (
     ENTRIES,
-    TRAIN,
     Config,
     Entry,
     Member,
@@ -18,12 +17,12 @@ from surm.config.compose import (
     compose_members,
     composer,
     groups,
+    is_hydras,
     launchers,
     parse_overrides,
     register_schema,
     sweep_members,
     to_dataclasses,
-    typed,
 )
 from surm.shared.errors import ConfigError
 from surm.shared.paths import CONFIG_DIRECTORY
@@ -31,17 +30,21 @@ from surm.shared.processes import several
 from surm.shared.registry import hint
 
 MULTIRUN = ("-m", "--multirun")
+QUESTIONS = ("--cfg", "-c", "--info", "-i", "--help", "-h", "--hydra-help", "--version", "--shell-completion", "-sc")
+
+
+def is_question(arguments: Sequence[str]) -> bool:
+    """Whether a command line asks Hydra something, such as `--cfg job` or `--help`, and is to run nothing."""
+    return any(argument.partition("=")[0] in QUESTIONS for argument in arguments)
 
 
 def is_sweep(arguments: Sequence[str]) -> bool:
-    """Whether a command line is a sweep that is to be run, rather than one configuration or a question to Hydra."""
-    return any(argument in MULTIRUN for argument in arguments) and all(
-        argument in MULTIRUN for argument in arguments if argument.startswith("-")
-    )
+    """Whether a command line is a sweep, rather than one configuration."""
+    return any(argument in MULTIRUN for argument in arguments)
 
 
 def check_command(arguments: Sequence[str], entry: Entry[Config]) -> list[Member[Config]]:
-    """Compose and check everything that a script's command line would run.
+    """Compose and check everything that a script's command line runs.
 
     Returns:
         The members of a sweep, without those whose method has no such form; or the one member there is.
@@ -49,33 +52,28 @@ def check_command(arguments: Sequence[str], entry: Entry[Config]) -> list[Member
     Raises:
         ConfigError: one sentence; nothing has been written and no model has been loaded.
     """
-    overrides = [argument for argument in arguments if not argument.startswith("-")]
-    multirun = any(argument in MULTIRUN for argument in arguments)
+    multirun = is_sweep(arguments)
+    overrides = [argument for argument in arguments if argument not in MULTIRUN]
+    if options := [override for override in overrides if override.startswith("-")]:
+        raise ConfigError(
+            f"{options[0]}: settings are key=value; beside them there are -m for a sweep, and what only shows "
+            "something, such as --cfg job or --help."
+        )
     if multirun and several():
         raise ConfigError("-m: several processes share one run, not a sweep; a sweep takes hydra/launcher=joblib.")
-    root: Any = entry.schema()
     for override in parse_overrides(overrides):
         _check_group(override, entry)
-        if override.get_key_element() == "hydra/launcher":
-            check_launcher(",".join(_values(override)), multirun=multirun)
-        if override.is_sweep_override() and override.get_key_element() == "experiment":
-            raise ConfigError(
-                f"{override.input_line}: a sweep over experiments would apply neither file's own sweep; "
-                "start one command for each experiment."
-            )
-        if override.is_sweep_override() and not multirun:
-            raise ConfigError(f"{override.input_line}: several values are a sweep; add -m to the command.")
+        _check_sweep(override, multirun=multirun)
     with composer():
-        members = sweep_members(overrides, entry) if multirun else [list(overrides)]
+        members = sweep_members(overrides, entry) if multirun else [overrides]
+        root: Any = entry.schema()
         for member in members:
             if entry.resolve is not None:  # which settings there are follows from the groups' values
                 chosen = [override for override in member if override.partition("=")[0] in _groups_of(entry)]
                 root = to_dataclasses(compose_config(chosen, entry), entry)
             for override in parse_overrides(member):
                 _check_setting(override, root, entry)
-        if multirun and entry is TRAIN:
-            return compose_members(members, files=True)  # type: ignore[return-value]
-        return [Member(member, typed(compose_config(member, entry), entry)) for member in members]
+        return compose_members(members, entry, files=True)
 
 
 def check_launcher(name: str, *, multirun: bool = True) -> None:
@@ -139,10 +137,26 @@ def _check_group(override: Override, entry: Entry[Any]) -> None:
             raise ConfigError(f"{override.input_line}: this file is for {entry_of(value).script}; start that.")
 
 
+def _check_sweep(override: Override, *, multirun: bool) -> None:
+    """Several values need -m, and so do launchers; an experiment file has a sweep of its own."""
+    key, text = override.get_key_element(), override.input_line
+    if key == "hydra/launcher":
+        check_launcher(",".join(_values(override)), multirun=multirun)
+    elif is_hydras(key) and not multirun:
+        raise ConfigError(f"{text}: settings of Hydra's are for the launchers of a sweep; add -m to the command.")
+    if override.is_sweep_override() and key == "experiment":
+        raise ConfigError(
+            f"{text}: a sweep over experiments would apply neither file's own sweep; "
+            "start one command for each experiment."
+        )
+    if override.is_sweep_override() and not multirun:
+        raise ConfigError(f"{text}: several values are a sweep; add -m to the command.")
+
+
 def _check_setting(override: Override, root: Any, entry: Entry[Any]) -> None:
     """A setting's dotted path must exist; the message names the nearest one."""
     key = override.get_key_element().lstrip("+~")
-    if key == "hydra" or key.startswith(("hydra.", "hydra/")) or key in _groups_of(entry):
+    if key == "hydra" or is_hydras(key) or key in _groups_of(entry):
         return
     node: Any = root
     for depth, step in enumerate(key.split(".")):
@@ -159,15 +173,16 @@ def _check_setting(override: Override, root: Any, entry: Entry[Any]) -> None:
 
 
 def _values(override: Override) -> list[str]:
+    """What an override gives: its one value, or those of a sweep."""
     if override.is_sweep_override():
         return [str(value) for value in override.sweep_string_iterator()]
     return [str(override.value()) if override.value() is not None else "null"]
 
 
 def _unknown_setting(override: Override, path: list[str], step: str, known: list[str], entry: Entry[Any]) -> NoReturn:
-    where = ".".join(path)
+    parent = ".".join(path)
     candidates = known if path else list(dict.fromkeys([*known, *_groups_of(entry)]))
     raise ConfigError(
         f"{override.input_line}: there is no setting {'.'.join([*path, step])}; "
-        f"{where or 'the configuration'} has {', '.join(candidates)}{hint(step, candidates)}"
+        f"{parent or 'the configuration'} has {', '.join(candidates)}{hint(step, candidates)}"
     )

@@ -1,6 +1,6 @@
-"""Composing `conf/` outside Hydra: what a command line means, checked before Hydra takes over.
+"""Composing `conf/` without `hydra.main`: overrides to checked dataclasses, for one run and for the members of a sweep.
 
-A typo is one sentence and writes nothing, whereas Hydra would create folders first.
+`hydra.main` would create folders before a typo is seen, and composes each member of a sweep as a whole.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -36,41 +36,44 @@ class Entry(Generic[Config]):
     script: str
     schema: type[Config]
     validate: Callable[[Config], None]
+    seeds: Callable[[str, int], str]  # the override by which an experiment, given by name, runs that many seeds
     # Fills in the nodes whose type the configuration itself chooses, such as a study's options.
     resolve: Callable[[DictConfig, Config], None] | None = None
 
-    @property
-    def schema_name(self) -> str:
-        """What the primary file calls the schema in its `defaults`."""
-        return "schema" if self.name == "config" else f"schema_{self.name}"
-
 
 ENTRIES: list[Entry[Any]] = []
-"""What scripts compose, in rooms above this one too: each entry adds itself by `register`."""
+"""All entries: those of rooms above this one are added there, by `register`."""
 
 
 def register(entry: Entry[Config]) -> Entry[Config]:
-    """Make an entry known to Hydra and to whoever asks which script an experiment file is for."""
+    """Add an entry, for Hydra's schemas and for the question which script an experiment file is for."""
     ENTRIES.append(entry)
     return entry
 
 
-TRAIN = register(Entry("config", "scripts/train.py", RunConfig, validate))
+def _seeds(experiment: str, number: int) -> str:
+    return f"seed={','.join(map(str, range(number)))}"
+
+
+TRAIN = register(Entry("config", "scripts/train.py", RunConfig, validate, _seeds))
 
 
 @dataclass(frozen=True)
 class Member(Generic[Config]):
-    """One job of a command, of which a sweep has several: what it was told, and the checked configuration."""
+    """One of the jobs of a command: its overrides, without those of Hydra, and its checked configuration."""
 
     overrides: list[str]
     config: Config
+
+
+# --- Hydra's registries -----------------------------------------------------------------------------------------------
 
 
 def register_schema() -> None:
     """Tell Hydra the schemas that the primary files of `conf/` name first, and what launchers are configured by."""
     store = ConfigStore.instance()
     for entry in ENTRIES:
-        store.store(name=entry.schema_name, node=entry.schema)
+        store.store(name=f"{entry.name}_schema", node=entry.schema)
     Plugins.instance()  # stores the schemas of the launchers that are installed
     stored = store.repo["hydra"]["launcher"]
     for name in launchers():
@@ -81,118 +84,27 @@ def register_schema() -> None:
         OmegaConf.register_new_resolver(f"surm.{resolver.__name__}", resolver, replace=True)
 
 
-def typed(config: DictConfig, entry: Entry[Config]) -> Config:
-    """The composed configuration as dataclasses, checked."""
-    found = to_dataclasses(config, entry)
-    entry.validate(found)
-    return found
-
-
-def to_dataclasses(config: DictConfig, entry: Entry[Config]) -> Config:
-    found = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(entry.schema), config))
-    assert isinstance(found, entry.schema)
-    if entry.resolve is not None:
-        entry.resolve(config, found)
-    return found
-
-
 @contextmanager
 def composer() -> Iterator[None]:
-    """Open `conf/` for several calls of `compose_run`; leaves no trace for `hydra.main`."""
+    """Open `conf/` for several compositions; leaves no trace for `hydra.main`."""
     register_schema()
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(CONFIG_DIRECTORY), version_base="1.3"):
         yield
 
 
-def compose_run(overrides: Sequence[str]) -> RunConfig:
-    """One run's checked configuration; call inside `composer()`."""
-    return typed(compose_config(overrides, TRAIN), TRAIN)
-
-
-def compose_sweep(overrides: Sequence[str], *, files: bool = False) -> list[RunConfig]:
-    """Every member of a sweep, checked, without those whose method has no such form; call inside `composer()`.
-
-    files: check that the data are there, too.
-
-    """
-    return [member.config for member in compose_members(sweep_members(overrides), files=files)]
-
-
-def compose_members(members: Sequence[list[str]], *, files: bool) -> list[Member[RunConfig]]:
-    """The members of a sweep with their checked configurations, without the holes; call inside `composer()`.
-
-    A node of the configuration is composed once for each of its own values, not once for each member: composing takes
-    some 80 ms, and a table of the paper has hundreds of members. No node of `conf/` refers to another.
-    """
-    fixed = set(members[0]).intersection(*members)
-
-    def swept(member: list[str]) -> dict[str, list[str]]:
-        by_axis: dict[str, list[str]] = {}
-        for override in member:
-            if override not in fixed:
-                by_axis.setdefault(_axis(override), []).append(override)
-        return by_axis
-
-    first = to_dataclasses(compose_config(members[0], TRAIN), TRAIN)
-    nodes = {tuple(values): getattr(first, axis) for axis, values in swept(members[0]).items()}
-    found: list[Member[RunConfig]] = []
-    for member in members:
-        chosen = {}
-        for axis, values in swept(member).items():
-            if tuple(values) not in nodes:
-                # The other axes need some value: the first member's.
-                others = [override for override in members[0] if override in fixed or _axis(override) != axis]
-                nodes[tuple(values)] = getattr(to_dataclasses(compose_config([*others, *values], TRAIN), TRAIN), axis)
-            chosen[axis] = nodes[tuple(values)]
-        config = replace(first, **chosen)
-        with suppress(FormError):
-            validate(config, files=files)
-            found.append(Member(member, config))
-    if not found:
-        validate(first, files=files)
-    return found
-
-
-def _axis(override: str) -> str:
-    return override.split("=")[0].lstrip("+~").split(".")[0]
-
-
-def sweep_members(overrides: Sequence[str], entry: Entry[Any] = TRAIN) -> list[list[str]]:
-    """The override lists that `-m` runs: the experiment file's own sweep, with the command line's values first.
-
-    Call inside `composer()`.
-    """
-    parsed = parse_overrides(overrides)
-    swept = {o.get_key_element() for o in parsed}
-    single = [o.input_line or "" for o in parsed if not o.is_sweep_override()]
-    own = compose_config(single, entry, with_hydra=True).hydra.sweeper.params or {}
-    from_file = [f"{key}={value}" for key, value in own.items() if key not in swept]
-    batches = BasicSweeper.split_arguments(parse_overrides([*from_file, *overrides]), max_batch_size=None)
-    return [list(member) for member in batches[0]]
-
-
-def launchers() -> list[str]:
-    """The names of `hydra/launcher`."""
-    return ["basic", *sorted(file.stem for file in (CONFIG_DIRECTORY / "hydra" / "launcher").glob("*.yaml"))]
-
-
-def parse_overrides(overrides: Sequence[str]) -> list[Override]:
+@contextmanager
+def one_sentence(overrides: Sequence[str]) -> Iterator[None]:
+    """Hydra's and OmegaConf's errors as a `ConfigError` that names the overrides."""
     try:
-        return OverridesParser.create().parse_overrides(list(overrides))
-    except HydraException as error:
-        raise ConfigError(f"{' '.join(overrides)}: {first_line(error)}; write settings as key=value.") from None
-
-
-def compose_config(overrides: Sequence[str], entry: Entry[Any], *, with_hydra: bool = False) -> DictConfig:
-    try:
-        return compose(entry.name, overrides=list(overrides), return_hydra_config=with_hydra)
+        yield
     except (HydraException, OmegaConfBaseException) as error:
         reason = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
         raise ConfigError(f"{' '.join(overrides)}: {first_line(reason)}.") from None
 
 
 def first_line(error: BaseException) -> str:
+    """An error's first line, without its full stop."""
     return str(error).splitlines()[0].rstrip(".")
 
 
@@ -203,3 +115,128 @@ def groups() -> dict[str, list[str]]:
         folder.name: sorted(file.relative_to(folder).with_suffix("").as_posix() for file in folder.rglob("*.yaml"))
         for folder in sorted(folders)
     }
+
+
+def launchers() -> list[str]:
+    """The names of `hydra/launcher`."""
+    return ["basic", *sorted(file.stem for file in (CONFIG_DIRECTORY / "hydra" / "launcher").glob("*.yaml"))]
+
+
+# --- overrides to one configuration; all inside `composer()` ----------------------------------------------------------
+
+
+def parse_overrides(overrides: Sequence[str]) -> list[Override]:
+    """Overrides as Hydra reads them.
+
+    Raises:
+        ConfigError: one is not of the form key=value.
+    """
+    try:
+        return OverridesParser.create().parse_overrides(list(overrides))
+    except HydraException as error:
+        raise ConfigError(f"{' '.join(overrides)}: {first_line(error)}; write settings as key=value.") from None
+
+
+def is_hydras(override: str) -> bool:
+    """Whether an override is one of Hydra's own, such as hydra/launcher=joblib, and no setting of a run."""
+    return override.lstrip("+~").startswith(("hydra.", "hydra/"))
+
+
+def compose_config(overrides: Sequence[str], entry: Entry[Any], *, with_hydra: bool = False) -> DictConfig:
+    """The configuration as Hydra composes it, not yet checked."""
+    with one_sentence(overrides):
+        return compose(entry.name, overrides=list(overrides), return_hydra_config=with_hydra)
+
+
+def to_dataclasses(config: DictConfig, entry: Entry[Config]) -> Config:
+    """A composed configuration as dataclasses, not yet checked."""
+    typed_config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(entry.schema), config))
+    assert isinstance(typed_config, entry.schema)
+    if entry.resolve is not None:
+        entry.resolve(config, typed_config)
+    return typed_config
+
+
+def typed(config: DictConfig, entry: Entry[Config]) -> Config:
+    """A composed configuration as dataclasses, checked."""
+    typed_config = to_dataclasses(config, entry)
+    entry.validate(typed_config)
+    return typed_config
+
+
+def compose_run(overrides: Sequence[str]) -> RunConfig:
+    """One run's checked configuration."""
+    return typed(compose_config(overrides, TRAIN), TRAIN)
+
+
+# --- overrides to the members of a sweep; all inside `composer()` -----------------------------------------------------
+
+
+def compose_sweep(overrides: Sequence[str], entry: Entry[Any] = TRAIN, *, files: bool = False) -> list[Member[Any]]:
+    """Every member of a sweep, checked, without those whose method has no such form.
+
+    files: check that the data are there, too.
+    """
+    return compose_members(sweep_members(overrides, entry), entry, files=files)
+
+
+def sweep_members(overrides: Sequence[str], entry: Entry[Any] = TRAIN) -> list[list[str]]:
+    """The override lists that `-m` runs: the experiment file's own sweep, with the command line's values first."""
+    parsed = parse_overrides(overrides)
+    swept = {o.get_key_element() for o in parsed}
+    single = [o.input_line or "" for o in parsed if not o.is_sweep_override()]
+    own = compose_config(single, entry, with_hydra=True).hydra.sweeper.params or {}
+    from_file = [f"{key}={value}" for key, value in own.items() if key not in swept]
+    batches = BasicSweeper.split_arguments(parse_overrides([*from_file, *overrides]), max_batch_size=None)
+    return [list(member) for member in batches[0]]
+
+
+def compose_members(members: Sequence[list[str]], entry: Entry[Any], *, files: bool) -> list[Member[Any]]:
+    """The members of a sweep, given by their overrides, with checked configurations and without the holes."""
+    if entry is TRAIN:
+        return _compose_by_node(members, files=files)
+    return [Member(_told(member), typed(compose_config(member, entry), entry)) for member in members]
+
+
+def _told(member: Sequence[str]) -> list[str]:
+    return [override for override in member if not is_hydras(override)]
+
+
+def _compose_by_node(members: Sequence[list[str]], *, files: bool) -> list[Member[RunConfig]]:
+    """The members of a sweep over runs.
+
+    A node of the configuration is composed once for each of its own values, not once for each member: composing takes
+    some 80 ms, and a table of the paper has hundreds of members. No node of `conf/` refers to another.
+    """
+    fixed = set(members[0]).intersection(*members)
+
+    def swept(member: list[str]) -> dict[str, list[str]]:
+        by_node: dict[str, list[str]] = {}
+        for override in member:
+            if override not in fixed:
+                by_node.setdefault(_node(override), []).append(override)
+        return by_node
+
+    first = to_dataclasses(compose_config(members[0], TRAIN), TRAIN)
+    nodes = {tuple(values): getattr(first, node) for node, values in swept(members[0]).items()}
+    composed: list[Member[RunConfig]] = []
+    for member in members:
+        chosen = {}
+        for node, values in swept(member).items():
+            if tuple(values) not in nodes:
+                # The other nodes need some value: the first member's.
+                others = [override for override in members[0] if override in fixed or _node(override) != node]
+                nodes[tuple(values)] = getattr(to_dataclasses(compose_config([*others, *values], TRAIN), TRAIN), node)
+            chosen[node] = nodes[tuple(values)]
+        config = replace(first, **chosen)
+        with suppress(FormError):
+            validate(config, files=files)
+            composed.append(Member(_told(member), config))
+    if not composed:
+        validate(first, files=files)  # raises what is wrong with it
+    return composed
+
+
+def _node(override: str) -> str:
+    """The node of the configuration that an override is in: `structure` of structure=lora and of structure.rank=2."""
+    return override.split("=")[0].lstrip("+~").split(".")[0]

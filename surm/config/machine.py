@@ -5,6 +5,7 @@ import torch
 
 
 def gpus() -> int:
+    """How many GPUs CUDA shows."""
     return torch.cuda.device_count()
 
 
@@ -14,8 +15,10 @@ def workers() -> int:
 
 
 def gpus_each() -> int:
+    """How many GPUs one run takes."""
     return min(1, gpus())
 
 
 def cores_each() -> int:
+    """How many cores one run takes, where the machine is full of runs."""
     return max(1, int(joblib.cpu_count()) // workers())

@@ -27,6 +27,7 @@ __all__ = [
     "data_modality",
     "data_revision",
     "load_task",
+    "primary_metric",
 ]
 
 SCIENCE_VERSION = 1  # raise it when a change here moves numbers: splits, preprocessing, metrics
@@ -150,6 +151,15 @@ def data_facts(name: str) -> DataFacts:
     if name not in facts:
         raise ValueError(f"Nothing is known of {name} before it is read: it comes as a package or is a user's own.")
     return facts[name]
+
+
+def primary_metric(name: str, *, path: str | None = None, columns: Mapping[str, str] | None = None) -> str:
+    """The metric of a data set's tables, without reading it; of a `table`, its labels decide."""
+    entry = look_up(DATASETS, name, "dataset")
+    if entry.modality is None:
+        return _corpus(name, path, _frozen(columns)).metrics[0]
+    facts = {} if entry.revision else _file(entry).FACTS
+    return facts[name].metric if name in facts else Corpus.metrics[0]
 
 
 def check_data(name: str, *, path: str | None = None, columns: Mapping[str, str] | None = None) -> None:

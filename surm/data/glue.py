@@ -86,6 +86,7 @@ FACTS = {
         task.evaluation_examples,
         MAX_TOKENS,
         f"the folder {name} of {REPOSITORY} on the Hugging Face hub, {task.size}",
+        task.metrics[0],
     )
     for name, task in TASKS.items()
 }

@@ -26,6 +26,7 @@ class DataFacts:
     evaluation_examples: int
     tokens: int | None
     download: str
+    metric: str = "accuracy"  # of the tables
 
 
 @dataclass(frozen=True)

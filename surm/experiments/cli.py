@@ -1,17 +1,17 @@
-"""What the scripts share: errors as one sentence, the choice of experiments, and words for runs."""
+"""What the scripts share: errors as one sentence, and the choice of experiments."""
 
 import argparse
 import errno
+import logging
 import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 from rich.console import Console
 
+from surm.config.compose import is_hydras
 from surm.experiments.plan import Experiment, load_scale, load_scale_experiments
-from surm.methods.names import label
 from surm.shared.errors import ConfigError, Interrupted, RecordError, RunError, StorageError, TrackingError
 from surm.shared.processes import is_main
 
@@ -25,6 +25,8 @@ warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", categ
 @contextmanager
 def command() -> Iterator[None]:
     """Show an expected error as one sentence with a non-zero exit code; anything else is a bug and keeps its trace."""
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("surm").setLevel(logging.INFO)
     try:
         yield
     except (ConfigError, RecordError, RunError, StorageError, TrackingError, FileNotFoundError) as error:
@@ -55,37 +57,13 @@ def experiment_parser(description: str | None, *, seeds: bool = True) -> argpars
 
 
 def chosen_experiments(arguments: argparse.Namespace, *, seeds: int | None = None) -> list[Experiment]:
-    """The experiments that the options of `experiment_parser` choose."""
+    """The experiments that the options of `experiment_parser` choose; Hydra's own settings choose nothing."""
     seeds = seeds or arguments.seeds
-    scale = load_scale(arguments.scale)
-    return load_scale_experiments(scale, seeds=seeds, only=arguments.only, overrides=arguments.set)
+    settings = [setting for setting in arguments.set if not is_hydras(setting)]
+    return load_scale_experiments(load_scale(arguments.scale), seeds=seeds, only=arguments.only, overrides=settings)
 
 
 def make_options(arguments: argparse.Namespace) -> str:
     """The same choice as variables of `make`, beside SCALE and ONLY."""
     options = [f"SEEDS={arguments.seeds}"] if arguments.seeds else []
     return " ".join([*options, *([f"SET='{' '.join(arguments.set)}'"] if arguments.set else [])])
-
-
-def describe(question: dict[str, Any]) -> str:
-    """One line that names a run, or a part of a study."""
-    if "study" in question:
-        return f"[bold]{question['study']['name']}[/bold] {part_label(question)}"
-    rate, seed = question["optim"]["lr"], question["seed"]
-    return f"[bold]{label(question)}[/bold] on {place(question)}, rate {rate:g}, seed {seed}"
-
-
-def place(question: dict[str, Any]) -> str:
-    """Model and data of a run."""
-    data = question["dataset"]
-    share = f", {100 * data['fraction']:g} %" if "fraction" in data else ""
-    split = "" if data["evaluate_on"] == "test" else " (selection)"
-    return f"{question['model']['name']} x {data['name']}{share}{split}"
-
-
-def part_label(question: dict[str, Any]) -> str:
-    """What tells a part of a study from the others: its words, and its draw or seeds."""
-    settings = {key: value for key, value in question["study"].items() if key != "name"}
-    return ", ".join(
-        f"{key} {value}" for key, value in settings.items() if isinstance(value, str) or key in ("draw", "seeds")
-    )

@@ -14,8 +14,7 @@ import wandb_workspaces.workspaces as ws
 from wandb.sdk.lib.service.service_connection import WandbApiFailedError
 from wandb_workspaces import expr
 
-from surm.experiments.plan import Experiment, PlannedRun
-from surm.experiments.upload import primary_metric
+from surm.experiments.plan import Experiment, TrainingRun, training_runs
 from surm.shared.errors import ConfigError, TrackingError
 
 STRUCTURE = "structure.name"  # of a run's configuration
@@ -34,10 +33,7 @@ def build_views(experiments: Sequence[Experiment], name: str, *, project: str, e
     Raises:
         ConfigError: none of the experiments trains a model.
     """
-    members = {
-        experiment.name: [run for run in experiment.runs if isinstance(run, PlannedRun)] for experiment in experiments
-    }
-    members = {experiment: runs for experiment, runs in members.items() if runs}
+    members = {experiment.name: runs for experiment in experiments if (runs := training_runs([experiment]))}
     if not members:
         names = ", ".join(experiment.name for experiment in experiments)
         raise ConfigError(f"{names}: a study logs no run at W&B; choose an experiment that trains a model.")
@@ -59,9 +55,9 @@ def build_views(experiments: Sequence[Experiment], name: str, *, project: str, e
     ]
 
 
-def _sections(members: dict[str, list[PlannedRun]]) -> list[ws.Section]:
+def _sections(members: dict[str, list[TrainingRun]]) -> list[ws.Section]:
     runs = [run for planned in members.values() for run in planned]
-    metrics = list(dict.fromkeys(primary_metric(run.config.dataset) for run in runs))
+    metrics = list(dict.fromkeys(run.metric for run in runs))
     several, shown = len(members) > 1, len(runs)
 
     def bars(metric: str, title: str) -> wr.BarPlot:

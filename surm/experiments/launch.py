@@ -1,151 +1,97 @@
-"""Sweeps by Hydra's launchers: the jobs of `hydra.main -m`, on this machine or others, without those that are done.
+"""Sweeps by Hydra's launchers: runs as jobs on this machine or others, in processes that Hydra starts.
 
-The state of a sweep is its records and claims. So it does not matter where a job runs, whether the process that started
-it still lives, or how many sweeps share the work.
+Hydra offers no function for this: its own way is the sweeper of `hydra.main -m`, which starts every job of a command
+line, also those that are done. So the launcher is taken from Hydra's internals, composed as its sweeper does, and given
+the jobs that are left. `tests/experiments/test_launchers.py` runs every launcher that is installed.
 """
 
 import os
-import shlex
 import signal
-import subprocess
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import cached_property
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import joblib
 from hydra import initialize_config_dir
 from hydra._internal.callbacks import Callbacks
+from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobStatus
-from hydra.types import HydraContext, RunMode, TaskFunction
+from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from surm.config.command import MULTIRUN, entry_of
-from surm.config.compose import TRAIN, Entry, Member, register_schema, typed
+from surm.config.compose import ENTRIES, Entry, Member, is_hydras, one_sentence, register_schema, typed
 from surm.config.machine import workers
-from surm.config.run import Run
-from surm.config.schema import RunConfig
 from surm.experiments.cli import command, console
-from surm.experiments.plan import Experiment, Planned, PlannedPart, PlannedRun, plan_study
-from surm.experiments.runner import run_member, run_study
-from surm.experiments.sweep import Sweep, stamp
-from surm.shared.paths import CONFIG_DIRECTORY, REPOSITORY
-from surm.studies.entry import APPROXIMATE, ApproximateConfig
+from surm.experiments.plan import Planned, plan
+from surm.experiments.runner import ThisProcess, attempt
+from surm.experiments.sweep import Launcher, LaunchError, Sweep, modified, stamp
+from surm.shared.errors import ConfigError
+from surm.shared.paths import CONFIG_DIRECTORY
 from surm.training.device import own_gpu
 
-register_schema()  # a worker loads its job from here, and Hydra then gives it this process's schemas
-
-INTERRUPTED = 130  # exit code
-
-
-class LaunchError(RuntimeError):
-    """A launcher cannot go on; the message is one sentence."""
+# A worker imports this file to find its job, `run_job`. Hydra then gives it the schemas of the process that started it,
+# but resolvers such as ${surm.workers:} belong to OmegaConf and do not travel.
+register_schema()
 
 
-# --- in the process that was asked for a sweep -----------------------------------------------------------------------
+def launcher_of(settings: Sequence[str], entry: Entry[Any]) -> Launcher:
+    """The launcher that settings name, of which those of Hydra's own count: this process, if they name none.
 
-
-def sweep(arguments: Sequence[str], members: Sequence[Member[Any]], entry: Entry[Any]) -> int:
-    """Run the members of a checked command, by the launcher that it names, until none is left that can be.
-
-    Args:
-        arguments: the script's command line.
-        members: what `check_command` made of it.
-        entry: the script.
-
-    Returns:
-        The number of runs that are not finished.
+    Raises:
+        ConfigError: settings of a launcher that it does not have, or without a launcher.
     """
-    runs = [_runs(member.config) for member in members]
-    shared = Sweep([run for several in runs for run in several])
-    launcher = Launcher(arguments, entry)
+    own = [setting for setting in settings if is_hydras(setting)]
+    launcher = HydraLauncher(own)
+    if launcher.name(entry) != "basic":
+        return launcher
+    if idle := [setting for setting in own if not setting.startswith("hydra/launcher=")]:
+        raise ConfigError(f"{idle[0]}: settings of Hydra's are for its launchers; name one, as hydra/launcher=joblib.")
+    return ThisProcess()
 
-    def jobs() -> list[list[str]]:
-        """What members with something to do are told."""
-        given: set[str] = set()  # several members are one run where no placement matters to a method
-        found = []
-        for member, several in zip(members, runs, strict=True):
-            if new := {run.signature for run in several if shared.is_open(run)} - given:
-                given |= new
-                found.append(member.overrides)
-        return found
 
-    def launch() -> None:
-        before: object = None
-        while (told := jobs()) and (now := (told, [*map(_checkpoint_time, shared.runs)])) != before:
-            before = now
+# --- in the process that was asked for a sweep ------------------------------------------------------------------------
+
+
+class HydraLauncher(Launcher):
+    """A launcher of Hydra's, as some settings of Hydra's own configure it."""
+
+    def __init__(self, settings: Sequence[str]) -> None:
+        self.settings = list(settings)
+        self._composed: dict[str, tuple[ConfigLoader, DictConfig]] = {}
+        self._started = 0  # Hydra numbers the jobs of a folder
+
+    def name(self, entry: Entry[Any]) -> str:
+        return str(self._compose(entry)[1].hydra.runtime.choices["hydra/launcher"])
+
+    def launch(self, sweep: Sweep) -> None:
+        # One experiment after the other: a cluster limits how many jobs it takes at once.
+        for _, runs in groupby(sweep.open(), lambda run: (run.entry.name, run.table.name)):
+            self._launch(sweep, list(runs))
+
+    def _launch(self, sweep: Sweep, runs: Sequence[Planned]) -> None:
+        """Start runs, and start what is left of them again as long as each time brings them further."""
+        entry, before = runs[0].entry, None
+        while left := [run for run in runs if sweep.is_open(run)]:
+            state = [(run.signature, modified(run.folder.checkpoint)) for run in left]
+            if state == before:
+                break
+            before = state
             try:
-                return launcher.launch(told)
+                self._start(list(dict.fromkeys(run.overrides for run in left)), entry)  # a study's parts are one job
+                break
             except LaunchError as failure:
-                if launcher.name == "submitit_slurm":  # its other jobs are in the queue: not to be put there twice
+                if self.name(entry) == "submitit_slurm":  # its other jobs are in the queue: not to be put there twice
                     raise
-                print(f"Error: {failure}", file=sys.stderr)  # again, as long as each time brings the runs further
-        return None
+                print(f"Error: {failure}", file=sys.stderr)
 
-    before = len(shared.runs) - len(shared.unfinished())
-    if before:
-        console.print(f"{before} of {len(shared.runs)} runs are finished already.")
-    try:
-        left = shared.finish(launch, console.print)
-    except LaunchError as failure:
-        print(f"Error: {failure}", file=sys.stderr)
-        left = len(shared.unfinished())
-    if left:
-        table = members[0].config.table.name
-        listed = f"`make status ONLY={table}` lists them" if table else "the lines above name them"
-        console.print(f"{left} of {len(shared.runs)} runs are not finished: {listed}.")
-    return left
-
-
-def _runs(config: RunConfig | ApproximateConfig) -> Sequence[Planned]:
-    if isinstance(config, ApproximateConfig):
-        return plan_study(config, config.table.name or config.study.name)
-    return [PlannedRun(config.table.name or "", Run.of(config))]
-
-
-def _checkpoint_time(run: Planned) -> int | None:
-    try:
-        return run.task.folder.checkpoint.stat().st_mtime_ns
-    except FileNotFoundError:
-        return None
-
-
-class Launcher:
-    """The launcher that a command names, as Hydra configures it; the first launch makes the folder of the sweep."""
-
-    def __init__(self, arguments: Sequence[str], entry: Entry[Any]) -> None:
-        self.overrides = [argument for argument in arguments if argument not in MULTIRUN]
-        self.entry = entry
-        self.job: TaskFunction = study_job if entry is APPROXIMATE else run_job
-        self.started = 0
-
-    @cached_property
-    def config(self) -> DictConfig:
-        """Composed once, as `hydra.main -m` does it, so that all launches of a call have one folder."""
-        GlobalHydra.instance().clear()
-        with initialize_config_dir(str(CONFIG_DIRECTORY), job_name=Path(self.entry.script).stem, version_base="1.3"):
-            hydra = GlobalHydra.instance().hydra
-            assert hydra is not None
-            self.loader = hydra.config_loader
-            config = hydra.compose_config(
-                self.entry.name, self.overrides, RunMode.MULTIRUN, with_log_configuration=True
-            )
-        folder = Path(config.hydra.sweep.dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        OmegaConf.save(config, folder / "multirun.yaml")
-        return config
-
-    @property
-    def name(self) -> str:
-        return str(self.config.hydra.runtime.choices["hydra/launcher"])
-
-    def launch(self, jobs: Sequence[list[str]]) -> None:
+    def _start(self, jobs: Sequence[Sequence[str]], entry: Entry[Any]) -> None:
         """Start jobs, given by their overrides, and wait for them.
 
         What a job raises is shown; the others go on.
@@ -153,115 +99,86 @@ class Launcher:
         Raises:
             LaunchError: a worker was killed, or the cluster takes no such job.
         """
-        config, name = self.config, self.name
+        (loader, config), name = self._compose(entry), self.name(entry)
+        self._make_folder(config)
         at_once = config.hydra.sweeper.max_batch_size or len(jobs)
-        if name == "submitit_local":
+        if name == "submitit_local":  # starts all jobs that it is given at once, and divides no cores among them
             at_once = config.hydra.sweeper.max_batch_size or workers()
             os.environ.setdefault("OMP_NUM_THREADS", str(max(1, joblib.cpu_count() // at_once)))
-        if name != "basic":
-            os.environ["TTY_COMPATIBLE"] = "0"  # several progress bars would write over each other
-            os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-            os.environ.setdefault("RAY_DEDUP_LOGS", "0")
-        context = HydraContext(self.loader, Callbacks(config))
-        plugin = Plugins.instance().instantiate_launcher(context, self.job, config)
-        told = [
-            [override for override in job if not override.lstrip("+~").startswith(("hydra.", "hydra/"))] for job in jobs
-        ]
-        for first in range(0, len(told), at_once):
-            batch = told[first : first + at_once]
+        # Workers inherit these. Several progress bars would write over each other; Ray would report its use, and leave
+        # out lines that two runs both print.
+        os.environ["TTY_COMPATIBLE"] = "0"
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        os.environ.setdefault("RAY_DEDUP_LOGS", "0")
+        plugin = Plugins.instance().instantiate_launcher(HydraContext(loader, Callbacks(config)), run_job, config)
+        for first in range(0, len(jobs), at_once):
+            batch = [list(job) for job in jobs[first : first + at_once]]
             try:
-                ended = plugin.launch(batch, initial_job_idx=self.started)
+                ended = plugin.launch(batch, initial_job_idx=self._started)
             except Exception as error:  # each launcher has types of its own
-                if name == "basic":
-                    raise
                 reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".:")
                 raise LaunchError(
                     f"hydra/launcher={name} stopped: {reason}; its settings are given as hydra.launcher.<name>=..., "
                     "see docs/launchers.md."
                 ) from None
-            self.started += len(batch)
+            self._started += len(batch)
             for job in ended:
                 if job.status is JobStatus.FAILED:
-                    traceback.print_exception(job._return_value)
+                    traceback.print_exception(job._return_value)  # `return_value` would raise it
+
+    def _compose(self, entry: Entry[Any]) -> tuple[ConfigLoader, DictConfig]:
+        """What `hydra.main -m` composes for its sweeper; once, so that all jobs of a call have one folder."""
+        if entry.name not in self._composed:
+            register_schema()
+            GlobalHydra.instance().clear()
+            job = Path(entry.script).stem
+            with (
+                one_sentence(self.settings),
+                initialize_config_dir(str(CONFIG_DIRECTORY), job_name=job, version_base="1.3"),
+            ):
+                hydra = GlobalHydra.instance().hydra
+                assert hydra is not None
+                config = hydra.compose_config(entry.name, self.settings, RunMode.MULTIRUN)
+                self._composed[entry.name] = hydra.config_loader, config
+        return self._composed[entry.name]
+
+    def _make_folder(self, config: DictConfig) -> None:
+        """The folder of the sweep; the time of `multirun.yaml` tells its jobs when the sweep began."""
+        if not (file := Path(config.hydra.sweep.dir, "multirun.yaml")).exists():
+            file.parent.mkdir(parents=True, exist_ok=True)
+            OmegaConf.save(config, file)
 
 
-def launch_experiments(
-    experiments: Sequence[Experiment], launcher: str, seeds: int | None, settings: Sequence[str]
-) -> int:
-    """Start the command of each experiment that is not finished, one after the other, and show it.
-
-    Returns:
-        The number of runs that are not finished.
-    """
-    left = 0
-    for experiment in experiments:
-        shared = Sweep(experiment.runs)
-        if shared.unfinished():
-            told = _command(experiment, launcher, seeds, settings)
-            console.print(f"\n[bold]python {shlex.join(told)}[/bold]")
-            ended = subprocess.run([sys.executable, str(REPOSITORY / told[0]), *told[1:]])
-            if ended.returncode == INTERRUPTED:
-                sys.exit(INTERRUPTED)
-        else:
-            console.print(f"{experiment.name}: all {len(shared.runs)} runs are finished already.")
-        left += len(shared.unfinished())
-    return left
-
-
-def _command(experiment: Experiment, launcher: str, seeds: int | None, settings: Sequence[str]) -> list[str]:
-    """What a user types for one experiment with the same runs."""
-    extra: list[str] = []
-    if seeds:
-        first, numbers = experiment.runs[0], ",".join(map(str, range(seeds)))
-        if isinstance(first, PlannedRun):
-            extra = [f"seed={numbers}"]
-        else:
-            assert isinstance(first, PlannedPart)
-            extra = [f"study.draws={seeds}" if hasattr(first.config.study, "draws") else f"study.seeds=[{numbers}]"]
-    script = entry_of(experiment.file).script
-    return [script, "-m", f"experiment={experiment.file}", *extra, *settings, f"hydra/launcher={launcher}"]
-
-
-# --- in the process where a job runs ---------------------------------------------------------------------------------
+# --- in the process where a job goes on -------------------------------------------------------------------------------
 
 
 def run_job(config: DictConfig) -> None:
-    """One run, as a job of a sweep."""
-    with _back_into_the_queue():
-        _job(config, TRAIN, _run_once)
+    """One job: a run, or all parts of a study, as far as they are not done.
 
-
-def study_job(config: DictConfig) -> None:
-    """All parts of one study, as a job of a sweep."""
-    with _back_into_the_queue():
-        _job(config, APPROXIMATE, run_study)
-
-
-def _job(config: DictConfig, entry: Entry[Any], work: Callable[[Any], None]) -> None:
-    """What goes wrong as expected is one sentence: a job that ends its process may end the others of the sweep."""
+    Hydra has composed the configuration here, from the job's overrides: that is all that a launcher hands over.
+    """
     hydra = HydraConfig.get()
-    elsewhere = hydra.runtime.choices["hydra/launcher"] != "basic"
-    if elsewhere:
-        os.chdir(hydra.runtime.cwd)  # a cluster starts its workers anywhere
-        own_gpu()
-    try:
-        with command():
-            work(typed(config, entry))
-    except SystemExit as ended:
-        if ended.code == INTERRUPTED and not elsewhere:
-            raise  # the sweep with it
-        if isinstance(ended.code, str):
-            print(ended.code, file=sys.stderr)
+    os.chdir(hydra.runtime.cwd)  # a cluster starts its workers anywhere
+    own_gpu()
+    entry = next(entry for entry in ENTRIES if entry.name == hydra.job.config_name)
+    began = Path(hydra.sweep.dir, "multirun.yaml").stat().st_mtime_ns
+    with _back_into_the_queue():
+        try:
+            with command():
+                for run in plan([Member([], typed(config, entry))], entry):
+                    _run_open(run, began)
+        except SystemExit as ended:  # a job that ends its process may end the others of the sweep
+            if isinstance(ended.code, str):
+                print(ended.code, file=sys.stderr)
 
 
-def _run_once(config: RunConfig) -> None:
-    """A run that another process has tried since this sweep began is not tried again."""
-    run = PlannedRun(config.table.name or "", Run.of(config))
-    began = Path(HydraConfig.get().sweep.dir, "multirun.yaml").stat().st_mtime_ns
-    if run.status() == "failed" and (stamp(run) or 0) > began:
+def _run_open(run: Planned, began: int) -> None:
+    """A run that another process has done, or tried in vain, since the sweep began is not started again."""
+    status = run.status()
+    if status == "failed" and (stamp(run) or 0) > began:
         console.print(f"run {run.signature} has failed since this sweep began: left alone.")
-    else:
-        run_member(config)
+    elif status != "finished":
+        attempt(run)
 
 
 @contextmanager
@@ -269,10 +186,10 @@ def _back_into_the_queue() -> Iterator[None]:
     """Before Submitit puts a job that nears its time limit back into the queue, the run writes its checkpoint.
 
     Submitit's handler of SIGUSR2 does so within whatever the run does at the moment. So the signal is taken as Ctrl-C,
-    and handed on to Submitit once the run has stopped.
+    upon which a run stops after its step, and handed on to Submitit once the run has stopped.
     """
     requeue = signal.getsignal(signal.SIGUSR2)
-    if not callable(requeue):
+    if not callable(requeue):  # no job of Submitit's on a cluster
         yield
         return
     asked = False

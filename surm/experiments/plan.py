@@ -1,76 +1,241 @@
-"""Experiments as lists of records: read `conf/experiment/<scale>/<name>.yaml`, expand it, know what is done."""
+"""Experiments as lists of records: read `conf/experiment/<scale>/<name>.yaml`, expand it, know what is done.
+
+A run and a part of a study are each one record, and answer the same questions (`Planned`).
+"""
 
 import re
-from collections.abc import Sequence
+from abc import abstractmethod
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, Self
 
 import yaml
 
+from surm.config.checks import ignored_line
 from surm.config.command import entry_of
-from surm.config.compose import ENTRIES, compose_sweep, composer, groups
+from surm.config.compose import ENTRIES, TRAIN, Entry, Member, compose_sweep, composer, groups
 from surm.config.run import Run
-from surm.config.schema import RunConfig
-from surm.records.claim import Holder
+from surm.config.schema import TableConfig
+from surm.data import primary_metric
+from surm.experiments.forecast import Forecast, forecast
+from surm.methods.names import label
 from surm.records.record import Record
+from surm.records.recorded import Recorded
 from surm.shared.errors import ConfigError
 from surm.shared.paths import CONFIG_DIRECTORY
 from surm.shared.registry import hint
-from surm.studies.entry import APPROXIMATE, ApproximateConfig, Part, compose_study, parts_of
+from surm.studies.entry import APPROXIMATE, Part
+from surm.studies.registry import STUDIES
+from surm.studies.run import run_part
+from surm.training.run import execute
 
 
-@dataclass(frozen=True)
-class Planned:
+class Display(Protocol):
+    """Where a run says how it goes."""
+
+    def say(self, line: str) -> None:
+        """Print a line."""
+
+    def show(self, text: str, step: int | None = None, steps: int | None = None) -> None:
+        """What goes on now, and how far it is; the next call replaces it."""
+
+
+class Planned(Recorded):
     """One record that an experiment asks for."""
 
-    experiment: str
-    task: Run | Part
+    entry: Entry[Any]  # the script that is for it
+    overrides: tuple[str, ...]  # what that script is told to ask for it; all parts of a study are asked for at once
+
+    @classmethod
+    @abstractmethod
+    def of_member(cls, member: Member[Any]) -> "list[Self]":
+        """What a member of a checked command asks for."""
 
     @property
-    def asked(self) -> dict[str, Any]:
-        return self.task.asked
+    @abstractmethod
+    def table(self) -> TableConfig:
+        """The experiment that asks for it; no part of its identity."""
 
     @property
-    def signature(self) -> str:
-        return self.task.signature
+    def study(self) -> str:
+        """The name of the study that it is a part of; empty for a run."""
+        return ""
 
     @property
-    def record_path(self) -> Path:
-        return self.task.folder.record
+    def trained(self) -> "TrainingRun | None":
+        """Itself, if a model is trained: what rates are tuned for, and what W&B sees."""
+        return None
 
-    def record(self) -> Record | None:
-        return self.task.record()
+    @abstractmethod
+    def execute(self, display: Display) -> Record:
+        """Run, resume or find it.
 
-    def status(self) -> str:
-        """finished | interrupted | failed | damaged | running | missing."""
-        return self.task.status()
+        Raises:
+            Claimed, RecordError, StorageError, RunError, Interrupted: as `surm.training.run.execute` does.
+        """
 
-    def holder(self) -> Holder | None:
-        """The process that works on it now, as its claim says, or None."""
-        return self.task.holder()
+    @abstractmethod
+    def describe(self) -> str:
+        """One line that names it."""
+
+    def notes(self) -> list[str]:
+        """Lines that are worth knowing before it starts."""
+        return []
+
+    @abstractmethod
+    def result(self, record: Record) -> list[str]:
+        """Lines that tell what its record says."""
+
+    def result_of_before(self, record: Record) -> list[str]:
+        """The same, where it was finished before it was asked for."""
+        first, *more = self.result(record)
+        return [f"done before: {first}", *more]
+
+    @abstractmethod
+    def cells(self) -> tuple[str, str, str, str]:
+        """Method, data, rate and seed, in a listing of a plan."""
+
+    def forecast(self) -> Forecast | None:
+        """What it will train, cost and download, as far as that is known without a measured run."""
+        return None
 
 
 @dataclass(frozen=True)
-class PlannedRun(Planned):
+class TrainingRun(Run, Planned):
     """One member of an experiment's sweep: a model fine-tuned on a task."""
 
-    task: Run
+    overrides: tuple[str, ...] = ()
+    entry = TRAIN
+
+    @classmethod
+    def of_member(cls, member: Member[Any]) -> list[Self]:
+        return [replace(cls.of(member.config), overrides=tuple(member.overrides))]
 
     @property
-    def config(self) -> RunConfig:
-        return self.task.config
+    def table(self) -> TableConfig:
+        return self.config.table
+
+    @property
+    def trained(self) -> "TrainingRun":
+        return self
+
+    def execute(self, display: Display) -> Record:
+        display.show("loading")
+
+        def report(step: int, steps: int, values: dict[str, float]) -> None:
+            display.show("  ".join(f"{name} {value:.4f}" for name, value in values.items()), step, steps)
+
+        return execute(self, report=report, say=display.say)
+
+    def describe(self) -> str:
+        return f"[bold]{label(self.asked)}[/bold] on {self._data()}, rate {self.rate:g}, seed {self.config.seed}"
+
+    def notes(self) -> list[str]:
+        rate = f"learning rate {self.rate:g}: {self.rate_source}" if self.rate_source else None
+        return [line for line in (ignored_line(self.config), rate) if line]
+
+    def result(self, record: Record) -> list[str]:
+        happened, metric = record.happened, record.metric
+        lines = [
+            f"[bold]{metric} {happened['metrics'][metric]:.4f}[/bold] (n = {happened['evaluation_examples']})  "
+            f"trainable {happened['trainable_parameters']:,} + head {happened['head_parameters']:,}  "
+            f"{self.folder.record}"
+        ]
+        if others := [f"{name} {value:.4f}" for name, value in happened["metrics"].items() if name != metric]:
+            lines.append(f"beside it: {', '.join(others)}")
+        if baselines := [f"{name} {value:.4f}" for name, value in happened["baselines"].items()]:
+            lines.append(f"without a model: {', '.join(baselines)}")
+        return lines
+
+    def cells(self) -> tuple[str, str, str, str]:
+        return label(self.asked), self._data(), f"{self.rate:g}", str(self.config.seed)
+
+    def forecast(self) -> Forecast | None:
+        return forecast(self)
+
+    def _data(self) -> str:
+        """Model and data."""
+        data = self.config.dataset
+        share = f", {100 * data.fraction:g} %" if data.fraction < 1 else ""
+        split = "" if data.evaluate_on == "test" else " (selection)"
+        return f"{self.config.model.name} x {data.name}{share}{split}"
+
+    @property
+    def metric(self) -> str:
+        """The metric of its tables; at W&B `evaluation/<metric>`, and `metrics/<metric>` from the end on."""
+        return primary_metric(self.config.dataset.name, **self.config.dataset.origin())
+
+    def on_selection(self, rate: float, fraction: float | None = None) -> "TrainingRun":
+        """The same run with a given learning rate, scored on the selection slice of the training split.
+
+        fraction: of the rest of the training split, for a search that the whole would make too long.
+        """
+        dataset = replace(self.config.dataset, evaluate_on="selection")
+        config = replace(
+            self.config,
+            dataset=replace(dataset, fraction=fraction) if fraction else dataset,
+            optim=replace(self.config.optim, lr=rate),
+        )
+        return TrainingRun(config)
 
 
 @dataclass(frozen=True)
-class PlannedPart(Planned):
+class StudyPart(Part, Planned):
     """One part of a study."""
 
-    task: Part
+    overrides: tuple[str, ...] = ()
+    entry = APPROXIMATE
+
+    @classmethod
+    def of_member(cls, member: Member[Any]) -> list[Self]:
+        config = member.config
+        return [cls(config, part, tuple(member.overrides)) for part in STUDIES[config.study.name].parts(config.study)]
 
     @property
-    def config(self) -> ApproximateConfig:
-        return self.task.config
+    def table(self) -> TableConfig:
+        return self.config.table
+
+    @property
+    def study(self) -> str:
+        return str(self.config.study.name)
+
+    def execute(self, display: Display) -> Record:
+        display.show("computing")
+        return run_part(self, display.show)
+
+    def describe(self) -> str:
+        return f"[bold]{self.study}[/bold] {self._differs()}"
+
+    def result(self, record: Record) -> list[str]:
+        return [f"{record.happened['seconds']:.0f} s  {self.folder.record}"]
+
+    def result_of_before(self, record: Record) -> list[str]:
+        return [f"done before: {self.describe()}  {self.folder.record}"]
+
+    def cells(self) -> tuple[str, str, str, str]:
+        return self._differs(), "", "", ""
+
+    def _differs(self) -> str:
+        """What tells a part from the others: its words, and its draw or seeds."""
+        return ", ".join(
+            f"{key} {value}" for key, value in self.part.items() if isinstance(value, str) or key in ("draw", "seeds")
+        )
+
+
+PLANNED: dict[str, type[Planned]] = {kind.entry.name: kind for kind in (TrainingRun, StudyPart)}
+"""What each script asks for, by the script's primary file."""
+
+
+def plan(members: Iterable[Member[Any]], entry: Entry[Any]) -> list[Planned]:
+    """The records that the members of a checked command ask for, each once.
+
+    Several members are one run where no placement matters to a method.
+    """
+    planned: dict[str, Planned] = {}
+    for member in members:
+        for run in PLANNED[entry.name].of_member(member):
+            planned.setdefault(run.signature, run)
+    return list(planned.values())
 
 
 @dataclass(frozen=True)
@@ -93,27 +258,17 @@ def load_experiment(name: str, seeds: int | None = None, overrides: Sequence[str
         seeds: number of seeds (0, 1, ...) or of a study's draws, in place of the file's own.
         overrides: more settings for every member.
     """
-    runs: list[Planned] = []
-    if entry_of(name) is APPROXIMATE:
-        study = compose_study([f"experiment={name}", *overrides])
-        if seeds:
-            key, value = ("draws", seeds) if hasattr(study.study, "draws") else ("seeds", list(range(seeds)))
-            setattr(study.study, key, value)
-        runs += plan_study(study, name)
-        table = study.table
-    else:
-        extra = [f"seed={','.join(map(str, range(seeds)))}"] if seeds else []
-        configs = compose_sweep([f"experiment={name}", *extra, *overrides])
-        # A method that no placement matters to is one run, however many placements the sweep has.
-        runs += {run.signature: run for run in (PlannedRun(name, Run.of(config)) for config in configs)}.values()
-        table = configs[0].table
+    entry = entry_of(name)
+    extra = [entry.seeds(name, seeds)] if seeds else []
+    runs = plan(compose_sweep([f"experiment={name}", *extra, *overrides], entry), entry)
+    table = runs[0].table
     assert table.name, f"conf/experiment/{name}.yaml names no table"
     return Experiment(table.name, table.title, table.claims, runs, table.published, name)
 
 
-def plan_study(config: ApproximateConfig, experiment: str) -> list[PlannedPart]:
-    """The parts of a study, one record each."""
-    return [PlannedPart(experiment, part) for part in parts_of(config)]
+def training_runs(experiments: Iterable[Experiment]) -> list[TrainingRun]:
+    """The runs of experiments, without the parts of studies."""
+    return [run.trained for experiment in experiments for run in experiment.runs if run.trained]
 
 
 @dataclass(frozen=True)
@@ -180,17 +335,3 @@ def load_scale_experiments(
     names = [find_experiment(only, scale.name)] if only else scale.experiments
     with composer():
         return [load_experiment(name, seeds, overrides) for name in names]
-
-
-def on_selection(run: PlannedRun, rate: float, fraction: float | None = None) -> PlannedRun:
-    """The same run with a given learning rate, scored on the selection slice of the training split.
-
-    fraction: of the rest of the training split, for a search that the whole would make too long.
-    """
-    dataset = replace(run.config.dataset, evaluate_on="selection")
-    config = replace(
-        run.config,
-        dataset=replace(dataset, fraction=fraction) if fraction else dataset,
-        optim=replace(run.config.optim, lr=rate),
-    )
-    return replace(run, task=Run(config))

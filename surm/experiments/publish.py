@@ -1,21 +1,18 @@
-"""What is made of records: the report, the published results, the copies at W&B."""
+"""What is made of records: the report, and the published results."""
 
-import argparse
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
 from surm import report as reporting
-from surm.config.command import entry_of
-from surm.config.compose import TRAIN
-from surm.config.compose import groups as config_groups
-from surm.experiments import upload
-from surm.experiments.cli import chosen_experiments, console
-from surm.experiments.plan import Experiment, PlannedPart, Scale, load_scale, load_scale_experiments, scales
+from surm.config.compose import composer
+from surm.experiments.cli import console
+from surm.experiments.plan import Experiment, Planned, find_experiment, load_scale, load_scale_experiments, scales
 from surm.records.record import Record, read_records
 from surm.records.storage import write_atomically
 from surm.report import ExperimentPlan, GridPlan, Plan, StudyPlan
 from surm.shared.paths import PAPER, PUBLISHED, REPOSITORY
+from surm.studies.entry import compose_study
 
 
 def report(
@@ -73,12 +70,25 @@ def report(
     return html
 
 
+def report_studies(parts: Sequence[Planned]) -> None:
+    """The report of each study that some parts belong to."""
+    studies: dict[str, list[Planned]] = {}
+    for part in parts:
+        studies.setdefault(part.table.name or part.study, []).append(part)
+    for name, own in studies.items():
+        table = own[0].table
+        if table.name is None:  # not asked for by an experiment file: the study's own title and claims
+            with composer():
+                table = compose_study([f"experiment={find_experiment(name, 'full')}"]).table
+        report([Experiment(name, table.title, table.claims, own)], "", name, Path(own[0].output_dir))
+
+
 def report_plan(experiment: Experiment, label: str = "") -> Plan:
     """What the report is told of an experiment."""
     signatures, first = [run.signature for run in experiment.runs], experiment.runs[0]
     name, title, claims = experiment.name, experiment.title, experiment.claims
-    if isinstance(first, PlannedPart):
-        return StudyPlan(name, title, signatures, claims, label, study=first.task.config.study.name)
+    if first.study:
+        return StudyPlan(name, title, signatures, claims, label, study=first.study)
     asked = {run.signature: run.asked for run in experiment.runs}
     if len({_column(question) for question in asked.values()}) == 1:
         return ExperimentPlan(name, title, signatures, claims, label)
@@ -126,39 +136,3 @@ def _is_evidence(run: Record) -> bool:
     """Random models, and runs that have not seen every training example once, prove nothing."""
     whole = run.asked["trainer"].get("max_steps") is None or run.happened["history"][-1]["epoch"] >= 1
     return whole and not run.asked["model"]["name"].startswith("tiny_")
-
-
-def wandb_sync(arguments: argparse.Namespace) -> None:
-    """Upload the finished runs that W&B has not seen; `--only` those of one experiment."""
-    options, arguments.set = upload.tracking_options(arguments.set)
-    chosen = chosen_experiments(arguments)
-    planned = {run.signature for experiment in chosen for run in experiment.runs}
-    finished = [
-        record
-        for record in read_records(*arguments.records).values()
-        if record.finished and not record.is_study and (not arguments.only or record.signature in planned)
-    ]
-    directory = Path("outputs/wandb")
-    left = upload.pending(finished, options["mode"], directory)
-    uploaded = upload.sync(left, options, groups=_experiments_of(left, chosen), directory=directory)
-    console.print(f"{len(uploaded)} of {len(finished)} finished runs were uploaded now.")
-
-
-def _experiments_of(records: Iterable[Record], chosen: Iterable[Experiment]) -> dict[str, list[str]]:
-    """Signature -> experiments that plan the run: the chosen ones first, then others until each has one.
-
-    Nothing but a search plans the runs on the selection slice.
-    """
-    found: dict[str, list[str]] = {}
-    reported = {record.signature for record in records if record.asked["dataset"]["evaluate_on"] == "test"}
-
-    def note(experiment: Experiment) -> None:
-        for planned in experiment.runs:
-            found.setdefault(planned.signature, []).append(experiment.name)
-
-    for experiment in chosen:
-        note(experiment)
-    for name in dict.fromkeys([*load_scale("published").experiments, *config_groups()["experiment"]]):
-        if not reported <= found.keys() and entry_of(name) is TRAIN:
-            note(load_scale_experiments(Scale(name, [name]))[0])
-    return found

@@ -1,16 +1,17 @@
 """What is planned, what it costs, and what has become of it: `make reproduce DRY=1`, `make status`."""
 
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from surm.experiments.cli import console, describe, part_label, place
-from surm.experiments.forecast import Forecast, forecast, total
-from surm.experiments.plan import Experiment, Planned, PlannedRun
+from surm.experiments.cli import console
+from surm.experiments.forecast import Forecast, total
+from surm.experiments.plan import Experiment, Planned
 from surm.methods.names import label
 from surm.records.record import read_records
+from surm.records.recorded import canonical
 from surm.shared.errors import RecordError
 from surm.shared.paths import PUBLISHED
 from surm.training.checkpoint import check_checkpoint
@@ -19,7 +20,7 @@ from surm.training.checkpoint import check_checkpoint
 def print_plan(experiments: Sequence[Experiment]) -> None:
     """The runs, which of them are done, what they train, and what the rest costs and downloads.
 
-    Time is that of equal or similar runs in the records; for the paper's own data, hours of one GPU by `cost`.
+    Time is that of equal or similar runs in the records; for the paper's own data, hours of one GPU by `forecast`.
     """
     known = read_records(PUBLISHED, Path("outputs/runs"), name=label)
     by_question: dict[str, list[float]] = {}
@@ -32,14 +33,14 @@ def print_plan(experiments: Sequence[Experiment]) -> None:
         rows, costs = [], []
         for planned in experiment.runs:
             measured = by_question.get(_cost_key(planned.asked))
-            expected = forecast(planned) if isinstance(planned, PlannedRun) else None
+            expected = planned.forecast()
             cost = statistics.mean(measured) if measured and expected is None else expected
             costs.append(cost)
             status = planned.status()
             if status != "finished":
                 left[planned.signature] = cost
             counts = (f"{expected.trainable:,}", f"{expected.head:,}") if expected else ("", "")
-            rows.append((planned.signature, *_plan_cells(planned.asked), status, *counts, _in_words(cost)))
+            rows.append((planned.signature, *planned.cells(), status, *counts, _in_words(cost)))
         print(f"\n{experiment.title} ({experiment.name}): {len(experiment.runs):,} runs{_total(costs)}\n")
         widths = [max(len(row[column]) for row in (header, *rows)) for column in range(len(header))]
         for row in (header, *rows):
@@ -67,18 +68,11 @@ def _total(costs: Iterable[float | Forecast | None]) -> str:
     return "".join(f", {part}" for part in parts)
 
 
-def _plan_cells(question: dict[str, Any]) -> tuple[str, str, str, str]:
-    """Method, data, rate and seed of a run; a part of a study has a name alone."""
-    if "study" in question:
-        return part_label(question), "", "", ""
-    return label(question), place(question), f"{question['optim']['lr']:g}", str(question["seed"])
-
-
-def _cost_key(question: dict[str, Any]) -> str:
+def _cost_key(asked: Mapping[str, Any]) -> str:
     """Runs that cost the same: model, data, method and length, whatever the rate and the seed."""
-    if "study" in question:
-        return str({key: value for key, value in question["study"].items() if key != "draw"})
-    return str((question["model"], question["dataset"], label(question), question["trainer"]))
+    run = {name: asked.get(name) for name in ("model", "dataset", "structure", "placement", "trainer")}
+    study = {name: value for name, value in asked.get("study", {}).items() if name != "draw"}
+    return canonical([run, study])
 
 
 def status(experiments: Sequence[Experiment]) -> None:
@@ -90,7 +84,7 @@ def status(experiments: Sequence[Experiment]) -> None:
         console.print(f"{experiment.name}: " + ", ".join(f"{len(runs)} {status}" for status, runs in counts.items()))
         for state, runs in counts.items():
             for planned in runs if state != "finished" else []:
-                console.print(f"  {state:12} {planned.signature}  {describe(planned.asked)}{_remark(planned)}")
+                console.print(f"  {state:12} {planned.signature}  {planned.describe()}{_remark(planned)}")
 
 
 def _remark(planned: Planned) -> str:
@@ -100,7 +94,7 @@ def _remark(planned: Planned) -> str:
         return f"  ({holder}, last sign of life {holder.silent:.0f} s ago)"
     try:
         record = planned.record()
-        check_checkpoint(planned.task.folder.checkpoint)
+        check_checkpoint(planned.folder.checkpoint)
     except RecordError as damage:
         return f"  ({damage})"
     error = record.happened.get("error") if record else None

@@ -1,8 +1,16 @@
-"""A sweep that several processes may share: the records and claims say what is left, whoever works on it."""
+"""A list of runs, done by a launcher until nothing is left; several processes may share the work.
 
+The state of a sweep is its records and claims. So it does not matter where a run goes on, whether the process that
+started it still lives, or how many sweeps share the work.
+"""
+
+import sys
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
+from surm.experiments.cli import console
 from surm.experiments.plan import Planned
 
 POLL = 2.0  # seconds between two looks at what others do
@@ -83,7 +91,56 @@ class Sweep:
 
 def stamp(run: Planned) -> int | None:
     """When a run's record was written last, in nanoseconds; None without a record."""
+    return modified(run.folder.record)
+
+
+def modified(path: Path) -> int | None:
+    """When a file was written last, in nanoseconds; None where there is none."""
     try:
-        return run.record_path.stat().st_mtime_ns
+        return path.stat().st_mtime_ns
     except FileNotFoundError:
         return None
+
+
+class LaunchError(RuntimeError):
+    """A launcher cannot go on; the message is one sentence."""
+
+
+class Launcher(ABC):
+    """Where the runs of a sweep go on."""
+
+    @abstractmethod
+    def launch(self, sweep: Sweep) -> None:
+        """Start the open runs of a sweep, and return when none of them goes on.
+
+        Raises:
+            LaunchError: nothing more can be started.
+        """
+
+    def show_finished(self, runs: Sequence[Planned], total: int) -> None:
+        """Say which runs were finished before."""
+        console.print(f"{len(runs)} of {total} runs are finished already.")
+
+
+def run_all(runs: Sequence[Planned], launcher: Launcher) -> int:
+    """Run what is missing; a failed run does not stop the others.
+
+    Other processes may share the work: what they have claimed is waited for.
+
+    Returns:
+        The number of runs that are not finished.
+    """
+    sweep = Sweep(runs)
+    if finished := [run for run in sweep.runs if sweep.status(run) == "finished"]:
+        launcher.show_finished(finished, len(sweep.runs))
+    try:
+        left = sweep.finish(lambda: launcher.launch(sweep), console.print)
+    except LaunchError as failure:
+        print(f"Error: {failure}", file=sys.stderr)
+        left = len(sweep.unfinished())
+    if left:
+        tables = {run.table.name for run in sweep.unfinished()}
+        table = tables.pop() if len(tables) == 1 else None
+        listed = f"`make status ONLY={table}` lists them" if table else "the lines above name them"
+        console.print(f"{left} of {len(sweep.runs)} runs are not finished: {listed}.")
+    return left

@@ -6,14 +6,12 @@ split.
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from surm.config.compose import TRAIN, compose_members, composer, sweep_members
+from surm.config.compose import TRAIN
 from surm.config.rates import TUNED_RATES, rate_key, tuned_rates
-from surm.config.run import Run
-from surm.experiments.plan import PlannedRun, on_selection
-from surm.experiments.upload import primary_metric, tracking_options
+from surm.experiments.plan import TrainingRun
 from surm.methods.registry import method_class
 from surm.records.record import Record
 from surm.records.storage import write_json
@@ -22,7 +20,7 @@ FACTOR = 3.0
 FIRST_VALUES = 4
 ARGUMENTS = "${args_no_hyphens}"  # where the agent of a W&B sweep puts `optim.lr=<value>`
 
-Place = tuple[str, str]  # model/dataset, and the family of methods that a rate is for
+Key = tuple[str, str]  # what a search is for: model/dataset, and the family of methods that shares a rate
 Score = tuple[float, float]  # primary metric, minus the loss: the loss decides between equal metrics
 
 
@@ -51,17 +49,17 @@ def score(record: Record) -> Score:
     return evaluation[record.metric], -evaluation["loss"]
 
 
-def searches(members: Iterable[PlannedRun]) -> dict[Place, PlannedRun]:
+def searches(members: Iterable[TrainingRun]) -> dict[Key, TrainingRun]:
     """The searches that tune for some runs, each with the run it stands for: the first seed's, with the most data."""
-    found: dict[Place, PlannedRun] = {}
+    chosen: dict[Key, TrainingRun] = {}
     for member in sorted(members, key=lambda member: -member.config.dataset.fraction):
         key = (f"{member.config.model.name}/{member.config.dataset.name}", rate_key(member.config))
-        found.setdefault(key, member)
-    return found
+        chosen.setdefault(key, member)
+    return chosen
 
 
 def search(
-    members: list[PlannedRun], execute: Callable[[PlannedRun], Record | None], fraction: float | None = None
+    members: list[TrainingRun], execute: Callable[[TrainingRun], Record | None], fraction: float | None = None
 ) -> None:
     """Search the rate of each (model, dataset, method) among the members and write `results/tuned_rates.json`.
 
@@ -70,11 +68,11 @@ def search(
         execute: runs (or finds) a run and returns its record; None marks a failed run, which scores lowest.
         fraction: of the training split that every run of the search sees; None for what the member itself sees.
     """
-    tried: dict[Place, dict[float, Score]] = {}
+    tried: dict[Key, dict[float, Score]] = {}
     runs = searches(members)
 
-    def attempt(key: Place, rate: float) -> None:
-        record = execute(on_selection(runs[key], rate, fraction))
+    def attempt(key: Key, rate: float) -> None:
+        record = execute(runs[key].on_selection(rate, fraction))
         tried.setdefault(key, {})[rate] = score(record) if record else (-math.inf, -math.inf)
 
     for key, member in runs.items():
@@ -85,45 +83,35 @@ def search(
         _write(*key, tried[key])
 
 
-def _write(place: str, method: str, scores: Mapping[float, Score]) -> None:
+def _write(task: str, method: str, scores: Mapping[float, Score]) -> None:
     """Add a finished search to those that the file holds, which another process may have added to."""
     best = max(scores, key=lambda rate: scores[rate])
     listed = {f"{rate:g}": round(scores[rate][0], 6) if scores[rate][0] > -1 else None for rate in sorted(scores)}
     rates: dict[str, dict[str, dict[str, Any]]] = tuned_rates()
-    rates.setdefault(place, {})[method] = {"lr": best, "tried": listed}
-    write_json(TUNED_RATES, {place: dict(sorted(methods.items())) for place, methods in sorted(rates.items())})
+    rates.setdefault(task, {})[method] = {"lr": best, "tried": listed}
+    write_json(TUNED_RATES, {task: dict(sorted(methods.items())) for task, methods in sorted(rates.items())})
 
 
-def wandb_sweeps(
-    members: Sequence[PlannedRun], settings: Sequence[str] = (), fraction: float | None = None
-) -> dict[Place, dict[str, Any]]:
+def wandb_sweeps(members: Iterable[TrainingRun], fraction: float | None = None) -> dict[Key, dict[str, Any]]:
     """The first values of each search as the file that `wandb sweep` takes: a grid over the learning rate.
 
     Its runs are those that `search` starts: afterwards that finds their records, and goes on beyond the edges.
 
     Args:
-        members: as for `search`.
-        settings: with which the members were composed, beside their experiment; those of tracking are for the sweep.
+        members: as for `search`; their settings of tracking are for the sweep.
         fraction: as for `search`.
     """
-    options, others = tracking_options(settings)
-    found, commands = searches(members), {}
-    with composer():
-        for experiment in dict.fromkeys(member.experiment for member in found.values()):
-            for member in compose_members(sweep_members([f"experiment={experiment}", "seed=0", *others]), files=False):
-                commands[PlannedRun(experiment, Run.of(member.config)).signature] = member.overrides
-    ours = ["dataset.evaluate_on=selection", *([f"dataset.fraction={fraction}"] if fraction else []), "tracking=wandb"]
-    ours += [setting for setting in settings if setting not in others]
+    more = ["dataset.evaluate_on=selection", *([f"dataset.fraction={fraction}"] if fraction else []), "tracking=wandb"]
     return {
-        (place, method): {
-            "name": f"{place}, {method}: learning rate",
-            "project": options["project"],
-            **({"entity": options["entity"]} if options["entity"] else {}),
+        (task, method): {
+            "name": f"{task}, {method}: learning rate",
+            "project": member.config.tracking.project,
+            **({"entity": member.config.tracking.entity} if member.config.tracking.entity else {}),
             "program": TRAIN.script,
             "method": "grid",
-            "metric": {"name": f"evaluation/{primary_metric(member.config.dataset)}", "goal": "maximize"},
+            "metric": {"name": f"evaluation/{member.metric}", "goal": "maximize"},
             "parameters": {"optim.lr": {"values": first_rates(member.config.structure.name)}},
-            "command": ["${env}", "${interpreter}", "${program}", *commands[member.signature], *ours, ARGUMENTS],
+            "command": ["${env}", "${interpreter}", "${program}", *member.overrides, *more, ARGUMENTS],
         }
-        for (place, method), member in found.items()
+        for (task, method), member in searches(members).items()
     }

@@ -1,16 +1,16 @@
 """The upload of runs to Weights & Biases that ran without it."""
 
+import argparse
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from surm.config.compose import compose_run, composer
-from surm.config.schema import DatasetConfig
-from surm.data import load_task
-from surm.data.base import Corpus
-from surm.data.glue import TASKS
-from surm.records.record import Record
+from surm.config.command import entry_of
+from surm.config.compose import TRAIN, compose_run, composer, groups
+from surm.experiments.cli import chosen_experiments, console
+from surm.experiments.plan import Experiment, Scale, load_scale, load_scale_experiments
+from surm.records.record import Record, read_records
 from surm.training.tracking import marker, start_tracker
 
 
@@ -24,17 +24,6 @@ def tracking_options(settings: Sequence[str]) -> tuple[dict[str, Any], list[str]
     with composer():
         options = vars(compose_run(["tracking=wandb", *own]).tracking)
     return options, [setting for setting in settings if setting not in own]
-
-
-def primary_metric(dataset: DatasetConfig) -> str:
-    """The metric of a run's tables; W&B holds it as `evaluation/<metric>`, and as `metrics/<metric>` from the end on.
-
-    Only the user's own files, `dataset=table`, are read for it.
-    """
-    family, _, task = dataset.name.partition("/")
-    if family == "glue":
-        return TASKS[task].metrics[0]
-    return load_task("table", **dataset.origin()).primary_metric if family == "table" else Corpus.metrics[0]
 
 
 def pending(records: Iterable[Record], mode: str, directory: Path) -> list[Record]:
@@ -99,3 +88,39 @@ def _by_step(history: Iterable[Mapping[str, Any]]) -> list[tuple[int, dict[str, 
     for row in history:
         rows.setdefault(row["step"], {}).update({name: value for name, value in row.items() if name != "step"})
     return sorted(rows.items())
+
+
+def wandb_sync(arguments: argparse.Namespace) -> None:
+    """Upload the finished runs that W&B has not seen; `--only` those of one experiment."""
+    options, arguments.set = tracking_options(arguments.set)
+    chosen = chosen_experiments(arguments)
+    planned = {run.signature for experiment in chosen for run in experiment.runs}
+    finished = [
+        record
+        for record in read_records(*arguments.records).values()
+        if record.finished and not record.is_study and (not arguments.only or record.signature in planned)
+    ]
+    directory = Path("outputs/wandb")
+    left = pending(finished, options["mode"], directory)
+    uploaded = sync(left, options, groups=experiments_of(left, chosen), directory=directory)
+    console.print(f"{len(uploaded)} of {len(finished)} finished runs were uploaded now.")
+
+
+def experiments_of(records: Iterable[Record], chosen: Iterable[Experiment]) -> dict[str, list[str]]:
+    """Signature -> experiments that plan the run: the chosen ones first, then others until each has one.
+
+    Nothing but a search plans the runs on the selection slice.
+    """
+    names: dict[str, list[str]] = {}
+    reported = {record.signature for record in records if record.asked["dataset"]["evaluate_on"] == "test"}
+
+    def note(experiment: Experiment) -> None:
+        for planned in experiment.runs:
+            names.setdefault(planned.signature, []).append(experiment.name)
+
+    for experiment in chosen:
+        note(experiment)
+    for name in dict.fromkeys([*load_scale("published").experiments, *groups()["experiment"]]):
+        if not reported <= names.keys() and entry_of(name) is TRAIN:
+            note(load_scale_experiments(Scale(name, [name]))[0])
+    return names

@@ -46,8 +46,14 @@ def _resolve(composed: DictConfig, config: ApproximateConfig) -> None:
         raise ConfigError(f"study={node.name}: {first_line(error)}.") from None
 
 
+def _seeds(experiment: str, number: int) -> str:
+    """A study of matrices counts its draws, one of trained networks lists its seeds."""
+    study = compose_study([f"experiment={experiment}"]).study
+    return f"study.draws={number}" if hasattr(study, "draws") else f"study.seeds={list(range(number))}".replace(" ", "")
+
+
 APPROXIMATE = register(
-    Entry("approximate", "scripts/approximate.py", ApproximateConfig, validate_study, resolve=_resolve)
+    Entry("approximate", "scripts/approximate.py", ApproximateConfig, validate_study, _seeds, _resolve)
 )
 
 
@@ -71,8 +77,3 @@ class Part(Recorded):
     @property
     def output_dir(self) -> str:
         return self.config.output_dir
-
-
-def parts_of(config: ApproximateConfig) -> list[Part]:
-    """The parts of a study, one record each."""
-    return [Part(config, part) for part in STUDIES[config.study.name].parts(config.study)]

@@ -11,7 +11,8 @@ from surm.studies import ldr_fit, pinwheel, pinwheel_search, psd_fit
 
 SCIENCE_VERSION = 1
 
-Part = dict[str, Any]
+Question = dict[str, Any]
+"""What one part of a study is asked."""
 
 
 class Study(NamedTuple):
@@ -19,8 +20,8 @@ class Study(NamedTuple):
 
     options: type[Any]  # dataclass; `study.<field>=...` on the command line
     validate: Callable[[Any], None]  # raises ValueError, one sentence
-    parts: Callable[[Any], list[Part]]
-    compute: Callable[[Part, Callable[[str], None]], dict[str, Any]]  # the `happened` block; says how it goes
+    parts: Callable[[Any], list[Question]]
+    compute: Callable[[Question, Callable[[str], None]], dict[str, Any]]  # the `happened` block; says how it goes
 
 
 STUDIES: dict[str, Study] = {

@@ -22,21 +22,21 @@ def accelerator(config: RunConfig) -> Accelerator:
     # accelerate keeps the first run's precision and device for the whole process: a sweep may change both.
     AcceleratorState._reset_state(reset_partial_state=not several())
     try:
-        found = Accelerator(
+        chosen = Accelerator(
             cpu=device == "cpu" or not torch.accelerator.is_available(),
             mixed_precision=trainer.precision,
             gradient_accumulation_steps=trainer.gradient_accumulation,
         )
     except ValueError as error:
         raise ConfigError(f"trainer.precision={trainer.precision} does not work on this machine: {error}") from None
-    if trainer.batch_size < found.num_processes:
+    if trainer.batch_size < chosen.num_processes:
         raise ConfigError(
-            f"trainer.batch_size={trainer.batch_size}: give at least {found.num_processes}, one example for each "
+            f"trainer.batch_size={trainer.batch_size}: give at least {chosen.num_processes}, one example for each "
             "process; the batch is that of all processes together."
         )
-    if device not in ("auto", found.device.type):
-        raise ConfigError(f"device={device}: this machine offers {found.device.type}; choose that or auto.")
-    return found
+    if device not in ("auto", chosen.device.type):
+        raise ConfigError(f"device={device}: this machine offers {chosen.device.type}; choose that or auto.")
+    return chosen
 
 
 _OWN: list[FileLock] = []  # held for the life of the process

@@ -101,7 +101,6 @@ def _carry_out(
             signature=run.signature,
             group=config.table.name,
             config=run.asked,
-            tags=config.tracking.tags,
             directory=Path(config.output_dir) / "wandb",
         )
     loop = Loop(run, device, claim, tracker.log, report, say)

@@ -110,8 +110,8 @@ def start_tracker(
     signature: str,
     group: str | None,
     config: Mapping[str, Any],
-    tags: Sequence[str],
     directory: Path,
+    tags: Sequence[str] = (),
 ) -> Tracker:
     """Start the tracker that `tracking` asks for; a run resumed here is resumed at W&B.
 
@@ -120,8 +120,8 @@ def start_tracker(
         signature: identity of the run, and its id at W&B.
         group: experiment that the run was started for.
         config: the record's `asked` block; names of model, dataset and method, and the group, also become tags.
-        tags: beside those and the ones of `tracking`.
         directory: holds W&B's own files and the markers of `sync`; the same for all runs.
+        tags: beside those and the ones of `tracking`.
 
     Raises:
         TrackingError: online, without an account on this machine or without a way to the server; or for a project

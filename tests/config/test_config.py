@@ -10,7 +10,7 @@ import pytest
 from surm.config.command import check_command, entry_of
 from surm.config.compose import TRAIN, compose_run, compose_sweep, composer, groups, sweep_members
 from surm.config.schema import RunConfig
-from surm.experiments.plan import find_experiment, load_scale, plan_study
+from surm.experiments.plan import find_experiment, load_scale
 from surm.shared.errors import ConfigError
 from surm.studies.entry import APPROXIMATE, compose_study
 
@@ -66,6 +66,8 @@ def compose(*overrides: str) -> RunConfig:
         (["model.source=tim", "model.name=vit_tiny_patch16_224"], ["tim", "timm"]),
         (["model.source=local", "model.name=mine", "model.path=nowhere"], ["nowhere"]),
         (["device=gpu"], ["device=gpu", "cuda"]),
+        (["--config-dir", "elsewhere"], ["--config-dir", "--cfg job"]),
+        (["hydra.run.dir=elsewhere"], ["hydra.run.dir=elsewhere", "add -m"]),
         (["trainer.evaluate_every=0"], ["trainer.evaluate_every=0", "at least 1"]),
     ],
 )
@@ -112,12 +114,12 @@ def test_every_group_file_composes_and_fits_the_schema() -> None:
         for group, names in groups().items():
             for name in (name for name in names if name not in elsewhere):
                 if group == "study" or (group == "experiment" and entry_of(name) is APPROXIMATE):
-                    assert plan_study(compose_study([f"{group}={name}"]), name)
+                    assert compose_study([f"{group}={name}"]).study.name
                 elif group == "experiment":
                     assert compose_sweep([f"experiment={name}", "seed=0"])
                 elif name != "image_folder":  # a user's own: nothing is known without its folder
-                    (config,) = compose_sweep([f"{group}={name}", *partner(group, name)])
-                    assert isinstance(config, RunConfig)
+                    (member,) = compose_sweep([f"{group}={name}", *partner(group, name)])
+                    assert isinstance(member.config, RunConfig)
 
 
 def test_an_experiment_sweeps_its_own_grid_and_the_command_line_narrows_it() -> None:

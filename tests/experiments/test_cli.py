@@ -3,17 +3,24 @@
 import os
 import subprocess
 import sys
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import pytest
 
-from surm.config.compose import composer
-from surm.config.run import Run
-from surm.experiments import cli, runner
+from surm.config import checks, signature
+from surm.config import compose as composing
+from surm.config.command import check_command
+from surm.config.compose import TRAIN, composer
+from surm.experiments import cli
 from surm.experiments import publish as results
 from surm.experiments import status as overview
-from surm.experiments.plan import Experiment, load_experiment
+from surm.experiments.plan import Experiment, load_experiment, plan
+from surm.experiments.runner import ThisProcess, run_one
+from surm.experiments.sweep import run_all
 from surm.records.claim import Claim
 from surm.records.record import read_record
 
@@ -23,10 +30,7 @@ TINY = ["model=tiny_vit", "trainer.max_steps=3", "trainer.log_every=1"]
 
 def experiment(folder: Path, *overrides: str) -> Experiment:
     with composer():
-        loaded = load_experiment("smoke/digits", overrides=[*TINY, *overrides])
-    outputs = str(folder / "outputs")
-    runs = [replace(run, task=Run(replace(run.config, output_dir=outputs))) for run in loaded.runs]
-    return replace(loaded, runs=runs)
+        return load_experiment("smoke/digits", overrides=[*TINY, *overrides, f"output_dir={folder}/outputs"])
 
 
 @pytest.fixture
@@ -40,28 +44,49 @@ def test_a_sweep_runs_what_is_missing_and_a_failed_member_stops_nobody(
 ) -> None:
     study = experiment(somewhere, "structure=linear_probe,full,circulant", "optim.lr=1e30", "optim.warmup_ratio=0")
     fine = experiment(somewhere, "structure=circulant").runs
-    failures = runner.run_all([study.runs[1], *fine])
+    failures = run_all([study.runs[1], *fine], ThisProcess())
     assert failures == 1
     assert [run.status() for run in (study.runs[0], study.runs[1], *fine)] == ["missing", "failed", "finished"]
-    before = read_record(fine[0].record_path)
+    before = read_record(fine[0].folder.record)
     capsys.readouterr()
-    assert runner.run_all(fine) == 0
+    assert run_all(fine, ThisProcess()) == 0
     assert "done before" in capsys.readouterr().out
-    assert read_record(fine[0].record_path) == before
+    assert read_record(fine[0].folder.record) == before
+
+
+def test_a_command_is_composed_checked_and_hashed_once(somewhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: Counter[str] = Counter()
+
+    def count(module: ModuleType, name: str) -> None:
+        function = getattr(module, name)
+
+        def counted(*arguments: Any, **options: Any) -> Any:
+            calls[name] += 1
+            return function(*arguments, **options)
+
+        monkeypatch.setattr(module, name, counted)
+
+    count(composing, "compose")
+    count(checks, "check_model")
+    count(signature, "asked")
+    (run,) = plan(check_command([*TINY, "structure=lora"], TRAIN), TRAIN)
+    run_one(run)
+    assert run.status() == "finished"
+    assert calls == {"compose": 1, "check_model": 1, "asked": 1}
 
 
 def test_status_tells_running_from_missing(somewhere: Path) -> None:
     run = experiment(somewhere, "structure=circulant").runs[0]
     assert run.status() == "missing"
-    with Claim(run.record_path.parent):
+    with Claim(run.folder.path):
         assert run.status() == "running"
     assert run.status() == "missing"
 
 
 def test_a_dry_run_estimates_from_records_and_runs_nothing(somewhere: Path, capsys: pytest.CaptureFixture[str]) -> None:
     study = experiment(somewhere, "structure=circulant", "seed=0,1,2")
-    runner.run_all(study.runs[:1])
-    record = read_record(study.runs[0].record_path)
+    run_all(study.runs[:1], ThisProcess())
+    record = read_record(study.runs[0].folder.record)
     assert record is not None
     record.happened["seconds"] = 100.0
     record.write()
@@ -75,14 +100,14 @@ def test_a_dry_run_estimates_from_records_and_runs_nothing(somewhere: Path, caps
 @pytest.mark.parametrize(("dirty", "promoted"), [(False, 1), (True, 0)])
 def test_only_finished_records_of_a_clean_tree_are_promoted(somewhere: Path, dirty: bool, promoted: int) -> None:
     study = experiment(somewhere, "structure=circulant", "seed=0,1")
-    runner.run_all(study.runs[:1])
+    run_all(study.runs[:1], ThisProcess())
     for number, run in enumerate(study.runs):  # the second is a copy that says it was interrupted
-        record = read_record(study.runs[0].record_path)
+        record = read_record(study.runs[0].folder.record)
         assert record is not None
         record.where["dirty"] = dirty
         record.asked["model"]["name"] = "builtin_vit"  # tiny models and shortened runs are never published
         record.asked["trainer"]["max_steps"] = None
-        replace(record, path=run.record_path, status=["finished", "interrupted"][number]).write()
+        replace(record, path=run.folder.record, status=["finished", "interrupted"][number]).write()
     published = somewhere / "results" / "runs"
     assert results.promote(somewhere / "outputs" / "runs", published) == promoted
     assert len(list(published.glob("*.predictions.json"))) == promoted

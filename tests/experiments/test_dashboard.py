@@ -16,7 +16,7 @@ from surm.config.command import check_command
 from surm.config.compose import TRAIN, compose_run, composer
 from surm.config.run import Run
 from surm.experiments.dashboard import build_views, save_views, write_views
-from surm.experiments.plan import Experiment, PlannedRun, load_experiment, on_selection
+from surm.experiments.plan import Experiment, load_experiment, training_runs
 from surm.experiments.tune import first_rates, searches, wandb_sweeps
 from surm.experiments.upload import sync
 from surm.records.record import read_records
@@ -94,7 +94,7 @@ def test_sections_hold_scores_parameters_curves_and_cost():
 def test_every_name_is_one_that_a_run_logs(tmp_path, name, dataset):
     (experiment,) = experiments(name)
     published = read_records(PUBLISHED)
-    runs = [run for run in experiment.runs if isinstance(run, PlannedRun) and run.config.dataset.name == dataset]
+    runs = [run for run in training_runs([experiment]) if run.config.dataset.name == dataset]
     record = next(published[run.signature] for run in runs if run.signature in published)
     sync([record], TRACKING, groups={record.signature: [experiment.name]}, directory=tmp_path)
     run = logged(tmp_path, record.signature)
@@ -177,11 +177,10 @@ def command_lines(sweep: dict[str, Any]) -> list[list[str]]:
 
 @pytest.mark.parametrize("fraction", [pytest.param(None, marks=pytest.mark.slow), 0.5])
 def test_each_run_of_a_sweep_is_one_that_the_search_would_start(fraction):
-    settings = [METHODS, "trainer.epochs=2"]
+    settings = [METHODS, "trainer.epochs=2", "tracking.log_adapter=true", "tracking.entity=team"]
     with composer():
-        members = load_experiment("laptop/digits", seeds=1, overrides=settings).runs
-    runs = [member for member in members if isinstance(member, PlannedRun)]
-    sweeps = wandb_sweeps(runs, [*settings, "tracking.log_adapter=true", "tracking.entity=team"], fraction)
+        runs = training_runs([load_experiment("laptop/digits", seeds=1, overrides=settings)])
+    sweeps = wandb_sweeps(runs, fraction)
     assert set(sweeps) == {("builtin_vit/digits", "lora"), ("builtin_vit/digits", "circulant")}
     for key, member in searches(runs).items():
         sweep = yaml.safe_load(yaml.safe_dump(sweeps[key]))
@@ -196,7 +195,7 @@ def test_each_run_of_a_sweep_is_one_that_the_search_would_start(fraction):
             check_command(overrides, TRAIN)
             with composer():
                 config = compose_run(overrides)
-            assert Run.of(config).signature == on_selection(member, rate, fraction).signature
+            assert Run.of(config).signature == member.on_selection(rate, fraction).signature
             assert (config.tracking.name, config.tracking.log_adapter) == ("wandb", True)
             assert config.table.name == "laptop_digits"
 
@@ -217,7 +216,8 @@ def test_the_script_writes_one_file_for_each_search_that_wandb_can_load(tmp_path
 def test_sweeps_follow_the_schema_of_wandb():
     schema = pytest.importorskip("sweeps.config", reason="the schema comes with wandb[sweeps], which needs numpy 1")
     with composer():
-        (member,) = load_experiment("laptop/digits", seeds=1, overrides=["structure=lora"]).runs
-    assert isinstance(member, PlannedRun)
-    (sweep,) = wandb_sweeps([member], ["structure=lora", "tracking.entity=team"]).values()
+        (member,) = training_runs(
+            [load_experiment("laptop/digits", seeds=1, overrides=["structure=lora", "tracking.entity=team"])]
+        )
+    (sweep,) = wandb_sweeps([member]).values()
     assert schema.schema_violations_from_proposed_config(sweep) == []

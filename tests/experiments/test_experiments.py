@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from surm.config.command import entry_of
-from surm.config.compose import TRAIN, compose_sweep, composer, groups, sweep_members
+from surm.config.compose import TRAIN, compose_run, compose_sweep, composer, groups, sweep_members
 from surm.config.run import Run
 from surm.experiments.plan import load_experiment
 from surm.methods.names import label
@@ -37,13 +37,14 @@ SHRUNK = [
 
 def tiny_model(name: str) -> str:
     with composer():
-        model = compose_sweep([f"experiment={name}", "seed=0"])[0].model.name
+        model = compose_sweep([f"experiment={name}", "seed=0"])[0].config.model.name
     return "tiny_bert" if "bert" in model else "tiny_vit"
 
 
 def datasets(name: str) -> list[str]:
     with composer():
-        return list(dict.fromkeys(config.dataset.name for config in compose_sweep([f"experiment={name}", "seed=0"])))
+        members = compose_sweep([f"experiment={name}", "seed=0"])
+    return list(dict.fromkeys(member.config.dataset.name for member in members))
 
 
 def reproduce(name: str, settings: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -110,12 +111,11 @@ def test_every_method_of_the_large_tables_runs(name: str, tmp_path: Path, monkey
 @pytest.mark.parametrize("name", [*PAPER, *SMALL])
 def test_a_sweep_composed_by_axes_is_the_sweep_composed_member_by_member(name: str) -> None:
     with composer():
-        by_axes = {Run.of(config).signature for config in compose_sweep([f"experiment={name}"])}
+        by_axes = {run.signature for run in load_experiment(name).runs}
         members = sweep_members([f"experiment={name}"])
         for member in random.Random(0).sample(members, 3):
             with suppress(FormError):  # a hole of the grid
-                (config,) = compose_sweep(member)
-                assert Run.of(config).signature in by_axes
+                assert Run.of(compose_run(member)).signature in by_axes
 
 
 @pytest.mark.parametrize("name", [*PAPER, *SMALL])

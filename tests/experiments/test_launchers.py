@@ -1,13 +1,11 @@
 """Sweeps by Hydra's launchers: the same runs as one after the other, wherever they go on."""
 
 import json
-import logging
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +15,14 @@ from omegaconf import OmegaConf
 
 from surm.config import command as commands
 from surm.config import compose as composing
-from surm.config.command import check_command, check_launcher, is_sweep
+from surm.config.command import check_command, check_launcher, entry_of, is_question, is_sweep
 from surm.config.compose import TRAIN, composer, launchers
-from surm.experiments.launch import _command, sweep
-from surm.experiments.plan import load_experiment
+from surm.experiments.launch import launcher_of
+from surm.experiments.plan import load_experiment, plan
+from surm.experiments.runner import ThisProcess
+from surm.experiments.sweep import run_all
 from surm.shared.errors import ConfigError
-from surm.studies.entry import APPROXIMATE, compose_study
+from surm.studies.entry import APPROXIMATE
 from tests.tools.plugins import TINY, with_plugin
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -149,11 +149,31 @@ def test_reproduce_refuses_a_wrong_launcher_and_starts_nothing(tmp_path: Path) -
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_sweep_that_only_asks_hydra_is_left_to_hydra() -> None:
+def test_a_command_that_asks_hydra_something_is_told_from_one_that_runs() -> None:
     assert is_sweep(["-m", "seed=0,1"])
     assert is_sweep(["seed=0,1", "--multirun"])
     assert not is_sweep(["seed=0"])
-    assert not is_sweep(["-m", "seed=0,1", "--cfg", "job"])
+    assert is_question(["-m", "seed=0,1", "--cfg", "job"])
+    assert is_question(["--info=searchpath"])
+    assert not is_question(["-m", "seed=0,1"])
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "words"),
+    [
+        ("train.py", ["--cfg", "job", "structure=lora"], ["structure:\n  name: lora\n", "seed: 0\n"]),
+        ("approximate.py", ["--cfg", "job", "study=pinwheel"], ["study:\n  name: pinwheel\n"]),
+        pytest.param("train.py", ["--help"], ["train is powered by Hydra", "structure: "], marks=pytest.mark.slow),
+    ],
+)
+def test_hydra_answers_questions_and_nothing_is_written(
+    name: str, arguments: list[str], words: list[str], tmp_path: Path
+) -> None:
+    done = script(name, *arguments, folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    for word in words:
+        assert word in done.stdout
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_checked_command_holds_the_members_without_holes() -> None:
@@ -173,35 +193,30 @@ def test_a_checked_command_holds_the_members_without_holes() -> None:
         ("smoke/digits", None, []),
     ],
 )
-def test_the_command_of_an_experiment_asks_for_the_same_runs(name: str, seeds: int | None, extra: list[str]) -> None:
-    settings = ["output_dir=elsewhere"]
+def test_a_job_of_an_experiment_is_told_to_ask_for_the_same_runs(
+    name: str, seeds: int | None, extra: list[str]
+) -> None:
+    entry = entry_of(name)
     with composer():
-        planned = load_experiment(name, seeds, settings)
-    path, *arguments = _command(planned, "basic", seeds, settings)
-    assert arguments == ["-m", f"experiment={name}", *extra, *settings, "hydra/launcher=basic"]
-    asked = check_command(arguments, TRAIN if path == "scripts/train.py" else APPROXIMATE)
-    with composer():
-        if path == "scripts/train.py":
-            assert len(asked) == len(planned.runs)
-        else:
-            assert asked[0].config == compose_study([f"experiment={name}", *extra, *settings])
-            assert asked[0].config.study == planned.runs[0].config.study
+        runs = load_experiment(name, seeds, ["output_dir=elsewhere"]).runs
+    typed_by_a_user = plan(check_command(["-m", f"experiment={name}", *extra, "output_dir=elsewhere"], entry), entry)
+    assert [run.signature for run in runs] == [run.signature for run in typed_by_a_user]
+    for overrides in {run.overrides for run in runs}:
+        told = [run.signature for run in runs if run.overrides == overrides]
+        assert [run.signature for run in plan(check_command(overrides, entry), entry)] == told
+
+
+def test_hydras_settings_need_a_launcher_and_are_not_told_to_jobs() -> None:
+    arguments = ["-m", "seed=0,1", "hydra.sweep.dir=elsewhere"]
+    assert {run.overrides for run in plan(check_command(arguments, TRAIN), TRAIN)} == {("seed=0",), ("seed=1",)}
+    with pytest.raises(ConfigError, match=r"hydra\.sweep\.dir=elsewhere: .*hydra/launcher=joblib"):
+        launcher_of(arguments, TRAIN)
+    assert isinstance(launcher_of(arguments[:-1], TRAIN), ThisProcess)
 
 
 # --- sweeps -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def hydras_logging() -> Iterator[None]:
-    """Hydra sets the root logger up for its jobs, with the standard output of this test."""
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
-    yield
-    root.handlers[:] = handlers
-    root.setLevel(level)
-
-
-@pytest.mark.usefixtures("hydras_logging")
 def test_a_sweep_starts_what_is_missing_alone_and_a_finished_one_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -209,19 +224,18 @@ def test_a_sweep_starts_what_is_missing_alone_and_a_finished_one_nothing(
 
     def swept(*settings: str) -> str:
         arguments = ["-m", *TINY, "structure=linear_probe", "placement=weight_qkv,weight_qv", *settings]
-        assert sweep(arguments, check_command(arguments, TRAIN), TRAIN) == 0
+        runs = plan(check_command(arguments, TRAIN), TRAIN)
+        assert run_all(runs, launcher_of(arguments, TRAIN)) == 0
         return capsys.readouterr().out
 
     assert swept("seed=0").count("trainable") == 1  # no placement matters to a linear probe: two members are one run
     (record,) = tmp_path.glob("outputs/runs/*/record.json")
     before = record.read_bytes()
     more = swept("seed=0,1")
-    assert "1 of 2 runs are finished already" in more
-    assert more.count("trainable") == 1
+    assert [more.count(words) for words in ("trainable", "done before")] == [2, 1]
     assert record.read_bytes() == before
-    folders = list(tmp_path.glob("outputs/.hydra/*/*"))
-    assert "2 of 2 runs are finished already" in swept("seed=0,1")
-    assert list(tmp_path.glob("outputs/.hydra/*/*")) == folders
+    assert swept("seed=0,1").count("done before") == 2
+    assert list(tmp_path.glob("outputs/*")) == [tmp_path / "outputs/runs"]
 
 
 FAILING = ["structure=linear_probe,full,circulant", "optim.lr=1e30", "optim.warmup_ratio=0"]
@@ -258,11 +272,10 @@ def test_a_launcher_gives_the_same_numbers_as_one_run_after_the_other(launcher: 
     assert {status for status, *_ in one_by_one.values()} == {"finished"}
     assert together == one_by_one
     assert (tmp_path / launcher / "outputs/tables/smoke_digits.md").exists()
-    assert "python scripts/train.py -m experiment=smoke/digits" in done.stdout
     again = script(
         "reproduce.py", "--only", "smoke/digits", "--launcher", launcher, "--set", *TINY, folder=tmp_path / launcher
     )
-    assert "all 3 runs are finished already" in again.stdout
+    assert "3 of 3 runs are finished already" in again.stdout
 
 
 @pytest.mark.slow

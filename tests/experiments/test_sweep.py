@@ -6,21 +6,21 @@ import os
 import random
 import signal
 import time
-from dataclasses import replace
+from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors import safe_open
 
 from surm.config.compose import composer
-from surm.config.run import Run
-from surm.experiments import cli, runner
-from surm.experiments.plan import Planned, load_experiment
-from surm.experiments.sweep import Sweep
+from surm.experiments import cli
+from surm.experiments.plan import Display, Planned, TrainingRun, load_experiment
+from surm.experiments.runner import ThisProcess
+from surm.experiments.sweep import Sweep, run_all
 from surm.records.claim import Claim
-from surm.records.record import read_record
-from surm.training import run as running
+from surm.records.record import Record, read_record
 
 fork = multiprocessing.get_context("fork")  # the libraries are loaded once
 
@@ -34,24 +34,34 @@ def plan(folder: Path, members: int, *overrides: str) -> list[Planned]:
         *overrides,
     ]
     with composer():
-        runs = load_experiment("smoke/digits", seeds=members, overrides=settings).runs
-    return [replace(run, task=Run(replace(run.config, output_dir=str(folder)))) for run in runs]  # type: ignore[attr-defined]
+        runs = load_experiment("smoke/digits", seeds=members, overrides=[*settings, f"output_dir={folder}"]).runs
+    return list(runs)
 
 
-def work(folder: Path, runs: list[Planned]) -> None:
-    """What `make reproduce` does, with a line in the log for each run started and ended."""
-    torch.set_num_threads(1)
-    carry_out = running._carry_out
+@dataclass(frozen=True)
+class Logged(TrainingRun):
+    """A run that leaves a line in a log for each time that it is trained: begun, and at its last step."""
 
-    def logged(run, *rest):
-        note(folder, "twice" if run.finished_record() else "start", run.signature)
-        record = carry_out(run, *rest)
-        note(folder, "end", record.signature)
+    def execute(self, display: Display) -> Record:
+        folder, begun = Path(self.output_dir), False
+
+        def show(text: str, step: int | None = None, steps: int | None = None) -> None:
+            nonlocal begun
+            if step is not None and not begun:
+                begun = True
+                note(folder, "twice" if self.finished_record() else "start", self.signature)
+
+        record = super().execute(SimpleNamespace(say=display.say, show=show))
+        if begun:
+            note(folder, "end", self.signature)
         return record
 
-    running._carry_out = logged
+
+def work(runs: list[Planned]) -> None:
+    """What `make reproduce` does."""
+    torch.set_num_threads(1)
     cli.console.quiet = True
-    os._exit(1 if runner.run_all(runs) else 0)
+    os._exit(1 if run_all(runs, ThisProcess()) else 0)
 
 
 def note(folder: Path, what: str, name: str) -> None:
@@ -60,7 +70,7 @@ def note(folder: Path, what: str, name: str) -> None:
 
 
 def begin(folder: Path, runs: list[Planned]) -> "multiprocessing.process.BaseProcess":
-    process = fork.Process(target=work, args=(folder, runs))
+    process = fork.Process(target=work, args=([Logged(run.config, run.rate_source) for run in runs],))
     process.start()
     return process
 
@@ -77,7 +87,7 @@ def check_all_done_once(folder: Path, runs: list[Planned]) -> None:
     assert logged(folder, "twice") == []
     assert sorted(path.parent.name for path in (folder / "runs").glob("*/record.json")) == wanted
     for run in runs:
-        record = read_record(run.record_path)
+        record = read_record(run.folder.record)
         assert record is not None
         assert record.status == "finished"
         assert record.happened["steps"] == 8
@@ -144,16 +154,16 @@ def test_a_launcher_that_starts_nothing_ends_the_sweep(tmp_path: Path) -> None:
 
 def test_a_damaged_record_is_left_alone_and_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     damaged, fine = plan(tmp_path, 2)
-    damaged.record_path.parent.mkdir(parents=True)
-    damaged.record_path.write_text('{"signature": ')
-    assert runner.run_all([damaged, fine]) == 1
-    assert damaged.record_path.read_text() == '{"signature": '
+    damaged.folder.record.parent.mkdir(parents=True)
+    damaged.folder.record.write_text('{"signature": ')
+    assert run_all([damaged, fine], ThisProcess()) == 1
+    assert damaged.folder.record.read_text() == '{"signature": '
     assert (damaged.status(), fine.status()) == ("damaged", "finished")
 
 
 def test_runs_of_others_are_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (run,) = plan(tmp_path, 1)
-    claim, said = Claim(run.record_path.parent), []
+    claim, said = Claim(run.folder.record.parent), []
     claim.take()
     monkeypatch.setattr("surm.experiments.sweep.time.sleep", lambda seconds: claim.release())
     sweep = Sweep([run])

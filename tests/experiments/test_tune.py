@@ -9,7 +9,7 @@ import pytest
 from surm.config import rates
 from surm.config.compose import composer
 from surm.experiments import tune
-from surm.experiments.plan import PlannedRun, load_experiment
+from surm.experiments.plan import TrainingRun, load_experiment, training_runs
 from surm.experiments.tune import first_rates, next_rate, search
 from surm.records.record import Record
 
@@ -45,9 +45,9 @@ def test_a_search_extends_ranges_and_ignores_the_test_split(monkeypatch: pytest.
     monkeypatch.setattr(tune, "TUNED_RATES", tmp_path / "rates.json")
     monkeypatch.setattr(rates, "TUNED_RATES", tmp_path / "rates.json")
     peaks = {"lora": 0.3, "circulant": 3e-3, "full": 3e-5}
-    seen: list[PlannedRun] = []
+    seen: list[TrainingRun] = []
 
-    def execute(run: PlannedRun) -> Record | None:
+    def execute(run: TrainingRun) -> Record | None:
         seen.append(run)
         rate = run.config.optim.lr
         assert rate is not None
@@ -61,8 +61,8 @@ def test_a_search_extends_ranges_and_ignores_the_test_split(monkeypatch: pytest.
     with composer():
         members = load_experiment(
             "laptop/digits", seeds=2, overrides=["structure=circulant,lora,full", "model=tiny_vit"]
-        ).runs
-    search(members, execute)
+        )
+    search(training_runs([members]), execute)
 
     assert {run.config.dataset.evaluate_on for run in seen} == {"selection"}
     assert {run.config.seed for run in seen} == {0}

@@ -10,9 +10,8 @@ from pathlib import Path
 import pytest
 
 from surm.config.compose import composer
-from surm.config.run import Run
 from surm.experiments import status as overview
-from surm.experiments.plan import Experiment, PlannedRun, load_experiment
+from surm.experiments.plan import Experiment, TrainingRun, load_experiment, training_runs
 from surm.records.claim import Claim, living_holder
 from surm.records.record import read_record
 from surm.records.storage import write_json
@@ -22,12 +21,11 @@ from surm.training.run import execute
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 
-def one_run(folder: Path) -> PlannedRun:
+def one_run(folder: Path) -> TrainingRun:
     settings = ["model=tiny_vit", "structure=circulant", "trainer.max_steps=8", "trainer.checkpoint_every=2"]
     with composer():
-        planned = load_experiment("smoke/digits", seeds=1, overrides=settings).runs[0]
-    assert isinstance(planned, PlannedRun)
-    return replace(planned, task=Run(replace(planned.config, output_dir=str(folder))))
+        (planned,) = training_runs([load_experiment("smoke/digits", seeds=1, overrides=settings)])
+    return replace(planned, config=replace(planned.config, output_dir=str(folder)))
 
 
 def quiet(*_: object) -> None:
@@ -53,17 +51,17 @@ class Disk:
 def test_a_disk_that_is_full_at_a_checkpoint_leaves_the_older_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = execute(one_run(tmp_path / "whole").task, say=quiet)
+    whole = execute(one_run(tmp_path / "whole"), say=quiet)
     planned = one_run(tmp_path / "full")
     disk = Disk(monkeypatch, room=2)  # the claim and the checkpoint of step 2
     with pytest.raises(StorageError, match=r"(checkpoint\.safetensors|record\.json) cannot be written \(No space left"):
-        execute(planned.task, say=quiet)
-    folder = planned.record_path.parent
+        execute(planned, say=quiet)
+    folder = planned.folder.path
     assert (folder / "checkpoint.safetensors").exists()
     assert not list(folder.glob(".*.tmp"))
     assert living_holder(folder) is None
     disk.room = 1000
-    resumed = execute(planned.task, say=quiet)
+    resumed = execute(planned, say=quiet)
     assert resumed.happened["resumed_from_steps"] == [2]
     assert resumed.happened["metrics"] == whole.happened["metrics"]
 
@@ -74,10 +72,10 @@ def test_results_that_cannot_be_written_leave_the_run_unfinished(
     planned = one_run(tmp_path)
     disk = Disk(monkeypatch, room=4)  # the claim and the checkpoints of steps 2, 4 and 6
     with pytest.raises(StorageError, match=r"predictions\.json cannot be written"):
-        execute(planned.task, say=quiet)
+        execute(planned, say=quiet)
     assert planned.status() == "missing"
     disk.room = 1000
-    assert execute(planned.task, say=quiet).happened["resumed_from_steps"] == [6]
+    assert execute(planned, say=quiet).happened["resumed_from_steps"] == [6]
 
 
 @pytest.mark.parametrize("action", [pytest.param("train", marks=pytest.mark.slow), "reproduce"])
@@ -85,8 +83,8 @@ def test_a_folder_that_takes_no_files_is_one_sentence(tmp_path: Path, action: st
     (tmp_path / "outputs").write_text("a file where the folder should be")
     settings = ["model=tiny_vit", "trainer.max_steps=2"]
     arguments = {
-        "train": ["train.py", *settings, "hydra.run.dir=hydra"],
-        "reproduce": ["reproduce.py", "--scale", "smoke", "--only", "digits", "--set", *settings],
+        "train": ["train.py", *settings],
+        "reproduce": ["reproduce.py", "--scale", "smoke", "--only", "smoke_digits", "--set", *settings],
     }[action]
     done = subprocess.run(
         [sys.executable, str(REPOSITORY / "scripts" / arguments[0]), *arguments[1:]],
@@ -101,7 +99,7 @@ def test_a_folder_that_takes_no_files_is_one_sentence(tmp_path: Path, action: st
     assert (tmp_path / "outputs").read_text() == "a file where the folder should be"
 
 
-def shown(planned: PlannedRun, capsys: pytest.CaptureFixture[str]) -> str:
+def shown(planned: TrainingRun, capsys: pytest.CaptureFixture[str]) -> str:
     capsys.readouterr()
     overview.status([Experiment("name", "Title", [], [planned])])
     return capsys.readouterr().out
@@ -111,7 +109,7 @@ def test_status_says_who_works_on_what_why_it_failed_and_what_is_damaged(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     planned = one_run(tmp_path)
-    folder = planned.record_path.parent
+    folder = planned.folder.path
     with Claim(folder):
         assert f"process {os.getpid()} on " in shown(planned, capsys)
 
@@ -120,25 +118,25 @@ def test_status_says_who_works_on_what_why_it_failed_and_what_is_damaged(
             os.kill(os.getpid(), 15)
 
     with pytest.raises(Interrupted):
-        execute(planned.task, report=stop, say=quiet)
+        execute(planned, report=stop, say=quiet)
     checkpoint = folder / "checkpoint.safetensors"
     checkpoint.write_bytes(checkpoint.read_bytes()[:-1])
     assert "checkpoint.safetensors is not a whole checkpoint" in shown(planned, capsys)
 
-    record = read_record(planned.record_path)
+    record = read_record(planned.folder.record)
     assert record is not None
     replace(record, status="failed", happened=record.happened | {"error": "the reason"}).write()
     checkpoint.unlink()
     assert "(the reason)" in shown(planned, capsys)
 
-    planned.record_path.write_text("{")
+    planned.folder.record.write_text("{")
     assert "1 damaged" in shown(planned, capsys)
     assert "record.json is not a whole record" in shown(planned, capsys)
 
 
 def test_who_was_taken_over_writes_nothing_more(tmp_path: Path) -> None:
     planned = one_run(tmp_path)
-    folder = planned.record_path.parent
+    folder = planned.folder.path
 
     def taken(step: int, steps: int, values: dict[str, float]) -> None:
         if step == 3:
@@ -146,6 +144,6 @@ def test_who_was_taken_over_writes_nothing_more(tmp_path: Path) -> None:
             write_json(folder / "claim.json", theirs)
 
     with pytest.raises(Claimed, match="was taken over by process 99 on node7"):
-        execute(planned.task, report=taken, say=quiet)
-    assert not planned.record_path.exists()
+        execute(planned, report=taken, say=quiet)
+    assert not planned.folder.record.exists()
     assert str(living_holder(folder)) == "process 99 on node7"  # still theirs

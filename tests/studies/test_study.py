@@ -1,23 +1,24 @@
 """Parts of studies: computed once, recorded, planned and reported like runs."""
 
 import json
-from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from surm import report
 from surm.config.command import check_command
 from surm.config.compose import TRAIN, composer
-from surm.experiments import runner
 from surm.experiments import status as overview
-from surm.experiments.plan import Experiment, PlannedPart, load_experiment, plan_study
-from surm.experiments.publish import report_plan
+from surm.experiments.plan import Experiment, load_experiment, plan
+from surm.experiments.publish import report_plan, report_studies
+from surm.experiments.runner import ThisProcess
+from surm.experiments.sweep import run_all
 from surm.records.record import read_record
 from surm.shared.errors import ConfigError
 from surm.shared.paths import REPOSITORY
 from surm.studies import registry as experiments
-from surm.studies.entry import APPROXIMATE, compose_study
+from surm.studies.entry import APPROXIMATE
 from surm.studies.registry import STUDIES, Study
 from surm.studies.run import run_part
 
@@ -59,11 +60,11 @@ def test_a_part_is_computed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         experiments.STUDIES, "psd_fit", Study(psd_fit.options, psd_fit.validate, psd_fit.parts, counting)
     )
     planned = _parts(tmp_path, draws=2)
-    first = run_part(planned[0].task, print)
+    first = run_part(planned[0], print)
     assert first.status == "finished"
     assert [part.status() for part in planned] == ["finished", "missing"]
-    assert run_part(planned[0].task, print) == first
-    assert calls == [planned[0].task.part]
+    assert run_part(planned[0], print) == first
+    assert calls == [planned[0].part]
 
 
 def test_a_part_that_fails_leaves_a_record_and_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -77,11 +78,11 @@ def test_a_part_that_fails_leaves_a_record_and_is_tried_again(tmp_path: Path, mo
     with monkeypatch.context() as patch:
         patch.setitem(experiments.STUDIES, "psd_fit", broken)
         with pytest.raises(ArithmeticError):
-            run_part(part.task, print)
-    record = read_record(part.record_path)
+            run_part(part, print)
+    record = read_record(part.folder.record)
     assert record is not None
     assert (record.status, record.happened["error"]) == ("failed", "ArithmeticError: no convergence")
-    assert run_part(part.task, print).status == "finished"
+    assert run_part(part, print).status == "finished"
 
 
 def test_more_draws_keep_the_signatures_of_fewer(tmp_path: Path) -> None:
@@ -95,14 +96,14 @@ def test_the_report_puts_published_draws_beside_this_run(tmp_path: Path) -> None
     """Three draws published, two computed here: each column tells its own number of draws."""
     for folder, draws in (("published", 3), ("outputs", 2)):
         for part in _parts(tmp_path / folder, draws=draws):
-            run_part(part.task, print)
+            run_part(part, print)
     for path in (tmp_path / "published" / "runs").glob("*/record.json"):
         path.rename(path.parent.parent / f"{path.parent.name}.json")
     with composer():
-        plan = load_experiment("full/psd_fit")
+        full = load_experiment("full/psd_fit")
     parts = _parts(tmp_path / "outputs", draws=2)
     page = report.build(
-        [report_plan(Experiment(plan.name, plan.title, plan.claims, parts))],
+        [report_plan(Experiment(full.name, full.title, full.claims, parts))],
         tmp_path / "published" / "runs",
         tmp_path / "outputs" / "runs",
         tmp_path / "outputs",
@@ -110,7 +111,7 @@ def test_the_report_puts_published_draws_beside_this_run(tmp_path: Path) -> None
         paper=REPOSITORY / "results" / "papers" / "surm",
     )
     claims = [line for line in page.read_text().splitlines() if "3 draws" in line]
-    assert len(claims) == len(plan.claims)
+    assert len(claims) == len(full.claims)
     assert all("2 draws" in line for line in claims)
     assert (page.parent / "tables" / "full_psd_fit.csv").exists()
 
@@ -119,11 +120,11 @@ def test_a_study_prints_its_table_and_verdicts_and_a_second_call_computes_nothin
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    with composer():
-        config = compose_study(["study=psd_fit", "study.draws=2"])
     outputs = []
     for _ in range(2):
-        runner.run_study(config)
+        parts = plan(check_command(["study=psd_fit", "study.draws=2"], APPROXIMATE), APPROXIMATE)
+        assert run_all(parts, ThisProcess()) == 0
+        report_studies(parts)
         outputs.append(capsys.readouterr().out)
     for output in outputs:
         assert "tied Kronecker" in output
@@ -135,14 +136,13 @@ def test_a_study_prints_its_table_and_verdicts_and_a_second_call_computes_nothin
 
 def test_a_plan_lists_parts_and_their_time(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     parts = _parts(tmp_path, draws=2)
-    runner.run_all(parts[:1])
+    run_all(parts[:1], ThisProcess())
     overview.print_plan([Experiment("made_up", "Made up", [], parts)])
     out = capsys.readouterr().out
     assert out.count("missing") == 1
     assert "draw 1" in out
 
 
-def _parts(folder: Path, *, draws: int) -> list[PlannedPart]:
-    with composer():
-        config = compose_study(["study=psd_fit", f"study.draws={draws}"])
-    return plan_study(replace(config, output_dir=str(folder)), "made_up")
+def _parts(folder: Path, *, draws: int) -> list[Any]:
+    command = ["study=psd_fit", f"study.draws={draws}", f"output_dir={folder}"]
+    return plan(check_command(command, APPROXIMATE), APPROXIMATE)

@@ -101,9 +101,9 @@ def test_a_method_with_state_and_two_stages_goes_on_bit_for_bit(tmp_path: Path) 
         with pytest.raises(Interrupted):
             execute(run, report=stop_after(step), say=quiet)
     resumed = execute(run, say=quiet)
-    assert resumed["happened"]["resumed_from_steps"] == stops
+    assert resumed.happened["resumed_from_steps"] == stops
     for key in ("metrics", "history", "trainable_parameters", "peak_trainable_parameters"):
-        assert resumed["happened"][key] == whole["happened"][key]
+        assert resumed.happened[key] == whole.happened[key]
     folders = (tmp_path / name / "runs" / whole["signature"] for name in ("whole", "parts"))
     one, other = ((folder / "trained.safetensors").read_bytes() for folder in folders)
     assert one == other
@@ -127,9 +127,9 @@ def test_what_finish_leaves_is_evaluated_counted_and_saved(tmp_path: Path) -> No
     record = execute(configure(tmp_path, *OPTIONS), say=quiet)
     norms = Toy.last.norm_layers
     assert all((layer.bias == 0).all() for layer in norms)
-    assert record["happened"]["trainable_parameters"] == 0  # all but the head is frozen at the end
-    assert record["happened"]["peak_trainable_parameters"] == sum(2 * len(layer.bias) for layer in norms)
-    assert record["happened"]["head_parameters"] == 48 * 10 + 10
+    assert record.happened["trainable_parameters"] == 0  # all but the head is frozen at the end
+    assert record.happened["peak_trainable_parameters"] == sum(2 * len(layer.bias) for layer in norms)
+    assert record.happened["head_parameters"] == 48 * 10 + 10
 
 
 def test_the_head_may_have_a_rate_of_its_own(tmp_path: Path) -> None:

@@ -71,9 +71,9 @@ def test_adalora_goes_on_bit_for_bit_in_every_part_of_its_schedule(tmp_path: Pat
         with pytest.raises(Interrupted):
             execute(run, report=stop_after(step), say=quiet)
     resumed = execute(run, say=quiet)
-    assert resumed["happened"]["resumed_from_steps"] == stops
+    assert resumed.happened["resumed_from_steps"] == stops
     for key in ("metrics", "best_epoch_metrics", "history", "trainable_parameters"):
-        assert resumed["happened"][key] == whole["happened"][key]
+        assert resumed.happened[key] == whole.happened[key]
     folders = [tmp_path / name / "runs" / whole["signature"] / "adapter" for name in ("whole", "parts")]
     one, other = ((folder / "adapter_model.safetensors").read_bytes() for folder in folders)
     assert one == other
@@ -149,9 +149,9 @@ def test_kill_9_in_an_adalora_run_moves_no_digit(tmp_path: Path, moment: int) ->
     assert not (folder / "record.json").exists()
 
     resumed = execute(Run(replace(run.config, output_dir=str(tmp_path / "killed"))), say=quiet)
-    assert resumed["happened"]["resumed_from_steps"][0] >= moment
-    assert resumed["happened"]["metrics"] == whole["happened"]["metrics"]
-    assert resumed["happened"]["history"] == whole["happened"]["history"]
+    assert resumed.happened["resumed_from_steps"][0] >= moment
+    assert resumed.happened["metrics"] == whole.happened["metrics"]
+    assert resumed.happened["history"] == whole.happened["history"]
 
 
 def _step(folder: Path) -> int:

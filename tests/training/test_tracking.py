@@ -11,10 +11,10 @@ import yaml
 
 import surm.training.tracking
 from surm.config.compose import composer
-from surm.config.schema import DatasetConfig
-from surm.experiments import publish as results
+from surm.data import primary_metric
+from surm.experiments import upload
 from surm.experiments.plan import Scale, load_experiment
-from surm.experiments.upload import primary_metric, sync, tracking_options
+from surm.experiments.upload import experiments_of, sync, tracking_options, wandb_sync
 from surm.records.record import Record, unrun
 from surm.records.storage import write_json
 from surm.shared.errors import ConfigError, TrackingError
@@ -168,33 +168,33 @@ def test_make_wandb_sync_takes_its_options_from_conf_and_groups_from_the_plans(t
     monkeypatch.chdir(tmp_path)
     write_json(Path("published") / f"{planned.signature}.json", record)
     write_json(Path("published") / "cccccccccccc.json", record | {"signature": "cccccccccccc"})  # of no experiment
-    monkeypatch.setattr(results, "config_groups", lambda: {"experiment": ["full/digits"]})  # of some 30
-    monkeypatch.setattr(results, "load_scale", lambda name: Scale(name, ["laptop/digits", "laptop/psd_fit"]))
+    monkeypatch.setattr(upload, "groups", lambda: {"experiment": ["full/digits"]})  # of some 30
+    monkeypatch.setattr(upload, "load_scale", lambda name: Scale(name, ["laptop/digits", "laptop/psd_fit"]))
     settings = ["tracking.mode=offline", "tracking.project=archive", "tracking.tags=[old]"]
 
-    def upload(only: str | None) -> str:
+    def uploads(only: str | None) -> str:
         chosen = {"scale": "laptop", "seeds": None, "only": only, "records": [Path("published")]}
-        results.wandb_sync(argparse.Namespace(**chosen, set=settings))
+        wandb_sync(argparse.Namespace(**chosen, set=settings))
         return capsys.readouterr().out
 
-    assert "1 of 1 finished runs" in upload("digits")
+    assert "1 of 1 finished runs" in uploads("laptop_digits")
     _, group, _, project, tags = logged(Path("outputs/wandb"), planned.signature)["identity"]
     assert (group, project) == ("laptop_digits", "archive")
     assert tags == {"builtin_vit", "digits", "lora", "old", "laptop_digits"}
-    assert "1 of 2 finished runs" in upload(None)
+    assert "1 of 2 finished runs" in uploads(None)
     assert logged(Path("outputs/wandb"), "cccccccccccc")["identity"][1] == ""
 
 
 @pytest.mark.slow
 def test_a_run_belongs_to_the_experiments_that_plan_it_the_chosen_first(monkeypatch):
-    monkeypatch.setattr(results, "load_scale", lambda name: Scale(name, ["laptop/digits"]))
-    monkeypatch.setattr(results, "config_groups", lambda: {"experiment": ["full/digits", "full/textile"]})
+    monkeypatch.setattr(upload, "load_scale", lambda name: Scale(name, ["laptop/digits"]))
+    monkeypatch.setattr(upload, "groups", lambda: {"experiment": ["full/digits", "full/textile"]})
     with composer():
         chosen = load_experiment("full/digits", seeds=1, overrides=["structure=lora"])
         elsewhere = load_experiment("full/textile", seeds=1, overrides=["structure=lora"])
     shared, textile = (unrun(run.signature, run.asked) for run in (chosen.runs[0], elsewhere.runs[0]))
-    assert results._experiments_of([shared], [chosen])[shared.signature] == ["full_digits"]
-    found = results._experiments_of([shared, textile], [])
+    assert experiments_of([shared], [chosen])[shared.signature] == ["full_digits"]
+    found = experiments_of([shared, textile], [])
     assert found[shared.signature] == ["laptop_digits", "full_digits"]
     assert found[textile.signature] == ["full_textile"]
 
@@ -213,14 +213,14 @@ def test_options_of_tracking_are_those_of_conf_and_of_the_command():
     [("digits", "accuracy"), ("glue/cola", "matthews"), ("glue/stsb", "spearman"), ("vtab/pets", "accuracy")],
 )
 def test_primary_metric_is_known_without_reading_the_data(dataset, metric):
-    assert primary_metric(DatasetConfig(name=dataset)) == metric
+    assert primary_metric(dataset) == metric
 
 
 def test_the_metric_of_a_table_is_that_of_its_labels(tmp_path):
     for split in ("train", "test"):
         (tmp_path / f"{split}.csv").write_text("sentence,score\ngood,0.5\nbad,0.25\nfine,0.75\n")
     columns = {"text": "sentence", "label": "score"}
-    assert primary_metric(DatasetConfig(name="table", path=str(tmp_path), columns=columns)) == "spearman"
+    assert primary_metric("table", path=str(tmp_path), columns=columns) == "spearman"
 
 
 def saved(folder: Path) -> Path:
@@ -341,7 +341,7 @@ def test_lost_connection_is_one_warning_and_leaves_the_run_to_sync(tmp_path, cap
 
 def test_none_imports_no_wandb_and_writes_nothing(tmp_path):
     program = (
-        f"import runpy, sys; from pathlib import Path; module = runpy.run_path({surm.tracking.__file__!r})\n"
+        f"import runpy, sys; from pathlib import Path; module = runpy.run_path({surm.training.tracking.__file__!r})\n"
         "tracker = module['start_tracker'](\n"
         "    {'name': 'none'}, signature='a', group=None, config={}, tags=[], directory=Path('logs'))\n"
         "tracker.log({'loss': 1.0}, step=1); tracker.finish({}, 'finished')\n"

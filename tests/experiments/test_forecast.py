@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
 from torch.utils.flop_counter import FlopCounterMode
 
-from surm.experiments.cost import correction, forward_flops, gpu_hours, training_flops
+from surm.experiments.forecast import correction, forward_flops, gpu_hours, training_flops
 from surm.models import Backbone, load_backbone, skeleton
 from surm.records.record import Record
 
