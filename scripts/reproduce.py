@@ -26,7 +26,7 @@ def main() -> None:
             left = run_all([run for experiment in experiments for run in experiment.runs])
         else:
             left = launch_experiments(experiments, arguments.launcher, arguments.seeds, arguments.set)
-        report(experiments, scale.label, scale.name, options=make_options(arguments))
+        report(experiments, scale, options=make_options(arguments))
         if left:
             raise SystemExit(1)
 

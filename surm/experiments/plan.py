@@ -114,11 +114,12 @@ def plan_study(config: ApproximateConfig, experiment: str) -> list[PlannedPart]:
 
 @dataclass(frozen=True)
 class Scale:
-    """How much `make reproduce` runs: experiments, and a label that marks what is no evidence."""
+    """How much `make reproduce` runs; a label printed with its numbers, and whether these are evidence."""
 
     name: str
     experiments: list[str]
     label: str = ""
+    evidence: bool = True
 
 
 def load_scale(name: str) -> Scale:

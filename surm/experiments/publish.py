@@ -5,7 +5,6 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from surm import report as reporting
 from surm.config.command import entry_of
 from surm.config.compose import TRAIN
 from surm.config.compose import groups as config_groups
@@ -15,14 +14,14 @@ from surm.experiments.plan import Experiment, PlannedPart, Scale, load_scale, lo
 from surm.records.storage import write_atomically
 from surm.records.stored import Record as StoredRecord
 from surm.records.stored import read_records
-from surm.report import ExperimentPlan, GridPlan, Plan, StudyPlan
-from surm.shared.paths import PUBLISHED, REPOSITORY
+from surm.report import page as reporting
+from surm.report.plan import ComparisonPlan, GridPlan, Plan, StudyPlan
+from surm.shared.paths import CONFIG_DIRECTORY, PUBLISHED, REPOSITORY, RESULTS
 
 
 def report(
     experiments: Sequence[Experiment],
-    note: str,
-    name: str,
+    scale: Scale,
     output: Path = Path("outputs"),
     *,
     records: Sequence[Path] = (),
@@ -35,8 +34,7 @@ def report(
 
     Args:
         experiments: what was planned.
-        note: printed with the numbers; one that ends in "not evidence" forbids verdicts.
-        name: of the scale, or of the experiment.
+        scale: what is printed with the numbers, whether they are evidence, and the name of the figure of all.
         output: receives everything.
         records: folders to read in place of `output/runs`, and what lies outside the experiments, too.
         options: variables of `make reproduce` beside SCALE, which the page prints where a run is missing.
@@ -46,17 +44,18 @@ def report(
     """
     if lacking := [str(folder) for folder in records if not folder.is_dir()]:
         raise FileNotFoundError(f"{', '.join(lacking)} is no folder of records: give folders like outputs/runs.")
-    scale = [f"SCALE={name}"] if name != "laptop" and (REPOSITORY / f"conf/scale/{name}.yaml").exists() else []
-    plans = [report_plan(experiment, note) for experiment in experiments]
+    chosen = scale.name != "laptop" and (CONFIG_DIRECTORY / f"scale/{scale.name}.yaml").exists()
+    variables = [f"SCALE={scale.name}"] if chosen else []
+    plans = [report_plan(experiment) for experiment in experiments]
     page = reporting.build(
         plans,
         PUBLISHED,
         records or output / "runs",
         output,
-        label=note,
-        name=name,
-        paper=REPOSITORY / "results/paper",
-        options=" ".join([*scale, *filter(None, [options])]),
+        label=scale.label,
+        evidence=scale.evidence,
+        name=scale.name,
+        options=" ".join([*variables, *filter(None, [options])]),
         further=bool(records),
     )
     folders = records or [output / "runs"]
@@ -74,16 +73,16 @@ def report(
     return html
 
 
-def report_plan(experiment: Experiment, label: str = "") -> Plan:
+def report_plan(experiment: Experiment) -> Plan:
     """What the report is told of an experiment."""
     signatures, first = [run.signature for run in experiment.runs], experiment.runs[0]
     name, title, claims = experiment.name, experiment.title, experiment.claims
     if isinstance(first, PlannedPart):
-        return StudyPlan(name, title, signatures, claims, label, study=first.task.config.study.name)
+        return StudyPlan(name, title, signatures, claims, study=first.task.config.study.name)
     asked = {run.signature: run.asked for run in experiment.runs}
     if len({_column(question) for question in asked.values()}) == 1:
-        return ExperimentPlan(name, title, signatures, claims, label)
-    return GridPlan(name, title, signatures, claims, label, asked=asked, published=experiment.published)
+        return ComparisonPlan(name, title, signatures, claims)
+    return GridPlan(name, title, signatures, claims, asked=asked, published=experiment.published)
 
 
 def _column(question: dict[str, Any]) -> tuple[str, str, float | None]:
@@ -96,9 +95,8 @@ def publish() -> None:
     published = load_scale_experiments(load_scale("published"))
     planned = {run.signature for experiment in published for run in experiment.runs}
     promoted = promote(Path("outputs/runs"), PUBLISHED, planned)
-    results = REPOSITORY / "results"
     plans = [report_plan(experiment) for experiment in published]
-    reporting.publish(plans, PUBLISHED, results, name="published", paper=results / "paper")
+    reporting.publish(plans, PUBLISHED, RESULTS, name="published")
     console.print(f"{promoted} finished records of a clean tree are in {PUBLISHED.relative_to(REPOSITORY)}.")
 
 

@@ -12,7 +12,7 @@ from surm.config.compose import composer
 from surm.config.run import Run
 from surm.config.schema import RunConfig
 from surm.experiments.cli import command, console, describe
-from surm.experiments.plan import Experiment, Planned, PlannedPart, PlannedRun, plan_study
+from surm.experiments.plan import Experiment, Planned, PlannedPart, PlannedRun, Scale, plan_study
 from surm.experiments.sweep import Sweep
 from surm.records.record import Record
 from surm.shared.errors import Claimed, RecordError, RunError, StorageError
@@ -43,7 +43,7 @@ def run_study(config: ApproximateConfig) -> None:
         failures = run_all(parts)
         from surm.experiments.publish import report  # a run loads no report
 
-        report([experiment], "", experiment.name, Path(config.output_dir))
+        report([experiment], Scale(experiment.name, [experiment.name]), Path(config.output_dir))
     if failures:
         sys.exit(1)
 
