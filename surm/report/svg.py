@@ -33,7 +33,7 @@ def to_svg(figure: Figure, name: str, title: str, words: str) -> str:
 
     Args:
         figure: drawn in the colours of a white page.
-        name: begins every id in it, so that several figures can stand on one page.
+        name: its id; also the salt of the ids in it, so that several figures can stand on one page.
         title: its accessible name.
         words: what it shows.
     """
@@ -42,17 +42,18 @@ def to_svg(figure: Figure, name: str, title: str, words: str) -> str:
         axes.patch.set_alpha(0)
     buffer = StringIO()
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
-        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+        figure.savefig(buffer, format="svg", dpi=72, metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
     text = buffer.getvalue()
     content = text[text.index(">", text.index("<svg ")) + 1 :]
-    content = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->", "", content, flags=re.DOTALL)
-    content = re.sub(r'<g id="[^"]*"', "<g", content)  # names of artists, the same in every figure
-    content = re.sub(r'\b(id="|href="#|url\(#)(?=[a-zA-Z])', rf"\g<1>{name}-", content)
+    content = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->|<style.*?</style>", "", content, flags=re.DOTALL)
+    content = re.sub(r'<(g|image) id="[^"]*"', r"<\1", content)  # names of artists, the same in every figure
     content = re.sub(r"-?\d+\.\d{2,}", lambda number: f"{float(number[0]):.1f}".removesuffix(".0"), content)
-    content = re.sub(r"font: (bold |700 )?([\d.]+px) [^;\"]*", _font, content)
+    content = re.sub(r"font: (bold |700 )?([\d.]+px) [^;\"]*|; font-family: [^;\"]*", _font, content)
     for color, variable in THEME.items():
         content = content.replace(f": {color}", f": var({variable})")
     content = re.sub(r"\s*\n\s*", "\n", content)
+    while (fewer := re.sub(r"<g>\n((?:(?!</?g\b).)*)</g>\n", r"\1", content, flags=re.DOTALL)) != content:
+        content = fewer
     width, height = (72 * inches for inches in figure.get_size_inches())
     return (
         f'<svg viewBox="0 0 {width:.0f} {height:.0f}" role="img" aria-labelledby="{name}-title" '
@@ -64,4 +65,4 @@ def to_svg(figure: Figure, name: str, title: str, words: str) -> str:
 
 def _font(match: re.Match[str]) -> str:
     """Size and weight of a text; its family is the page's."""
-    return f"font-size: {match[2]}" + ("; font-weight: bold" if match[1] else "")
+    return f"font-size: {match[2]}{'; font-weight: bold' if match[1] else ''}" if match[2] else ""

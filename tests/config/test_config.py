@@ -143,3 +143,5 @@ def test_an_unknown_scale_names_the_nearest() -> None:
     with pytest.raises(ConfigError, match="did you mean laptop"):
         load_scale("labtop")
     assert load_scale("smoke").label == "smoke: not evidence"
+    assert not load_scale("smoke").evidence
+    assert load_scale("laptop").evidence

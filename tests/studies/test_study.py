@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from surm import report
 from surm.config.command import check_command
 from surm.config.compose import TRAIN, composer
 from surm.experiments import runner
@@ -14,6 +13,7 @@ from surm.experiments import status as overview
 from surm.experiments.plan import Experiment, PlannedPart, load_experiment, plan_study
 from surm.experiments.publish import report_plan
 from surm.records.record import read_record
+from surm.report.page import build
 from surm.shared.errors import ConfigError
 from surm.shared.paths import REPOSITORY
 from surm.studies import registry as experiments
@@ -101,7 +101,7 @@ def test_the_report_puts_published_draws_beside_this_run(tmp_path: Path) -> None
     with composer():
         plan = load_experiment("full_psd_fit")
     parts = _parts(tmp_path / "outputs", draws=2)
-    page = report.build(
+    page = build(
         [report_plan(Experiment(plan.name, plan.title, plan.claims, parts))],
         tmp_path / "published" / "runs",
         tmp_path / "outputs" / "runs",
