@@ -7,7 +7,7 @@ from typing import Any
 import yaml
 
 from surm.report.gather import Comparison
-from surm.report.rules import KINDS, Claim, Effects, Verdict
+from surm.report.rules import KINDS, Claim, Effects, Verdict, in_words
 from surm.shared.paths import PAPER
 
 
@@ -28,7 +28,7 @@ def read_claims(folder: Path = PAPER) -> dict[str, Claim]:
 def describe(claim: Claim) -> str:
     """The rule in words."""
     rule = claim.rule
-    words = KINDS[claim.kind].words(rule)
+    words = in_words(claim.kind, rule)
     words += f", on {', '.join(rule['datasets'])}" if "datasets" in rule else ""
     words += f", on less than {100 * rule['fraction_below']:g} % of the data" if "fraction_below" in rule else ""
     return words

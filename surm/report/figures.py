@@ -60,7 +60,7 @@ def accuracy_over_parameters(tasks: Sequence[Comparison], *, file: bool = True) 
         "Score over trainable parameters",
         "Mean over seeds with its 95 % interval, over parameters without the head. Methods of one count stand side by "
         "side in a shaded strip; filled marks are structured matrices, open ones what they are compared with.",
-        lambda: " ".join(f"{task.title}: {'; '.join(map(in_words, task.finished))}." for task in tasks),
+        lambda: _scores_in_words(tasks),
         draw,
         file,
     )
@@ -352,7 +352,7 @@ def scores(tasks: Sequence[Comparison], rows: Sequence[str], title: str) -> Pict
         "scores",
         "Scores by task",
         "Mean over seeds with its 95 % interval; a line without a mark has no finished run.",
-        lambda: " ".join(f"{task.title}: {'; '.join(map(in_words, task.finished))}." for task in tasks),
+        lambda: _scores_in_words(tasks),
         draw,
     )
 
@@ -373,20 +373,12 @@ def _low_data(tasks: Sequence[Comparison], rows: Sequence[str], title: str) -> P
         legend_below(figure, columns=min(len(groups), WIDEST) + 1)
         return figure
 
-    def words() -> str:
-        return " ".join(
-            f"{task.dataset}, {task.model}, {100 * task.fraction:g} % of the training split: "
-            f"{'; '.join(map(in_words, task.finished))}."
-            for group in groups.values()
-            for task in group
-        )
-
     return Picture(
         "scores",
         "Scores over the share of the training data",
         "Mean over seeds with its 95 % interval over the share of the training split (logarithmic; methods at one "
         f"share stand side by side); the dashed line is {FULL} on all data.",
-        words,
+        lambda: _scores_in_words([task for group in groups.values() for task in group]),
         draw,
     )
 
@@ -425,7 +417,11 @@ def with_lines(methods: Sequence[Method]) -> Iterator[tuple[Method, str]]:
         drawn[method.family] += 1
 
 
-def in_words(method: Method) -> str:
+def _scores_in_words(tasks: Sequence[Comparison]) -> str:
+    return " ".join(f"{task.title}: {'; '.join(map(_in_words, task.finished))}." for task in tasks)
+
+
+def _in_words(method: Method) -> str:
     """Name, mean and interval of a method."""
     mean = method.mean
     interval = f"[{mean.low:.2f}, {mean.high:.2f}]" if mean.low is not None else f"({mean.reason})"

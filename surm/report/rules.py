@@ -46,10 +46,10 @@ class Verdict:
 
 
 class Kind(NamedTuple):
-    """A kind of claim: the rule that decides it, and the rule in words."""
+    """A kind of claim: the rule that decides it, and its text, which `in_words` fills."""
 
     decide: Callable[[Claim, Any], Verdict]
-    words: Callable[[Mapping[str, Any]], str]
+    words: str
 
 
 def named_methods(claim: Claim) -> list[str]:
@@ -347,69 +347,39 @@ def _effect(claim: Claim, effects: Effects) -> Verdict:
     return Verdict("agrees", found)
 
 
-# --- rules in words ---------------------------------------------------------------------------------------------------
+# --- kinds of claim ---------------------------------------------------------------------------------------------------
 
 
-def _difference_words(rule: Mapping[str, Any]) -> str:
-    sign = ">" if rule["side"] == "above" else "<"
-    return f"{rule['method']} minus {rule['minus']} {sign} {rule['threshold']:g} points"
+def in_words(kind: str, rule: Mapping[str, Any]) -> str:
+    """A rule in words: the text of its kind, filled from the rule and from what follows from it."""
+    facts: dict[str, Any] = {
+        "sign": ">" if rule.get("side") == "above" else "<",
+        "tasks": f"at least {rule['at_least']} tasks" if "at_least" in rule else "every task",
+        "of_tasks": "the mean of the tasks" if rule.get("mean") else "every task",
+        "names": ", ".join(rule.get("methods", rule.get("families", []))),
+        "in_form": f" in {rule['form']} form" if "form" in rule else "",
+        "below": -rule.get("margin", 0),
+        "percent": 100 * rule.get("fraction", 0),
+        "in_every_draw": ", in every draw" if rule.get("every") else "",
+    }
+    return KINDS[kind].words.format(**{**rule, **facts})
 
 
-def _among_words(rule: Mapping[str, Any], *, rank: str) -> str:
-    families = ", ".join(rule["families"]) + (f" in {rule['form']} form" if "form" in rule else "")
-    return f"one of {families} is {rank} on at least {rule['at_least']} of {rule['of']} tasks"
-
-
-def _every_task_words(rule: Mapping[str, Any]) -> str:
-    tasks = f"at least {rule['at_least']} tasks" if "at_least" in rule else "every task"
-    return f"{_difference_words(rule)} on {tasks}"
-
-
-def _larger_gain_words(rule: Mapping[str, Any]) -> str:
-    than = rule["than"]
-    return f"({rule['method']} minus {rule['minus']}) minus ({than['method']} minus {than['minus']}) > 0 points"
-
-
-def _equivalent_words(rule: Mapping[str, Any]) -> str:
-    tasks = "the mean of the tasks" if rule.get("mean") else "every task"
-    return f"{rule['method']} minus {rule['minus']} within ±{rule['margin']:g} points on {tasks}"
-
-
-def _matches_words(rule: Mapping[str, Any]) -> str:
-    share = f"{100 * rule['fraction']:g} % of {rule['dataset']}"
-    return f"{rule['method']} on {share} minus {rule['reference']} on all of it > {-rule['margin']:g} points"
-
-
-def _effect_words(rule: Mapping[str, Any]) -> str:
-    every = ", in every draw" if rule.get("every") else ""
-    return f"{rule['effect']} {'>' if rule['side'] == 'above' else '<'} {rule['threshold']:g}{every}"
-
-
+_AMONG = "one of {names}{in_form} is RANK on at least {at_least} of {of} tasks"
 KINDS: dict[str, Kind] = {
-    "difference": Kind(_difference, _difference_words),
-    "count": Kind(
-        partial(_on_each, holds=_count), lambda rule: f"{rule['method']} trains {rule['equals']:,} parameters"
+    "difference": Kind(_difference, "{method} minus {minus} {sign} {threshold:g} points"),
+    "count": Kind(partial(_on_each, holds=_count), "{method} trains {equals:,} parameters"),
+    "equal_counts": Kind(partial(_on_each, holds=_equal_counts), "{names} train equally many parameters"),
+    "share": Kind(partial(_on_each, holds=_share), "{method} trains {low:g} to {high:g} % of the model"),
+    "effect": Kind(_effect, "{effect} {sign} {threshold:g}{in_every_draw}"),
+    "best_on": Kind(partial(_among, top=1), _AMONG.replace("RANK", "best")),
+    "top_two_on": Kind(partial(_among, top=2), _AMONG.replace("RANK", "among the best two")),
+    "every_column": Kind(_every_task, "{method} minus {minus} {sign} {threshold:g} points on {tasks}"),
+    "larger_gain": Kind(_larger_gain, "({method} minus {minus}) minus ({than[method]} minus {than[minus]}) > 0 points"),
+    "equivalent": Kind(_equivalent, "{method} minus {minus} within ±{margin:g} points on {of_tasks}"),
+    "matches": Kind(
+        _matches, "{method} on {percent:g} % of {dataset} minus {reference} on all of it > {below:g} points"
     ),
-    "equal_counts": Kind(
-        partial(_on_each, holds=_equal_counts),
-        lambda rule: f"{', '.join(rule['methods'])} train equally many parameters",
-    ),
-    "share": Kind(
-        partial(_on_each, holds=_share),
-        lambda rule: f"{rule['method']} trains {rule['low']:g} to {rule['high']:g} % of the model",
-    ),
-    "effect": Kind(_effect, _effect_words),
-    "best_on": Kind(partial(_among, top=1), partial(_among_words, rank="best")),
-    "top_two_on": Kind(partial(_among, top=2), partial(_among_words, rank="among the best two")),
-    "every_column": Kind(_every_task, _every_task_words),
-    "larger_gain": Kind(_larger_gain, _larger_gain_words),
-    "equivalent": Kind(_equivalent, _equivalent_words),
-    "matches": Kind(_matches, _matches_words),
-    "ratio": Kind(
-        _ratio,
-        lambda rule: (
-            f"{rule['to']} trains {rule['low']:g} to {rule['high']:g} times the parameters of {rule['method']}"
-        ),
-    ),
+    "ratio": Kind(_ratio, "{to} trains {low:g} to {high:g} times the parameters of {method}"),
 }
 """The kinds of claim. All but "effect", which a study decides, are about methods on tasks."""

@@ -42,7 +42,9 @@ def to_svg(figure: Figure, name: str, title: str, words: str) -> str:
         axes.patch.set_alpha(0)
     buffer = StringIO()
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
-        figure.savefig(buffer, format="svg", dpi=72, metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+        figure.savefig(
+            buffer, format="svg", dpi=72, metadata={"Date": None, "Creator": None, "Format": None, "Type": None}
+        )
     text = buffer.getvalue()
     content = text[text.index(">", text.index("<svg ")) + 1 :]
     content = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->|<style.*?</style>", "", content, flags=re.DOTALL)

@@ -15,7 +15,7 @@ from surm.report.claims import describe
 from surm.report.drawing import Picture
 from surm.report.rules import Claim, Verdict
 from surm.report.svg import to_svg
-from surm.report.table import Cell
+from surm.report.table import Cell, Column, Table
 
 State = Literal["agrees", "disagrees", "undecided", "no record"]
 STATES: tuple[State, ...] = ("agrees", "disagrees", "undecided", "no record")
@@ -107,16 +107,21 @@ class View:
         """What the shown section says about its claim."""
         return _outcome(row.section, row.claim)
 
-    def scores(self, section: Section) -> list[tuple[str, list[Cell]]]:
-        """Scores of one section from every set of records, side by side; nothing where one set alone has any."""
-        columns = [
-            {name: Cell(text, link=one.anchor(name)) for name, text in one.scores().items()}
-            for one in self.compared.get(section.id, [])
+    def side_by_side(self, section: Section) -> Table | None:
+        """Scores of one section from every set of records; None where one set alone has any."""
+        scores = [(one, one.scores()) for one in self.compared.get(section.id, [])]
+        if sum(bool(of_method) for _, of_method in scores) < 2:
+            return None
+        names = dict.fromkeys(name for _, of_method in reversed(scores) for name in of_method)
+        rows = [
+            [
+                Cell(name),
+                *(Cell(of_method.get(name, "no finished run"), link=one.anchor(name)) for one, of_method in scores),
+            ]
+            for name in names
         ]
-        if sum(map(bool, columns)) < 2:
-            return []
-        names = dict.fromkeys(name for column in reversed(columns) for name in column)
-        return [(name, [column.get(name, Cell("no finished run")) for column in columns]) for name in names]
+        columns = [Column("method"), *(Column(source.name) for source in self.sources)]
+        return Table("Scores of every set of records", columns, rows)
 
     def figures(self, section: Section) -> list[tuple[str, Picture, Markup]]:
         """The figures of a section: id on the page, caption and SVG."""
@@ -144,8 +149,13 @@ def _outcome(section: Section, claim: Claim) -> Outcome:
 # --- records ----------------------------------------------------------------------------------------------------------
 
 
+COLUMNS = [Column(name) for name in ("record", "part", "status")]
+COLUMNS += [Column("score", number=True), Column("seconds", number=True)]
+COLUMNS += [Column(name) for name in ("commit", "machine", "time", "file")]
+
+
 class GroupView:
-    """The records of one group as lines; what they were asked in common, and what tells them apart."""
+    """The records of one group as a table; what they were asked in common, and what tells them apart."""
 
     def __init__(self, group: Group) -> None:
         self.id = group.id
@@ -153,63 +163,30 @@ class GroupView:
         questions = [_flat(record.asked) for record in group.records]
         common = {key: value for key, value in questions[0].items() if all(q.get(key) == value for q in questions)}
         self.asked = json.dumps(_nested(common), indent=1)
-        self.lines = [
-            RecordLine(record, {key: value for key, value in question.items() if key not in common})
-            for record, question in zip(group.records, questions, strict=True)
-        ]
+        differences = [{key: value for key, value in one.items() if key not in common} for one in questions]
+        rows = [_cells(record, differs) for record, differs in zip(group.records, differences, strict=True)]
+        self.table = Table(f"Records of {self.title}", COLUMNS, rows)
 
 
-@dataclass(frozen=True)
-class RecordLine:
-    """A record in the appendix; `part` is what it was asked apart from the others of its group."""
-
-    record: Record
-    differs: Mapping[tuple[str, ...], Any]
-
-    @property
-    def part(self) -> str:
-        if not self.record.is_study:
-            return f"seed {self.record.seed}"
-        return ", ".join(f"{path[-1]} {json.dumps(value).strip(chr(34))}" for path, value in self.differs.items())
-
-    @property
-    def score(self) -> str:
-        return f"{self.record.metric} {self.record.score:.2f} %" if self._has_score else ""
-
-    @property
-    def value(self) -> float | None:
-        return self.record.score if self._has_score else None
-
-    @property
-    def _has_score(self) -> bool:
-        return self.record.finished and not self.record.is_study
-
-    @property
-    def status(self) -> str:
-        return why(self.record)
-
-    @property
-    def seconds(self) -> float | None:
-        return self.record.happened.get("seconds")
-
-    @property
-    def commit(self) -> str:
-        commit = str(self.record.where.get("commit") or "not known")[:12]
-        return f"{commit}, changed" if self.record.where.get("dirty") else commit
-
-    @property
-    def machine(self) -> str:
-        machine = self.record.where.get("machine") or {}
-        words = [machine.get("cpu"), machine.get("device"), f"{machine['cores']} cores" if "cores" in machine else None]
-        return ", ".join(str(word) for word in words if word)
-
-    @property
-    def time(self) -> str:
-        return str(self.record.where.get("time") or "")
-
-    @property
-    def path(self) -> str:
-        return shown(self.record.path)
+def _cells(record: Record, differs: Mapping[tuple[str, ...], Any]) -> list[Cell]:
+    """A record as a row; a part of a study is named by what it was asked apart from the others of its group."""
+    parts = (f"{path[-1]} {json.dumps(value).strip(chr(34))}" for path, value in differs.items())
+    part = ", ".join(parts) if record.is_study else f"seed {record.seed}"
+    scored = record.finished and not record.is_study
+    seconds, where = record.happened.get("seconds"), record.where
+    machine = where.get("machine") or {}
+    words = [machine.get("cpu"), machine.get("device"), f"{machine['cores']} cores" if "cores" in machine else None]
+    return [
+        Cell(record.signature),
+        Cell(part),
+        Cell(why(record)),
+        Cell(f"{record.metric} {record.score:.2f} %", record.score) if scored else Cell(),
+        Cell() if seconds is None else Cell(f"{seconds:,.1f}", seconds),
+        Cell(str(where.get("commit") or "not known")[:12] + (", changed" if where.get("dirty") else "")),
+        Cell(", ".join(str(word) for word in words if word)),
+        Cell(str(where.get("time") or "")),
+        Cell(shown(record.path)),
+    ]
 
 
 def shown(path: Path) -> str:

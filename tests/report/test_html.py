@@ -216,7 +216,7 @@ def test_low_data_curves_stand_over_the_fractions(tmp_path):
     page = build_page(tmp_path, [GridPlan("fig6", "Low data", list(planned), asked=planned)])
     root, texts = svg_of(page, "plot-fig6-scores")
     assert {"10", "100", "full fine-tuning on all data", "circulant"} <= set(texts)
-    assert "10 % of the training split: full fine-tuning 90.50 %" in root.find("desc").text
+    assert "digits, 10 %: full fine-tuning 90.50 %" in root.find("desc").text
 
 
 def test_a_cell_of_a_grid_leads_to_its_own_records(tmp_path):

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from surm.methods.names import label, style_of
-from surm.report.drawing import legend_below, line_of, marks, save, tidy
+from surm.report.drawing import draw_band, legend_below, line_of, marks, save, tidy
 from surm.report.gather import REFERENCE
 from surm.report.table import Formats, table_of
 from surm.shared.paths import PAPER
@@ -170,8 +170,8 @@ def _draw_task(panels: Sequence[Axes], task: str, methods: Mapping[str, Sequence
 
 def _draw_range(axes: Axes, runs: Sequence[Any], look: Mapping[str, Any]) -> None:
     layers = np.arange(1, len(runs[0]) + 1)
-    axes.plot(layers, np.mean(runs, axis=0), **look)
-    axes.fill_between(layers, np.min(runs, axis=0), np.max(runs, axis=0), color=look["color"], alpha=0.12, linewidth=0)
+    columns = {"mean": np.mean(runs, axis=0), "min": np.min(runs, axis=0), "max": np.max(runs, axis=0)}
+    draw_band(axes, pd.DataFrame(columns, index=layers), look, alpha=0.12)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
