@@ -9,26 +9,20 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.result import TARGET_PLACE, Cell, Row, against_rivals, judge
-from surm.report.figures import Style, legend_below, marks, save, tidy
-from surm.report.tables import markdown
+from surm.methods.names import BLACK, BLUE, GREY, VERMILION, Style
+from surm.report.drawing import legend_below, marks, save, tidy
+from surm.report.table import markdown
 
 NUMBERS = ("trained", "time", "quartiles", "peak memory")
 MOST_PANELS = 4  # cells in one picture
 CLOSE = 0.05  # an axis goes at least so far from 1, so that smaller differences look as small as they are
 LINEAR = 5  # ratios up to this one stand on a linear axis, others on a logarithmic one
-STYLES = {
-    "ours": Style("#0072B2", "o", filled=True),
-    "peft": Style("#000000", "o", filled=False),
-    "full": Style("#000000", "D", filled=False),
-    "paper": Style("#D55E00", "s", filled=False),
-    "plain": Style("#7F7F7F", "^", filled=False),
-}
-LEGEND = {
-    "ours": "structures of this project",
-    "peft": "PEFT",
-    "full": "full fine-tuning",
-    "paper": "the paper's formulas as written",
-    "plain": "plain dense matrix",
+KINDS = {
+    "ours": Style("structures of this project", BLUE, "o", filled=True),
+    "peft": Style("PEFT", BLACK, "o"),
+    "full": Style("full fine-tuning", BLACK, "D"),
+    "paper": Style("the paper's formulas as written", VERMILION, "s"),
+    "plain": Style("plain dense matrix", GREY, "^"),
 }
 
 
@@ -109,9 +103,9 @@ def draw(cells: Sequence[Cell], path: Path) -> None:
 def _draw(axes: Axes, rows: Sequence[Row], values: Sequence[tuple[float, float, float]]) -> None:
     axes.axvline(1, color="0.5", linewidth=1.0, zorder=0)
     for place, (row, (median, low, high)) in enumerate(zip(rows, values, strict=True)):
-        style = STYLES[row.kind]
+        style = KINDS[row.kind]
         axes.plot([low, high], [place, place], color=style.color, linewidth=1.4)
-        axes.plot(median, place, color=style.color, linestyle="", label=LEGEND[row.kind], **marks(style))
+        axes.plot(median, place, color=style.color, linestyle="", label=style.label, **marks(style))
     if max(high for _, _, high in values) > LINEAR:
         axes.set_xscale("log", base=2)
     low, high = axes.get_xlim()

@@ -14,7 +14,6 @@ from surm.experiments.cli import command, console
 from surm.records.storage import write_json
 from surm.report.studies import weights as analysis
 from surm.shared.errors import ConfigError
-from surm.shared.paths import PAPER
 from surm.studies.weights import Given, analyse
 
 SETTINGS = ("run", "output_dir", "to", "model_path", "dataset_path")
@@ -28,7 +27,7 @@ def main(run: str = "", output_dir: str = "outputs", to: str = "", **paths: str)
         found = analyse(signature, output_dir, console.print, Given(**paths))
         write_json(folder / "analysis" / f"{signature}.json", found)
         print(analysis.by_layer(found))
-    table = analysis.write(folder, PAPER)
+    table = analysis.write(folder)
     console.print(f"Analyses: {folder / 'analysis'}; table: {table}; figure: {folder / analysis.FIGURE}")
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from surm.experiments.cli import chosen_experiments, command, experiment_parser, make_options
 from surm.experiments.plan import load_scale
 from surm.experiments.publish import report
-from surm.report.html.picture import take_picture
+from surm.report.screenshot import take_picture
 
 
 def main() -> None:
@@ -27,7 +27,7 @@ def main() -> None:
     with command():
         scale = load_scale(arguments.scale)
         experiments, options = chosen_experiments(arguments), make_options(arguments)
-        page = report(experiments, scale.label, scale.name, records=arguments.records, options=options)
+        page = report(experiments, scale, records=arguments.records, options=options)
         if arguments.picture:
             take_picture(page, arguments.picture)
 

@@ -27,7 +27,7 @@ def main() -> None:
 
         from surm.experiments.publish import report  # here, since no run loads the report
 
-        report(experiments, scale.label, scale.name, options=make_options(arguments))
+        report(experiments, scale, options=make_options(arguments))
         if left:
             raise SystemExit(1)
 

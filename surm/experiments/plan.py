@@ -273,11 +273,12 @@ def training_runs(experiments: Iterable[Experiment]) -> list[TrainingRun]:
 
 @dataclass(frozen=True)
 class Scale:
-    """How much `make reproduce` runs: experiments, and a label that marks what is no evidence."""
+    """How much `make reproduce` runs; a label printed with its numbers, and whether these are evidence."""
 
     name: str
     experiments: list[str]
     label: str = ""
+    evidence: bool = True
 
 
 def scales() -> list[str]:

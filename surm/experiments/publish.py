@@ -4,21 +4,28 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-from surm import report as reporting
 from surm.config.compose import composer
 from surm.experiments.cli import console
-from surm.experiments.plan import Experiment, Planned, find_experiment, load_scale, load_scale_experiments, scales
+from surm.experiments.plan import (
+    Experiment,
+    Planned,
+    Scale,
+    find_experiment,
+    load_scale,
+    load_scale_experiments,
+    scales,
+)
 from surm.records.record import Record, read_records
 from surm.records.storage import write_atomically
-from surm.report import ExperimentPlan, GridPlan, Plan, StudyPlan
-from surm.shared.paths import PAPER, PUBLISHED, REPOSITORY
+from surm.report import page as reporting
+from surm.report.plan import ComparisonPlan, GridPlan, Plan, StudyPlan
+from surm.shared.paths import PUBLISHED, REPOSITORY, RESULTS
 from surm.studies.entry import compose_study
 
 
 def report(
     experiments: Sequence[Experiment],
-    note: str,
-    name: str,
+    scale: Scale,
     output: Path = Path("outputs"),
     *,
     records: Sequence[Path] = (),
@@ -31,8 +38,7 @@ def report(
 
     Args:
         experiments: what was planned.
-        note: printed with the numbers; one that ends in "not evidence" forbids verdicts.
-        name: of the scale, or of the experiment.
+        scale: what is printed with the numbers, whether they are evidence, and the name of the figure of all.
         output: receives everything.
         records: folders to read in place of `output/runs`, and what lies outside the experiments, too.
         options: variables of `make reproduce` beside SCALE, which the page prints where a run is missing.
@@ -42,17 +48,17 @@ def report(
     """
     if lacking := [str(folder) for folder in records if not folder.is_dir()]:
         raise FileNotFoundError(f"{', '.join(lacking)} is no folder of records: give folders like outputs/runs.")
-    scale = [f"SCALE={name}"] if name != "laptop" and name in scales() else []
-    plans = [report_plan(experiment, note) for experiment in experiments]
+    variables = [f"SCALE={scale.name}"] if scale.name != "laptop" and scale.name in scales() else []
+    plans = [report_plan(experiment) for experiment in experiments]
     page = reporting.build(
         plans,
         PUBLISHED,
         records or output / "runs",
         output,
-        label=note,
-        name=name,
-        paper=PAPER,
-        options=" ".join([*scale, *filter(None, [options])]),
+        label=scale.label,
+        evidence=scale.evidence,
+        name=scale.name,
+        options=" ".join([*variables, *filter(None, [options])]),
         further=bool(records),
     )
     folders = records or [output / "runs"]
@@ -80,19 +86,19 @@ def report_studies(parts: Sequence[Planned]) -> None:
         if table.name is None:  # not asked for by an experiment file: the study's own title and claims
             with composer():
                 table = compose_study([f"experiment={find_experiment(name, 'full')}"]).table
-        report([Experiment(name, table.title, table.claims, own)], "", name, Path(own[0].output_dir))
+        report([Experiment(name, table.title, table.claims, own)], Scale(name, []), Path(own[0].output_dir))
 
 
-def report_plan(experiment: Experiment, label: str = "") -> Plan:
+def report_plan(experiment: Experiment) -> Plan:
     """What the report is told of an experiment."""
     signatures, first = [run.signature for run in experiment.runs], experiment.runs[0]
     name, title, claims = experiment.name, experiment.title, experiment.claims
     if first.study:
-        return StudyPlan(name, title, signatures, claims, label, study=first.study)
+        return StudyPlan(name, title, signatures, claims, study=first.study)
     asked = {run.signature: run.asked for run in experiment.runs}
     if len({_column(question) for question in asked.values()}) == 1:
-        return ExperimentPlan(name, title, signatures, claims, label)
-    return GridPlan(name, title, signatures, claims, label, asked=asked, published=experiment.published)
+        return ComparisonPlan(name, title, signatures, claims)
+    return GridPlan(name, title, signatures, claims, asked=asked, published=experiment.published)
 
 
 def _column(question: dict[str, Any]) -> tuple[str, str, float | None]:
@@ -105,9 +111,8 @@ def publish() -> None:
     published = load_scale_experiments(load_scale("published"))
     planned = {run.signature for experiment in published for run in experiment.runs}
     promoted = promote(Path("outputs/runs"), PUBLISHED, planned)
-    results = REPOSITORY / "results"
     plans = [report_plan(experiment) for experiment in published]
-    reporting.publish(plans, PUBLISHED, results, name="published", paper=PAPER)
+    reporting.publish(plans, PUBLISHED, RESULTS, name="published")
     console.print(f"{promoted} finished records of a clean tree are in {PUBLISHED.relative_to(REPOSITORY)}.")
 
 

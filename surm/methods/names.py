@@ -1,28 +1,55 @@
-"""What methods are called in tables, figures and claims: plain data, which loads nothing."""
+"""What methods are called in tables and claims, and their marks in figures: plain data, which loads nothing."""
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
-_NAMES: dict[str, str] = {
-    "circulant": "circulant",
-    "skew_circulant": "skew-circulant",
-    "toeplitz": "Toeplitz",
-    "kronecker": "Kronecker",
-    "ldr": "ldr",
-    "low_rank": "low rank",
-    "lora": "LoRA",
-    "bitfit": "BitFit",
-    "linear_probe": "linear probe",
-    "full": "full fine-tuning",
-    "bottleneck": "bottleneck",
-    "lora_fa": "LoRA-FA",
-    "attention_tuning": "attention only",
-    "layernorm_tuning": "LayerNorm tuning",
-    "peft_adalora": "AdaLoRA",
-    "peft_dora": "DoRA",
-    "peft_vera": "VeRA",
-    "peft_lokr": "LoKr",
+
+class Style(NamedTuple):
+    """What a method is called in tables, and its colour and mark in figures (filled: a structured matrix)."""
+
+    label: str
+    color: str
+    marker: str
+    filled: bool = False
+
+
+# The Okabe-Ito palette and Tol's wine, safe for colour-blind readers.
+BLACK, GREY, WINE, BLUE = "#000000", "#7F7F7F", "#882255", "#0072B2"
+VERMILION, GREEN, PINK, SKY, ORANGE = "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00"
+
+# No two methods share both mark and filling, so that colour is never needed.
+METHODS: dict[str, Style] = {
+    "circulant": Style("circulant", BLUE, "o", filled=True),
+    "skew_circulant": Style("skew-circulant", SKY, "v", filled=True),
+    "toeplitz": Style("Toeplitz", VERMILION, "s", filled=True),
+    "kronecker": Style("Kronecker", GREEN, "^", filled=True),
+    "ldr": Style("ldr", PINK, "D", filled=True),
+    "low_rank": Style("low rank", ORANGE, "P", filled=True),
+    "circulant+skew_circulant": Style("circulant + skew-circulant", SKY, "X", filled=True),
+    "lora": Style("LoRA", BLACK, "o"),
+    "full": Style("full fine-tuning", BLACK, "D"),
+    "lora_fa": Style("LoRA-FA", BLACK, "d"),
+    "linear_probe": Style("linear probe", GREY, "s"),
+    "bitfit": Style("BitFit", GREY, "^"),
+    "attention_tuning": Style("attention only", GREY, "X"),
+    "layernorm_tuning": Style("LayerNorm tuning", GREY, "P"),
+    "bottleneck": Style("bottleneck", WINE, "p"),
+    "peft_adalora": Style("AdaLoRA", WINE, "<"),
+    "peft_dora": Style("DoRA", WINE, ">"),
+    "peft_vera": Style("VeRA", WINE, "*"),
+    "peft_c3a": Style("C3A", WINE, "h"),
+    "peft_lokr": Style("LoKr", WINE, "8"),
+    "peft_boft": Style("BOFT", WINE, "H"),
 }
+
+
+def style_of(structure: str) -> Style:
+    """The row of a structure or baseline; one without a row is named by its parts and has a grey mark."""
+    if structure in METHODS:
+        return METHODS[structure]
+    parts = structure.split("+")
+    label = " + ".join(METHODS[part].label if part in METHODS else _peft_name(part) for part in parts)
+    return Style(label, GREY, "v")
 
 
 SILENT_ARGUMENTS: frozenset[str] = frozenset(
@@ -51,11 +78,6 @@ _PHRASES: dict[str, Callable[[Any], str]] = {
 _ALL_LINEAR = ["q", "k", "v", "o", "mlp"]
 
 
-def family_name(structure: str) -> str:
-    """A structure's or baseline's name as tables write it."""
-    return " + ".join(_NAMES.get(part, _peft_name(part)) for part in structure.split("+"))
-
-
 def _peft_name(structure: str) -> str:
     """A method of PEFT that has no name of its own here, in capitals: `peft_boft` is BOFT."""
     return structure.removeprefix("peft_").upper() if structure.startswith("peft_") else structure
@@ -71,14 +93,14 @@ def label(asked: Mapping[str, Any]) -> str:
     """
     structure = dict(asked["structure"])
     name = structure.pop("name")
-    text = family_name(name)
+    text = style_of(name).label
     if name == "ldr" and structure.get("terms", 1) == 1:
         text += ", 1 term"
     text += "".join(phrase(structure[option]) for option, phrase in _PHRASES.items() if option in structure)
-    return text + _place(asked.get("placement") or {})
+    return text + _placement(asked.get("placement") or {})
 
 
-def _place(placement: Mapping[str, Any]) -> str:
+def _placement(placement: Mapping[str, Any]) -> str:
     if placement.get("form", "weight") == "adapter":
         return _adapter(placement)
     parts = list(placement.get("parts", ["q", "k", "v"]))

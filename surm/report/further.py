@@ -5,8 +5,8 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
 from surm.records.record import Record
-from surm.report.experiments import ExperimentPlan, Plan
-from surm.report.studies import STUDY_REPORTS, StudyPlan
+from surm.report.plan import ComparisonPlan, Plan, StudyPlan
+from surm.report.studies import STUDY_REPORTS
 
 METHOD = ("structure", "placement", "optim", "seed")
 """What the rows of a table differ in; all else that was asked is the same for a whole table."""
@@ -29,11 +29,11 @@ def further_plans(plans: Sequence[Plan], records: Mapping[str, Record]) -> list[
         elif record.request not in requests and record.asked["dataset"].get("evaluate_on") != "selection":
             shared = {key: value for key, value in record.asked.items() if key not in METHOD}
             tasks[json.dumps(shared, sort_keys=True)].append(record)
-    found: list[Plan] = [
-        ExperimentPlan(f"further_{place}", _title(runs[0]), [run.signature for run in runs])
-        for place, (_, runs) in enumerate(sorted(tasks.items()), start=1)
+    further: list[Plan] = [
+        ComparisonPlan(f"further_{number}", _title(runs[0]), [run.signature for run in runs])
+        for number, (_, runs) in enumerate(sorted(tasks.items()), start=1)
     ]
-    return found + [
+    return further + [
         StudyPlan(f"further_{name}", f"Further records of the study {name}", sorted(parts), study=name)
         for name, parts in sorted(studies.items())
         if name in STUDY_REPORTS

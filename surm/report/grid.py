@@ -1,9 +1,7 @@
-"""Methods (rows) on several tasks (columns): one wide table, one long file, one picture."""
+"""Methods (rows) on several tasks (columns): one wide table, one long file."""
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
-from pathlib import Path
+from collections.abc import Iterable, Sequence
 from statistics import fmean, stdev
 from typing import Any
 
@@ -11,14 +9,18 @@ import pandas as pd
 import yaml
 
 from surm.records.record import Record
-from surm.report import grid_figures, grid_plots, tables
-from surm.report.base import Group, Section
-from surm.report.experiments import REFERENCE, Column, GridPlan, Method, gather_columns
-from surm.report.grid_verdicts import judge_columns
-from surm.report.plots import Plot
-from surm.report.verdicts import Claim, Verdict
+from surm.report import figures
+from surm.report.base import Section, Source, why
+from surm.report.claims import judge
+from surm.report.comparison import COLUMNS, interval, row_of
+from surm.report.drawing import Picture
+from surm.report.gather import REFERENCE, Comparison, Method, gather_columns
+from surm.report.plan import GridPlan
+from surm.report.rules import Claim, Verdict
+from surm.report.table import Cell, Column, Formats, Table, markdown, table_of
 
 NOT_RUN = "not run"
+FILE_COLUMNS: Formats = {name: (name, "") for name in ("model", "dataset", "fraction")} | dict(COLUMNS)
 
 
 class Grid(Section):
@@ -26,93 +28,110 @@ class Grid(Section):
 
     plan: GridPlan
 
-    def __init__(
-        self, plan: GridPlan, records: Mapping[str, Record], *, known: Mapping[str, Record], label: str, paper: Path
-    ) -> None:
-        self.plan, self.label, self.paper = plan, plan.label or label, paper
-        self.columns: list[Column] = gather_columns(plan, records, known=known, label=label)
-        self.rows = list(dict.fromkeys(row for column in self.columns for row in column.rows))
-        self._verdicts: dict[str, Verdict] = {}
+    def __init__(self, plan: GridPlan, source: Source) -> None:
+        super().__init__(plan, source)
+        self.tasks = gather_columns(plan, source.records, known=source.known)
+        self.rows = list(dict.fromkeys(row for task in self.tasks for row in task.rows))
 
-    def judge(self, claim: Claim) -> Verdict:
-        if claim.id not in self._verdicts:
-            self._verdicts[claim.id] = judge_columns(claim, self.columns, self.label)
-        return self._verdicts[claim.id]
+    def _groups(self) -> list[tuple[str, str, Sequence[Record]]]:
+        return [(task.title, method.name, method.records) for task in self.tasks for method in task.methods]
+
+    def _judge(self, claim: Claim) -> Verdict:
+        return judge(claim, self.tasks, self.source.doubt)
+
+    @property
+    def has_table(self) -> bool:
+        return self.finished
+
+    def table(self) -> Table:
+        """Methods by tasks, with the average over tasks where every task has a finished run."""
+        averaged = len(self.tasks) > 1
+        body = []
+        for row in self.rows:
+            methods = [method for task in self.tasks if (method := task.method(row))]
+            most = max((method.trainable_parameters for method in methods), default=None)
+            cells = [Cell(row), Cell(_counts(methods), most, link=self.anchor() if methods else "")]
+            cells += [self._cell(task, row) for task in self.tasks]
+            if averaged:
+                mean = average(methods) if len(methods) == len(self.tasks) else None
+                cells.append(Cell() if mean is None else Cell(f"{mean:.2f}", mean, link=self.anchor()))
+            body.append(cells)
+        header = ["trainable parameters, without head", *(task.title for task in self.tasks)]
+        columns = [Column("method"), *(Column(text, number=True) for text in [*header, *["average"] * averaged])]
+        caption = f"{self.plan.title}: mean over seeds (%) ± standard deviation (number of seeds) [95 % interval]"
+        return Table(caption, columns, body)
+
+    def _cell(self, task: Comparison, row: str) -> Cell:
+        """Mean, standard deviation and number of seeds; else a note that says why there are none."""
+        method, link = task.method(row), self.anchor(row, task.title)
+        if method is None:
+            known = any(method.name == row for method in task.methods)
+            return Cell(note=_reason(task, row), link=link if known else "")
+        scores = [run.score for run in method.finished]
+        spread = f" ± {stdev(scores):.2f}" if len(scores) > 1 else ""
+        return Cell(f"{fmean(scores):.2f}{spread} ({len(scores)})", fmean(scores), interval(method), link)
+
+    def file(self) -> Table:
+        """One line for each task and method: the task, then the columns of a comparison."""
+        lines = [self._line(task, row) for task in self.tasks for row in task.rows]
+        return table_of(pd.DataFrame(lines, columns=list(FILE_COLUMNS)), FILE_COLUMNS)
+
+    def _line(self, column: Comparison, row: str) -> dict[str, Any]:
+        task = {"model": column.model, "dataset": column.dataset, "fraction": column.fraction}
+        missing, planned = _planned(column, row)
+        notes = [f"{NOT_RUN}: {missing} of {planned} seeds"] if missing else []
+        method = next((method for method in column.methods if method.name == row), None)
+        if method is None:
+            signature = next(signature for signature, name in column.names.items() if name == row)
+            rate = self.plan.asked[signature]["optim"]["lr"]
+            return task | {"method": row, "n": 0, "learning_rate": rate, "note": notes[0]}
+        line = row_of(method, column.method(REFERENCE))
+        return task | line | {"note": "; ".join(filter(None, [line["note"], *notes]))}
+
+    def pictures(self) -> list[Picture]:
+        """The scores, which also have a file, and the figures of every table of methods."""
+        tasks = [task for task in self.tasks if task.finished]
+        if not tasks:
+            return []
+        return [figures.scores(tasks, self.rows, self.plan.title), *figures.pictures_of(tasks, file=False)]
 
     def scores(self) -> dict[str, str]:
         """One line for each method: its average, where every task has a finished run."""
         found = {}
         for row in self.rows:
-            cells = [column.experiment.method(row) for column in self.columns]
+            cells = [column.method(row) for column in self.tasks]
             done = [method for method in cells if method]
-            if len(done) == len(self.columns):
+            if len(done) == len(self.tasks):
                 found[row] = f"{average(done):.2f} %, average of {len(done)} tasks"
             elif done:
-                found[row] = f"finished on {len(done)} of {len(self.columns)} tasks"
+                found[row] = f"finished on {len(done)} of {len(self.tasks)} tasks"
         return found
 
-    def frame(self) -> pd.DataFrame:
-        """One line for each column and method: the task, then the columns of `tables.COLUMNS`."""
-        lines = [self._line(column, row) for column in self.columns for row in column.rows]
-        return pd.DataFrame(lines, columns=["model", "dataset", "fraction", *tables.COLUMNS])
-
-    def pictures(self) -> Mapping[str, Callable[[Path], None]]:
-        if not self.finished:
-            return {}
-        draw = partial(grid_figures.draw, self.columns, self.rows, self.plan.title, self.label)
-        return {"scores": draw}
-
-    def plots(self) -> list[Plot]:
-        return grid_plots.plots(self.columns, self.rows) if self.finished else []
-
-    def groups(self) -> list[Group]:
-        return [
-            Group(column.label, method.name, method.records)
-            for column in self.columns
-            for method in column.experiment.methods
-        ]
+    def planned(self) -> str:
+        return f"Methods: {'; '.join(self.rows)}. Tasks: {'; '.join(task.title for task in self.tasks)}."
 
     def notes(self) -> list[str]:
         if self.finished:
             return self._how_to_read()
         return [
-            f"No record yet: {len(set(self.plan.signatures)):,} runs are planned, {len(self.rows)} methods on "
-            f"{len(self.columns)} tasks. To run them: `make reproduce ONLY={self.plan.name}`.\n"
+            f"No record yet: {self.total:,} runs are planned, {len(self.rows)} methods on {len(self.tasks)} tasks. "
+            f"To run them: `make reproduce ONLY={self.plan.name}`.\n"
         ]
 
     def absent(self) -> list[str]:
         return [*self._failures(), *(self._missing() if self.finished else [])]
 
-    # --- the wide table -----------------------------------------------------------------------------------------------
-
-    def table(self) -> list[str]:
-        if not self.finished:
-            return []
-        notes: dict[str, int] = {}  # reason of an empty cell -> number of its footnote
-        averaged = len(self.columns) > 1
-        body = []
-        for row in self.rows:
-            done = [method for column in self.columns if (method := column.experiment.method(row))]
-            cells = [_cell(column, row, notes) for column in self.columns]
-            overall = [f"{average(done):.2f}" if len(done) == len(self.columns) else ""] if averaged else []
-            body.append([row, counts(done), *cells, *overall])
-        header = ["method", "trainable parameters, without head", *(column.label for column in self.columns)]
-        header += ["average"] if averaged else []
-        table = tables.markdown(header, body, right=[False] + [True] * (len(header) - 1))
-        footnotes = "; ".join(f"[{number}] {reason}" for reason, number in notes.items())
-        return [table, f"{footnotes}.\n"] if footnotes else [table]
-
     def _how_to_read(self) -> list[str]:
         examples: dict[str, dict[str, None]] = defaultdict(dict)  # metric -> its data sets, each once
         baselines: dict[str, None] = {}
-        for column in self.columns:
-            if column.experiment.finished:
-                happened = column.experiment.finished[0].happened
+        for column in self.tasks:
+            if column.finished:
+                happened = column.facts
                 examples[happened["primary_metric"]][f"{column.dataset} ({happened['evaluation_examples']:,})"] = None
-                found = [f"{name} {100 * value:.2f} %" for name, value in happened.get("baselines", {}).items()]
-                baselines |= {f"{column.dataset} {', '.join(found)}": None} if found else {}
+                levels = [f"{name} {value:.2f} %" for name, value in column.baselines.items()]
+                baselines |= {f"{column.dataset} {', '.join(levels)}": None} if levels else {}
         metrics = "; ".join(f"{metric} on {', '.join(datasets)}" for metric, datasets in examples.items())
-        fractions = {column.fraction for column in self.columns}
+        fractions = {column.fraction for column in self.tasks}
         share = (
             f", trained on {100 * min(fractions):g} % of the data" if len(fractions) == 1 and min(fractions) < 1 else ""
         )
@@ -129,26 +148,26 @@ class Grid(Section):
         lines = []
         for row in self.rows:
             of_seeds: dict[str, list[str]] = defaultdict(list)  # "3 of 3 seeds" -> labels of columns
-            for column in self.columns:
+            for column in self.tasks:
                 missing, planned = _planned(column, row)
                 if missing:
-                    of_seeds[f"{missing} of {planned} seeds"].append(column.label)
+                    of_seeds[f"{missing} of {planned} seeds"].append(column.title)
             if of_seeds:
-                parts = [f"{self._tasks(labels)}, {seeds}" for seeds, labels in of_seeds.items()]
+                parts = [f"{self._titles(labels)}, {seeds}" for seeds, labels in of_seeds.items()]
                 lines.append(f"* {NOT_RUN}: {row} on {'; on '.join(parts)}")
         return lines
 
     def _failures(self) -> list[str]:
         """One line for each method and reason of runs that did not finish."""
         reasons: dict[tuple[str, str], list[str]] = defaultdict(list)
-        for column in self.columns:
-            for method in column.experiment.methods:
+        for column in self.tasks:
+            for method in column.methods:
                 for run in method.unfinished:
-                    reasons[method.name, tables.why(run)].append(f"{column.label} seed {run.seed}")
+                    reasons[method.name, why(run)].append(f"{column.title} seed {run.seed}")
         return [f"* {method}: {reason} ({', '.join(runs)})" for (method, reason), runs in reasons.items()]
 
-    def _tasks(self, labels: Sequence[str]) -> str:
-        if len(labels) == len(self.columns) > 1:
+    def _titles(self, labels: Sequence[str]) -> str:
+        if len(labels) == len(self.tasks) > 1:
             return f"all {len(labels)} tasks"
         return " and ".join(labels) if len(labels) < 3 else f"{', '.join(labels[:-1])} and {labels[-1]}"
 
@@ -157,9 +176,9 @@ class Grid(Section):
     def elsewhere(self) -> list[str]:
         if not self.plan.published:
             return []
-        stored = yaml.safe_load((self.paper / f"{self.plan.published}.yaml").read_text())
+        stored = yaml.safe_load((self.source.paper / f"{self.plan.published}.yaml").read_text())
         datasets = [
-            name for name in dict.fromkeys(column.dataset for column in self.columns) if name in stored["datasets"]
+            name for name in dict.fromkeys(column.dataset for column in self.tasks) if name in stored["datasets"]
         ]
         places = [stored["datasets"].index(name) for name in datasets]
         body = [
@@ -168,21 +187,7 @@ class Grid(Section):
         ]
         header = ["published elsewhere", "parameters (M)", *datasets, "source"]
         right = [False, *[True] * (len(header) - 2), False]
-        return [tables.markdown(header, body, right=right), f"{stored['note']}\n"]
-
-    # --- the long file ------------------------------------------------------------------------------------------------
-
-    def _line(self, column: Column, row: str) -> dict[str, Any]:
-        task = {"model": column.model, "dataset": column.dataset, "fraction": column.fraction}
-        missing, planned = _planned(column, row)
-        notes = [f"{NOT_RUN}: {missing} of {planned} seeds"] if missing else []
-        method = next((method for method in column.experiment.methods if method.name == row), None)
-        if method is None:
-            signature = next(signature for signature, name in column.experiment.names.items() if name == row)
-            rate = self.plan.asked[signature]["optim"]["lr"]
-            return task | {"method": row, "n": 0, "learning_rate": rate, "note": notes[0]}
-        found = tables.row_of(method, column.experiment.method(REFERENCE))
-        return task | found | {"note": "; ".join(filter(None, [found["note"], *notes]))}
+        return [markdown(header, body, right=right), f"{stored['note']}\n"]
 
 
 def average(methods: Iterable[Method]) -> float:
@@ -190,33 +195,23 @@ def average(methods: Iterable[Method]) -> float:
     return fmean(fmean(run.score for run in method.finished) for method in methods)
 
 
-def _cell(column: Column, row: str, notes: dict[str, int]) -> str:
-    """Mean, standard deviation and number of seeds; else the number of the footnote that says why there are none."""
-    method = column.experiment.method(row)
-    if method is None:
-        return f"[{notes.setdefault(reason(column, row), len(notes) + 1)}]"
-    scores = [run.score for run in method.finished]
-    spread = f" ± {stdev(scores):.2f}" if len(scores) > 1 else ""
-    return f"{fmean(scores):.2f}{spread} ({len(scores)})"
-
-
-def reason(column: Column, row: str) -> str:
+def _reason(column: Comparison, row: str) -> str:
     """Why a method has no score on a task."""
     if row not in column.rows:
         return "not planned"
-    attempted = next((method for method in column.experiment.methods if method.name == row), None)
+    attempted = next((method for method in column.methods if method.name == row), None)
     statuses = dict.fromkeys(run.status for run in attempted.unfinished) if attempted else [NOT_RUN]
     return ", ".join(statuses)
 
 
-def _planned(column: Column, row: str) -> tuple[int, int]:
+def _planned(column: Comparison, row: str) -> tuple[int, int]:
     """How many planned runs of a method have no record, and how many are planned."""
-    names = column.experiment.names
-    missing = Counter(names[signature] for signature in column.experiment.missing)
+    names = column.names
+    missing = Counter(names[signature] for signature in column.missing)
     return missing[row], Counter(names.values())[row]
 
 
-def counts(methods: Sequence[Method]) -> str:
+def _counts(methods: Sequence[Method]) -> str:
     """Trainable parameters, or their range where the tasks differ."""
     found = sorted({method.trainable_parameters for method in methods})
     return f"{found[0]:,} to {found[-1]:,}" if len(found) > 1 else "".join(f"{count:,}" for count in found)

@@ -1,19 +1,22 @@
-"""The page: what the paper says, what is published here and what this run found, then tables and pictures."""
+"""The report: what the paper says, what is published here and what this run found, then tables and pictures."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from surm.methods.names import label as method_label
+from surm.methods.names import label as label_of
 from surm.records.record import Record, read_records
-from surm.report import figures, html, tables
-from surm.report.base import Section
-from surm.report.experiments import Plan
+from surm.report import html
+from surm.report.base import Section, Source, figure_path
+from surm.report.claims import describe, read_claims
+from surm.report.comparison import OneTask
+from surm.report.figures import accuracy_over_parameters
 from surm.report.further import further_plans
-from surm.report.html import Source
-from surm.report.sections import Comparison, make_section
-from surm.report.studies import StudyPlan
-from surm.report.verdicts import Claim, describe, read_claims
+from surm.report.plan import Plan, StudyPlan
+from surm.report.rules import Claim
+from surm.report.sections import make_section
+from surm.report.table import markdown
+from surm.report.view import View
 from surm.shared.paths import PAPER
 
 HEADER = ["", "paper", "published here", "verdict", "this run", "verdict"]
@@ -25,7 +28,8 @@ def build(
     runs: Path | Sequence[Path] = Path("outputs/runs"),
     output: Path = Path("outputs"),
     *,
-    label: str,
+    label: str = "",
+    evidence: bool = True,
     name: str = "all",
     paper: Path = PAPER,
     options: str = "",
@@ -41,24 +45,51 @@ def build(
         published: folder of committed records.
         runs: folder of this machine's records, or several.
         output: receives `tables/`, `figures/`, `report.md` and `report.html`.
-        label: printed with the numbers; one that ends in "not evidence" forbids verdicts.
-        name: of the figure that has a panel for each experiment, `figures/<name>_accuracy_over_parameters.png`.
+        label: printed with the numbers.
+        evidence: False forbids verdicts; the label says why.
+        name: of the figure that has a panel for each comparison, `figures/<name>_accuracy_over_parameters.png`.
         paper: folder of the paper's claims.
         options: of `make reproduce`, which the page prints where a run is missing.
         further: add a section for the runs and studies that no plan asks for.
     """
     folders = [runs] if isinstance(runs, Path) else runs
-    ours, theirs = read_records(*folders, name=method_label), read_records(published, name=method_label)
+    ours, theirs = read_records(*folders, name=label_of), read_records(published, name=label_of)
     plans = [*plans, *further_plans(plans, ours)] if further else plans
-    here = [make_section(plan, ours, known=theirs, label=label, paper=paper) for plan in plans]
-    there = [make_section(_as_published(plan, theirs), theirs, known=ours, label=label, paper=paper) for plan in plans]
+    sources = [
+        Source("published", "published here", theirs, ours, paper, label, evidence, [published]),
+        Source("run", "this run", ours, theirs, paper, label, evidence, folders),
+    ]
+    there = [make_section(_as_published(plan, theirs), sources[0]) for plan in plans]
+    here = [make_section(plan, sources[1]) for plan in plans]
     claims = read_claims(paper)
-    _write_tables_and_figures(here, output, name, claims)
+    _write_tables(here, output, claims)
+    _draw_figures(here, output, name)
     damaged = [*theirs.complaints, *ours.complaints]
-    sources = [Source("published", "published here", [published], there), Source("run", "this run", folders, here)]
-    html.write(output / "report.html", sources, claims, label=label, damaged=damaged, options=options)
-    rows = [row for pair in zip(there, here, strict=True) for row in _comparison(*pair, claims)]
-    return _write_page(output, label, HEADER, rows, here, damaged)
+    command = f"make reproduce {options}".strip()
+    html.write(output / "report.html", View(list(zip(sources, (there, here), strict=True)), claims, damaged, command))
+    rows = [row for pair in zip(there, here, strict=True) for row in _claims_and_scores(*pair, claims)]
+    return _write_markdown(output, label, HEADER, rows, here, damaged)
+
+
+def publish(
+    plans: Sequence[Plan],
+    records: Path = Path("results/runs"),
+    output: Path = Path("results"),
+    *,
+    name: str = "all",
+    paper: Path = PAPER,
+    draw: bool = True,
+) -> Path:
+    """Write the same below `output`, from committed records alone; return the page's path. draw: the figures, too."""
+    stored = read_records(records, name=label_of)
+    source = Source("published", "published here", stored, {}, paper)
+    sections = [make_section(plan, source) for plan in plans]
+    claims = read_claims(paper)
+    _write_tables(sections, output, claims)
+    if draw:
+        _draw_figures(sections, output, name)
+    rows = [row[:4] for section in sections for row in _claims_and_scores(section, section, claims)]
+    return _write_markdown(output, "", HEADER[:4], rows, sections, stored.complaints)
 
 
 def _as_published(plan: Plan, published: Mapping[str, Record]) -> Plan:
@@ -70,26 +101,7 @@ def _as_published(plan: Plan, published: Mapping[str, Record]) -> Plan:
     return replace(plan, signatures=whole)
 
 
-def publish(
-    plans: Sequence[Plan],
-    records: Path = Path("results/runs"),
-    output: Path = Path("results"),
-    *,
-    label: str = "",
-    name: str = "all",
-    paper: Path = PAPER,
-    draw: bool = True,
-) -> Path:
-    """Write the same below `output`, from committed records alone; return the page's path. draw: the figures, too."""
-    stored = read_records(records, name=method_label)
-    there = [make_section(plan, stored, known={}, label=label, paper=paper) for plan in plans]
-    claims = read_claims(paper)
-    _write_tables_and_figures(there, output, name, claims, draw=draw)
-    rows = [row[:4] for section in there for row in _comparison(section, section, claims)]
-    return _write_page(output, label, HEADER[:4], rows, there, stored.complaints)
-
-
-def _write_page(
+def _write_markdown(
     output: Path,
     label: str,
     header: list[str],
@@ -101,25 +113,26 @@ def _write_page(
     opening += ["\n".join(f"* {line}" for line in damaged) + "\n"] if damaged else []
     texts = [section.markdown() for section in sections]
     page = output / "report.md"
-    page.write_text("\n".join([*opening, tables.markdown(header, rows), *texts]), encoding="utf-8")
+    page.write_text("\n".join([*opening, markdown(header, rows), *texts]), encoding="utf-8")
     return page
 
 
-def _write_tables_and_figures(
-    sections: Sequence[Section], output: Path, name: str, claims: Mapping[str, Claim], *, draw: bool = True
-) -> None:
+def _write_tables(sections: Sequence[Section], output: Path, claims: Mapping[str, Claim]) -> None:
     for section in sections:
-        section.write_table(output, claims)
-    if not draw:
-        return
+        section.write(output, claims)
+
+
+def _draw_figures(sections: Sequence[Section], output: Path, name: str) -> None:
+    """The figures of each section, and one with a panel for each comparison on one task."""
     for section in sections:
         section.draw(output)
-    compared = [section.experiment for section in sections if isinstance(section, Comparison)]
+    compared = [section for section in sections if isinstance(section, OneTask)]
     if compared:
-        figures.accuracy_over_parameters(compared, figures.figure_path(output, name, "accuracy_over_parameters"))
+        picture = accuracy_over_parameters([section.task for section in compared])
+        picture.write(figure_path(output, name, picture.kind), compared[0].source.doubt)
 
 
-def _comparison(published: Section, run: Section, claims: Mapping[str, Claim]) -> list[list[str]]:
+def _claims_and_scores(published: Section, run: Section, claims: Mapping[str, Claim]) -> list[list[str]]:
     """Rows of the opening table for one section: its claims, then every method's score."""
     rows = [[f"**{run.plan.title}**", *[""] * 5]]
     for name in run.plan.claims:

@@ -30,29 +30,8 @@ class Estimate:
 
 
 def estimate_mean(runs: Sequence[Evaluation | None], scores: Sequence[float]) -> Estimate:
-    """Mean score (percent) of one method's seeds; see `estimate_difference` for the interval."""
+    """Mean score (percent) of one method's seeds; see `estimate_contrast` for the interval."""
     return estimate_contrast([[runs]], [1], scores)
-
-
-def estimate_difference(
-    runs: Sequence[Evaluation | None], others: Sequence[Evaluation | None], differences: Sequence[float]
-) -> Estimate:
-    """Mean of the differences (points) between two methods, run s of one paired with run s of the other.
-
-    Two sources of chance are added, and the 2.5 % and 97.5 % quantiles of the sum are the interval:
-
-    * evaluation examples: a percentile bootstrap (5,000 draws) that resamples examples and applies each draw to every
-      run of both methods, which keeps the pairing;
-    * seeds: s / sqrt(S) times Student's t with S - 1 degrees of freedom, s the standard deviation of the S paired
-      differences. Resampling 2 or 3 seeds would shrink their variance by (S - 1)/S and know nothing of the tails.
-
-    The part of a run's noise that differs from example to example counts in both, so the interval is a little wide
-    rather than narrow. It needs two seeds and the predictions of every run; where it cannot be had, `reason` says why.
-    Draws are seeded: the same records give the same digits.
-
-    Cost: 5,000 multinomial draws over the distinct rows (label, predictions of all runs).
-    """
-    return estimate_contrast([[runs, others]], [1, -1], differences)
 
 
 def estimate_contrast(
@@ -60,14 +39,25 @@ def estimate_contrast(
 ) -> Estimate:
     """Mean over columns (tasks) of a signed sum of methods: a mean, a difference, a difference of differences.
 
-    The interval is that of `estimate_difference`. Each column's examples are resampled on their own, one draw for all
-    runs of the column, and the columns' draws are averaged; the columns are taken as they are, not as a sample of
-    tasks. The seeds' part comes from `values`, so that whatever the columns of one seed share is counted.
+    Two sources of chance are added, and the 2.5 % and 97.5 % quantiles of the sum are the interval:
+
+    * evaluation examples: a percentile bootstrap (5,000 draws) that resamples a column's examples and applies each draw
+      to every run of the column, which keeps the pairing; the columns' draws are averaged. Columns are taken as they
+      are, not as a sample of tasks;
+    * seeds: s / sqrt(S) times Student's t with S - 1 degrees of freedom, s the standard deviation of `values`, so that
+      whatever the columns of one seed share is counted. Resampling 2 or 3 seeds would shrink their variance by
+      (S - 1)/S and know nothing of the tails.
+
+    The part of a run's noise that differs from example to example counts in both, so the interval is a little wide
+    rather than narrow. It needs two seeds and the predictions of every run; where it cannot be had, `reason` says why.
+    Draws are seeded: the same records give the same digits.
 
     Args:
-        columns: of each column and method, the runs of seeds 1 ... S.
+        columns: of each column and method, the runs of seeds 1 ... S, paired by seed across methods.
         signs: +1 or -1 of each method.
         values: the contrast of each seed, averaged over columns (points).
+
+    Cost: 5,000 multinomial draws over the distinct rows (label, predictions of all runs) of each column.
     """
     value, seeds = float(np.mean(values)), len(values)
     if seeds < 2:

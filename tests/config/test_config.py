@@ -150,6 +150,7 @@ def test_an_unknown_scale_names_the_nearest() -> None:
 def test_a_scale_runs_the_files_of_its_folder_in_the_stated_order() -> None:
     smoke, full = load_scale("smoke"), load_scale("full")
     assert (smoke.label, full.label) == ("smoke: not evidence", "")
+    assert (smoke.evidence, full.evidence) == (False, True)
     assert smoke.experiments == ["smoke/digits", "smoke/valence", "smoke/psd_fit"]
     runs, studies = ["digits", "mnist5k", "textile", "valence"], ["ldr_fit", "pinwheel", "psd_fit"]
     assert full.experiments == [f"full/{name}" for name in [*runs, *studies]]

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from surm import report
 from surm.config.command import entry_of
 from surm.config.compose import composer
 from surm.config.rates import TUNED_RATES
@@ -15,7 +14,8 @@ from surm.experiments.plan import load_experiment, load_scale
 from surm.experiments.publish import report_plan
 from surm.records.record import read_records
 from surm.records.recorded import signature
-from surm.shared.paths import PAPER, PUBLISHED
+from surm.report import page
+from surm.shared.paths import PUBLISHED
 from surm.studies.entry import APPROXIMATE
 
 RESULTS = PUBLISHED.parent
@@ -25,7 +25,7 @@ RECORDS = read_records(PUBLISHED)
 def test_tables_are_rebuilt_byte_for_byte(tmp_path: Path) -> None:
     with composer():
         plans = [report_plan(load_experiment(name)) for name in load_scale("published").experiments]
-    report.publish(plans, PUBLISHED, tmp_path, name="published", paper=PAPER, draw=False)
+    page.publish(plans, PUBLISHED, tmp_path, name="published", draw=False)
     names = [f"tables/{plan.name}.{ending}" for plan in plans for ending in ("md", "csv")]
     for name in ["report.md", *names]:
         assert (tmp_path / name).read_bytes() == (RESULTS / name).read_bytes(), name

@@ -1,7 +1,8 @@
 import pytest
 
 from surm.records.record import read_records
-from surm.report.experiments import ExperimentPlan, gather
+from surm.report.gather import gather
+from surm.report.plan import ComparisonPlan
 from tests.report import made_up
 from tests.report.grids import make_grid, write_cell
 
@@ -10,11 +11,11 @@ from tests.report.grids import make_grid, write_cell
 def make_experiment(tmp_path):
     """Write made-up runs and gather them: `make_experiment({"circulant": 0.98, "LoRA r=1": 0.95})`."""
 
-    def make(accuracies, *, label="", missing=(), name="laptop", **options):
+    def make(accuracies, *, missing=(), name="laptop", **options):
         folder = tmp_path / name
         signatures = made_up.write_experiment(folder, accuracies, **options)
-        plan = ExperimentPlan(name, "ViT-S/14 on digits", [*signatures, *missing])
-        return gather(plan, read_records(folder), known={}, label=label)
+        plan = ComparisonPlan(name, "ViT-S/14 on digits", [*signatures, *missing])
+        return gather(plan, read_records(folder), known={})
 
     return make
 

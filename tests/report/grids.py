@@ -1,16 +1,15 @@
 """Grids from made-up records: methods by tasks."""
 
-from pathlib import Path
-
 import numpy as np
 
 from surm.records.record import read_records
-from surm.report import GridPlan
+from surm.report.base import Source
+from surm.report.plan import GridPlan
+from surm.report.rules import Claim
 from surm.report.sections import make_section
-from surm.report.verdicts import Claim
+from surm.shared.paths import PAPER
 from tests.report import made_up
 
-PAPER = Path(__file__).parents[2] / "results" / "papers" / "surm"
 EXAMPLES = 2_000
 BIAS = {"form": "adapter", "sites": "houlsby", "adapter_bias": True, "activation": "gelu", "position": "after"}
 NO_BIAS = BIAS | {"adapter_bias": False}
@@ -43,9 +42,15 @@ def write_cell(folder, name, accuracies, dataset="digits", **more):
     return planned
 
 
-def make_grid(folder, planned, *, label="", **fields):
+def section_of(plan, records, label="", evidence=True):
+    """The section of a plan, from records or their folder."""
+    stored = records if isinstance(records, dict) else read_records(records)
+    return make_section(plan, Source("run", "this run", stored, {}, PAPER, label, evidence))
+
+
+def make_grid(folder, planned, *, label="", evidence=True, **fields):
     plan = GridPlan("table", "A table", [*planned, *planned], asked=planned, **fields)  # named twice, counted once
-    return make_section(plan, read_records(folder), known={}, label=label, paper=PAPER)
+    return section_of(plan, folder, label, evidence)
 
 
 def claim(kind, scope="every", models=(), **rule):

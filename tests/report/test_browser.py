@@ -9,8 +9,8 @@ import pytest
 
 from surm.experiments.plan import load_scale, load_scale_experiments
 from surm.experiments.publish import report_plan
-from surm.report import build
-from surm.report.html.picture import take_picture
+from surm.report.page import build
+from surm.report.screenshot import take_picture
 
 ROOT = Path(__file__).parents[2]
 CHROMIUM = shutil.which("chromium")
@@ -38,12 +38,22 @@ CONTRAST = """selector => {
 }"""
 
 
+TEXTS = """figure => {
+  const edges = (box) => [box.left, box.top, box.right, box.bottom];
+  const texts = [...figure.querySelectorAll("text")];
+  return [
+    edges(figure.getBoundingClientRect()),
+    texts.map((text) => [text.textContent, ...edges(text.getBoundingClientRect())]),
+  ];
+}"""
+
+
 @pytest.fixture(scope="module")
 def page_path(tmp_path_factory):
     folder = tmp_path_factory.mktemp("report")
     plans = [report_plan(experiment) for experiment in load_scale_experiments(load_scale("published"))]
     published = ROOT / "results" / "runs"
-    build(plans, published, folder / "none", folder, label="", paper=ROOT / "results" / "papers" / "surm")
+    build(plans, published, folder / "none", folder)
     return folder / "report.html"
 
 
@@ -75,39 +85,34 @@ def show(browser, page_path):
         context.close()
 
 
-def scroll_through(page):
-    page.evaluate("document.documentElement.style.scrollBehavior = 'auto'")
-    for place in range(0, page.evaluate("document.documentElement.scrollHeight"), 700):
-        page.evaluate(f"window.scrollTo(0, {place})")
-        page.wait_for_timeout(40)
-    page.wait_for_timeout(300)
+def test_the_page_is_small(page_path):
+    assert page_path.stat().st_size <= 1_500_000
 
 
-def test_every_figure_is_drawn_when_it_is_reached(show):
+def test_every_figure_is_drawn(show):
     page = show()
-    figures = page.locator(".plot").count()
-    assert figures >= 10
-    assert page.locator(".plot .main-svg").count() < figures
-    scroll_through(page)
-    for place in range(figures):
-        figure = page.locator(".plot").nth(place)
-        assert figure.locator(".scatterlayer .trace").count() > 0
+    figures = page.locator(".plot svg")
+    assert figures.count() >= 15
+    for figure in figures.all():
         box = figure.bounding_box()
-        assert box["width"] > 600
+        assert box["width"] > 400
         assert box["height"] > 150
+        assert figure.locator("path").count() > 10
 
 
 @pytest.mark.parametrize("width", [1200, 800, 390])
-def test_titles_of_panels_end_within_their_figure(show, width):
+def test_texts_end_within_their_figure_and_stay_readable(show, width):
     page = show(width=width)
-    scroll_through(page)
-    assert page.locator(".plot .annotation-text").count() > 10
-    for figure in page.locator(".plot").all():
-        box = figure.bounding_box()
-        for title in figure.locator(".annotation-text").all():
-            edges = title.bounding_box()
-            assert edges["x"] + edges["width"] <= box["x"] + box["width"], title.text_content()
-            assert edges["y"] >= box["y"], title.text_content()
+    for figure in page.locator(".plot svg").all():
+        box, texts = figure.evaluate(TEXTS)
+        assert len(texts) > 5
+        for words, left, top, right, bottom in texts:
+            assert box[0] - 1 <= left <= right <= box[2] + 1, words
+            assert box[1] - 1 <= top <= bottom <= box[3] + 1, words
+    sizes = page.eval_on_selector_all(
+        ".plot svg > *", "all => all.map((one) => one.ownerSVGElement.getScreenCTM().a * 8)"
+    )
+    assert min(sizes) >= 8  # pixels of a font of 8 points
 
 
 def test_a_click_or_a_key_sorts_a_column_by_its_numbers(show):
@@ -156,7 +161,6 @@ def test_every_link_leads_to_a_visible_place(show):
 
 def test_a_phone_needs_no_sideways_scrolling(show):
     page = show(width=390, has_touch=True)
-    scroll_through(page)
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
     page.evaluate("document.querySelectorAll('details').forEach((folded) => { folded.open = true; })")
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
@@ -166,7 +170,6 @@ def test_a_phone_needs_no_sideways_scrolling(show):
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_text_has_contrast_in_either_scheme(show, scheme):
     page = show(color_scheme=scheme)
-    scroll_through(page)
     background = page.evaluate("getComputedStyle(document.body).backgroundColor")
     red = int(re.findall("[0-9]+", background)[0])
     assert red < 60 if scheme == "dark" else red > 200
@@ -178,13 +181,11 @@ def test_text_has_contrast_in_either_scheme(show, scheme):
 
 def test_figures_follow_a_change_of_the_scheme(show):
     page = show(color_scheme="light")
-    scroll_through(page)
-    marks = "#plot-laptop_digits-accuracy_over_parameters .trace path.point"
+    marks = "#plot-laptop_digits-accuracy_over_parameters svg use"
     colours = "all => all.map((one) => getComputedStyle(one).stroke)"
     before = page.eval_on_selector_all(marks, colours)
     assert "rgb(27, 31, 36)" in before
     page.emulate_media(color_scheme="dark")
-    page.wait_for_timeout(500)
     assert "rgb(27, 31, 36)" not in page.eval_on_selector_all(marks, colours)
 
 
@@ -195,7 +196,7 @@ def test_committed_results_are_shown(show):
         rows = page.locator(f"#section-{name} table.sortable").first.locator("tbody tr")
         shown = [row.split("\t") for row in rows.all_inner_texts()]
         assert [row[0] for row in shown] == expected["method"].tolist()
-        assert [row[3] for row in shown] == [f"{mean:.2f}" for mean in expected["mean"]]
+        assert [row[3].split()[0] for row in shown] == [f"{mean:.2f}" for mean in expected["mean"]]
 
 
 def test_a_picture_can_be_taken(page_path, tmp_path):

@@ -4,7 +4,8 @@ import csv
 
 import numpy as np
 
-from surm.report import GridPlan, build, publish
+from surm.report.page import build, publish
+from surm.report.plan import GridPlan
 from tests.report import made_up
 from tests.report.grids import PAPER, around, make_grid, request_of, write_cell
 
@@ -35,11 +36,11 @@ def test_scores_in_the_opening_table_are_one_line_a_method(grid_of):
 def test_columns_name_model_and_fraction_where_they_differ(tmp_path):
     planned = write_cell(tmp_path, "circulant", [0.9], "digits", fraction=0.02)
     planned |= write_cell(tmp_path, "circulant", [0.9], "digits", model="tiny_vit")
-    labels = [column.label for column in make_grid(tmp_path, planned).columns]
+    labels = [task.title for task in make_grid(tmp_path, planned).tasks]
     assert labels == ["digits, builtin_vit, 2 %", "digits, tiny_vit"]
     alike = {key: asked for key, asked in planned.items() if "fraction" in asked["dataset"]}
-    (column,) = make_grid(tmp_path, alike).columns
-    assert (column.label, column.fraction) == ("digits", 0.02)
+    (task,) = make_grid(tmp_path, alike).tasks
+    assert (task.title, task.fraction) == ("digits", 0.02)
     assert "after the last epoch, trained on 2 % of the data" in make_grid(tmp_path, alike).text()
 
 
@@ -92,7 +93,7 @@ def test_500_missing_runs_do_not_flood(tmp_path):
     assert len(nothing.splitlines()) == 1
     one = planned | write_cell(tmp_path, "circulant", [0.9], "task0")
     assert len(make_grid(tmp_path, one).text().splitlines()) < 30
-    assert make_grid(tmp_path, planned).pictures().keys() == {"scores"}
+    assert [picture.kind for picture in make_grid(tmp_path, planned).pictures() if picture.file] == ["scores"]
 
 
 def test_the_long_file_has_a_line_for_each_task_and_method(tmp_path):

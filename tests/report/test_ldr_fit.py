@@ -80,6 +80,6 @@ def test_notes_compute_what_they_say(records):
 
 
 def test_figures_are_drawn(records, tmp_path):
-    for kind, draw in ldr_fit.FIGURES.items():
-        draw(records, tmp_path / f"{kind}.png")
-        assert (tmp_path / f"{kind}.png").read_bytes().startswith(b"\x89PNG")
+    for picture in ldr_fit.pictures(records):
+        picture.write(tmp_path / f"{picture.kind}.png")
+        assert (tmp_path / f"{picture.kind}.png").read_bytes().startswith(b"\x89PNG")

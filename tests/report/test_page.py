@@ -1,29 +1,37 @@
 import csv
 import statistics
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-from surm.records.record import read_records
-from surm.report import ExperimentPlan, build, publish, tables
-from surm.report.experiments import gather
-from surm.report.sections import make_section
+from surm.report.page import build, publish
+from surm.report.plan import ComparisonPlan
 from tests.report import made_up
+from tests.report.grids import PAPER, section_of
 
-PAPER = Path(__file__).parents[2] / "results" / "papers" / "surm"
 ACCURACIES = {"linear probe": 0.84, "LoRA r=1": 0.95, "circulant": 0.98}
 
 
-def rows_by_method(experiment):
-    return {row["method"]: row for row in tables.table(experiment).to_dict("records")}
+@pytest.fixture
+def section(tmp_path):
+    """A section from made-up runs: `section({"circulant": 0.98, "LoRA r=1": 0.95})`."""
+
+    def make(accuracies, name="laptop", **options):
+        signatures = made_up.write_experiment(tmp_path / name, accuracies, **options)
+        return section_of(ComparisonPlan(name, "ViT-S/14 on digits", signatures), tmp_path / name)
+
+    return make
 
 
-def test_numbers_are_those_of_the_records(make_experiment):
-    experiment = make_experiment(ACCURACIES)
-    row = rows_by_method(experiment)["circulant"]
+def rows_by_method(section):
+    return {row["method"]: row for row in section.frame().to_dict("records")}
+
+
+def test_numbers_are_those_of_the_records(section):
+    laptop = section(ACCURACIES)
+    row = rows_by_method(laptop)["circulant"]
     scores, lora = (
-        [100 * run.happened["metrics"]["accuracy"] for run in experiment.method(name).finished]
+        [100 * run.happened["metrics"]["accuracy"] for run in laptop.task.method(name).finished]
         for name in ("circulant", "LoRA r=1")
     )
     assert row["mean"] == pytest.approx(statistics.mean(scores))
@@ -43,39 +51,38 @@ def test_unfinished_and_missing_runs_are_listed(tmp_path):
         planned.append(made_up.write_run(tmp_path, request, labels, labels < 9, status=status, error=error))
     request = made_up.asked(made_up.STRUCTURES["BitFit"])
     planned.append(made_up.write_run(tmp_path, request, labels, labels < 9, status="failed", error="out of memory"))
-    plan = ExperimentPlan("e", "E", [*planned, "deadbeef0000"])
-    experiment = gather(plan, read_records(tmp_path), known={}, label="")
-
-    rows = rows_by_method(experiment)
+    plan = ComparisonPlan("e", "E", [*planned, "deadbeef0000"])
+    section = section_of(plan, tmp_path)
+    rows = rows_by_method(section)
     assert rows["circulant"]["n"] == 2
     assert rows["circulant"]["note"] == "seed 2 failed; seed 3 interrupted"
     assert (rows["BitFit"]["n"], rows["BitFit"]["note"]) == (0, "seed 0 failed")
     assert np.isnan(rows["BitFit"]["mean"])
-    text = make_section(plan, read_records(tmp_path), known={}, label="").text()
+    text = section.text()
     assert f"* `{planned[-3]}` circulant, seed 2: failed, loss is NaN at step 7\n" in text
     assert f"* `{planned[-1]}` BitFit, seed 0: failed, out of memory\n" in text
     assert "* `deadbeef0000`: planned, no record" in text
     assert "| BitFit |  |  |  |  | 0 |  |" in text
 
 
-def test_a_missing_number_says_why(make_experiment):
-    rows = rows_by_method(make_experiment(ACCURACIES, seeds=1))
+def test_a_missing_number_says_why(section):
+    rows = rows_by_method(section(ACCURACIES, seeds=1))
     assert np.isnan(rows["circulant"]["low"])
     assert rows["circulant"]["note"] == "one seed, no interval"
-    alone = rows_by_method(make_experiment({"circulant": 0.9}, name="alone"))
+    alone = rows_by_method(section({"circulant": 0.9}, name="alone"))
     assert alone["circulant"]["note"] == "no finished run of LoRA r=1 to compare with"
 
 
 def test_baselines_and_label_stand_below_the_table(tmp_path):
-    plan = ExperimentPlan("e", "E", made_up.write_experiment(tmp_path, ACCURACIES))
-    text = make_section(plan, read_records(tmp_path), known={}, label="smoke: not evidence").text()
+    plan = ComparisonPlan("e", "E", made_up.write_experiment(tmp_path, ACCURACIES))
+    text = section_of(plan, tmp_path, "smoke: not evidence", evidence=False).text()
     assert "Without training: majority 10.00 %." in text
     assert "**smoke: not evidence**" in text
 
 
 def test_published_tables_are_rebuilt_byte_for_byte(tmp_path):
     signatures = made_up.write_experiment(tmp_path / "runs", ACCURACIES, published=True)
-    plans = [ExperimentPlan("laptop", "ViT-S/14 on digits", signatures)]
+    plans = [ComparisonPlan("laptop", "ViT-S/14 on digits", signatures)]
     for output in ("first", "second"):
         publish(plans, tmp_path / "runs", tmp_path / output, name="both")
     for name in ("laptop.md", "laptop.csv"):
@@ -95,7 +102,7 @@ def test_published_tables_are_rebuilt_byte_for_byte(tmp_path):
 def test_page_sets_paper_published_and_this_run_side_by_side(tmp_path):
     signatures = made_up.write_experiment(tmp_path / "runs", ACCURACIES, seeds=2)
     made_up.write_experiment(tmp_path / "published", ACCURACIES | {"circulant": 0.90}, seeds=4, published=True)
-    plan = ExperimentPlan("laptop", "ViT-S/14 on digits", signatures, ["image_gain_over_lora"])
+    plan = ComparisonPlan("laptop", "ViT-S/14 on digits", signatures, ["image_gain_over_lora"])
     page = build([plan], tmp_path / "published", tmp_path / "runs", tmp_path, label="laptop", paper=PAPER)
 
     cells = {line.split(" | ")[0].strip("| "): line.strip("| ").split(" | ") for line in page.read_text().splitlines()}
@@ -112,16 +119,18 @@ def test_page_sets_paper_published_and_this_run_side_by_side(tmp_path):
 
 def test_smoke_page_without_any_published_record(tmp_path):
     signatures = made_up.write_experiment(tmp_path / "runs", ACCURACIES, seeds=1)
-    plan = ExperimentPlan("smoke", "ViT-S/14 on digits", signatures, ["image_gain_over_lora"])
+    plan = ComparisonPlan("smoke", "ViT-S/14 on digits", signatures, ["image_gain_over_lora"])
     label = "smoke: not evidence"
-    text = build([plan], tmp_path / "published", tmp_path / "runs", tmp_path, label=label, paper=PAPER).read_text()
+    text = build(
+        [plan], tmp_path / "published", tmp_path / "runs", tmp_path, label=label, evidence=False, paper=PAPER
+    ).read_text()
     assert "undecided (smoke: not evidence)" in text
     assert "agrees" not in text
     assert text.startswith("# Report\n\n**smoke: not evidence**\n")
 
 
 def test_page_of_a_plan_that_has_not_run(tmp_path):
-    plan = ExperimentPlan("later", "ViT-S/14 on digits", ["deadbeef0000"], ["image_gain_over_lora"])
+    plan = ComparisonPlan("later", "ViT-S/14 on digits", ["deadbeef0000"], ["image_gain_over_lora"])
     text = build([plan], tmp_path / "p", tmp_path / "r", tmp_path, label="", paper=PAPER).read_text()
     assert "undecided (no finished run of circulant, LoRA r=1)" in text
     assert "* `deadbeef0000`: planned, no record" in text

@@ -4,7 +4,7 @@ from scipy.stats import norm, pearsonr, spearmanr, t
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
 from surm.records.record import Evaluation
-from surm.report.statistics import METRICS, estimate_contrast, estimate_difference, estimate_mean
+from surm.report.statistics import METRICS, estimate_contrast, estimate_mean
 from tests.report.made_up import answers
 
 SCIKIT = {
@@ -31,6 +31,10 @@ def test_metric_of_a_constant_prediction_is_finite(metric):
     labels, weights = np.array([0.0, 1.0, 0.0]), np.ones((1, 3))
     expected = {"accuracy": 2 / 3, "f1": 0, "matthews": 0, "pearson": 0, "spearman": 0}[metric]
     np.testing.assert_allclose(METRICS[metric](labels, np.zeros(3), weights), [expected])
+
+
+def estimate_difference(runs, others, differences):
+    return estimate_contrast([[runs, others]], [1, -1], differences)
 
 
 def evaluations(right):

@@ -1,11 +1,9 @@
-from pathlib import Path
-
 import pytest
 import yaml
 
-from surm.report.verdicts import Claim, describe, judge, judge_effect, read_claims
-
-PAPER = Path(__file__).parents[2] / "results" / "papers" / "surm"
+from surm.report.claims import describe, judge, judge_effect, read_claims
+from surm.report.rules import Claim
+from surm.shared.paths import PAPER
 
 
 def claim(kind="difference", scope="every", models=(), **rule):
@@ -19,36 +17,39 @@ def claim(kind="difference", scope="every", models=(), **rule):
     ids=["effect", "opposite effect", "none"],
 )
 def test_a_difference_is_classified(make_experiment, circulant, lora, expected):
-    verdict = judge(claim(), make_experiment({"LoRA r=1": lora, "circulant": circulant}))
+    verdict = judge(claim(), [make_experiment({"LoRA r=1": lora, "circulant": circulant})])
     assert verdict.result == expected
     assert verdict.found.endswith("points, 3 seeds")
     below = claim(method="circulant", minus="LoRA r=1", side="below", threshold=0)
     mirrored = {"agrees": "disagrees", "disagrees": "agrees", "undecided": "undecided"}[expected]
-    assert judge(below, make_experiment({"LoRA r=1": lora, "circulant": circulant})).result == mirrored
+    assert judge(below, [make_experiment({"LoRA r=1": lora, "circulant": circulant})]).result == mirrored
 
 
 @pytest.mark.parametrize(("circulant", "expected"), [(0.99, "agrees"), (0.93, "undecided")])
 def test_the_threshold_counts(make_experiment, circulant, expected):
     """About 9 and 3 points above LoRA, with a threshold of 5; `some` is what the paper's "up to" allows."""
     five = claim(scope="some", method="circulant", minus="LoRA r=1", side="above", threshold=5)
-    verdict = judge(five, make_experiment({"LoRA r=1": 0.90, "circulant": circulant}, examples=4000))
+    verdict = judge(five, [make_experiment({"LoRA r=1": 0.90, "circulant": circulant}, examples=4000)])
     assert verdict.result == expected
 
 
 def test_a_claim_about_some_tasks_is_not_refuted_by_one(make_experiment):
     experiment = make_experiment({"LoRA r=1": 0.97, "circulant": 0.90})
-    verdict = judge(claim(scope="some"), experiment)
+    verdict = judge(claim(scope="some"), [experiment])
     assert str(verdict) == "undecided (not seen here, and claimed for some tasks only)"
 
 
 def test_smoke_gives_no_verdict(make_experiment):
-    experiment = make_experiment({"LoRA r=1": 0.90, "circulant": 0.97}, label="smoke: not evidence")
-    assert str(judge(claim(), experiment)) == "undecided (smoke: not evidence)"
-    assert str(judge(claim("count", method="circulant", equals=1), experiment)) == "undecided (smoke: not evidence)"
+    experiment = make_experiment({"LoRA r=1": 0.90, "circulant": 0.97})
+    assert str(judge(claim(), [experiment], "smoke: not evidence")) == "undecided (smoke: not evidence)"
+    assert (
+        str(judge(claim("count", method="circulant", equals=1), [experiment], "smoke: not evidence"))
+        == "undecided (smoke: not evidence)"
+    )
 
 
 def test_one_seed_is_undecided(make_experiment):
-    verdict = judge(claim(), make_experiment({"LoRA r=1": 0.90, "circulant": 0.97}, seeds=1))
+    verdict = judge(claim(), [make_experiment({"LoRA r=1": 0.90, "circulant": 0.97}, seeds=1)])
     assert str(verdict) == "undecided (one seed, no interval)"
 
 
@@ -85,26 +86,26 @@ def test_an_effect_without_records_or_with_one_draw_is_undecided():
 
 
 def test_a_method_not_run_is_undecided(make_experiment):
-    verdict = judge(claim(), make_experiment({"circulant": 0.97}))
+    verdict = judge(claim(), [make_experiment({"circulant": 0.97})])
     assert str(verdict) == "undecided (no finished run of LoRA r=1)"
 
 
 def test_counts(make_experiment):
     experiment = make_experiment({"LoRA r=1": 0.9, "circulant": 0.9, "BitFit": 0.9}, seeds=1)
-    assert judge(claim("count", method="circulant", equals=27_648), experiment).result == "agrees"
-    assert judge(claim("count", method="circulant", equals=27_649), experiment).result == "disagrees"
-    equal = judge(claim("equal_counts", methods=["circulant", "LoRA r=1"]), experiment)
+    assert judge(claim("count", method="circulant", equals=27_648), [experiment]).result == "agrees"
+    assert judge(claim("count", method="circulant", equals=27_649), [experiment]).result == "disagrees"
+    equal = judge(claim("equal_counts", methods=["circulant", "LoRA r=1"]), [experiment])
     assert (equal.result, equal.found) == ("agrees", "27,648 each")
-    unequal = judge(claim("equal_counts", methods=["circulant", "BitFit"]), experiment)
+    unequal = judge(claim("equal_counts", methods=["circulant", "BitFit"]), [experiment])
     assert (unequal.result, unequal.found) == ("disagrees", "circulant 27,648, BitFit 50,000")
 
 
 def test_share_of_the_model(make_experiment):
     experiment = make_experiment({"circulant": 0.9}, seeds=1)  # 27,648 of 21,600,000 is 0.128 %
-    assert judge(claim("share", method="circulant", low=0.12, high=0.13), experiment).result == "agrees"
-    assert judge(claim("share", method="circulant", low=0.055, high=0.065), experiment).result == "disagrees"
+    assert judge(claim("share", method="circulant", low=0.12, high=0.13), [experiment]).result == "agrees"
+    assert judge(claim("share", method="circulant", low=0.055, high=0.065), [experiment]).result == "disagrees"
     other_model = claim("share", models=["vit_b16"], method="circulant", low=0.055, high=0.065)
-    assert str(judge(other_model, experiment)) == "undecided (said of vit_b16, run on builtin_vit)"
+    assert str(judge(other_model, [experiment])) == "undecided (said of vit_b16, run on builtin_vit)"
 
 
 def test_the_papers_claims_have_rules_places_and_a_description():

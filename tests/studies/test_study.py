@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 
-from surm import report
 from surm.config.command import check_command
 from surm.config.compose import TRAIN, composer
 from surm.experiments import status as overview
@@ -15,6 +14,7 @@ from surm.experiments.publish import report_plan, report_studies
 from surm.experiments.runner import ThisProcess
 from surm.experiments.sweep import run_all
 from surm.records.record import read_record
+from surm.report.page import build
 from surm.shared.errors import ConfigError
 from surm.shared.paths import REPOSITORY
 from surm.studies import registry as experiments
@@ -102,7 +102,7 @@ def test_the_report_puts_published_draws_beside_this_run(tmp_path: Path) -> None
     with composer():
         full = load_experiment("full/psd_fit")
     parts = _parts(tmp_path / "outputs", draws=2)
-    page = report.build(
+    page = build(
         [report_plan(Experiment(full.name, full.title, full.claims, parts))],
         tmp_path / "published" / "runs",
         tmp_path / "outputs" / "runs",

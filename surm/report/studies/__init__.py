@@ -1,30 +1,20 @@
 """Studies as tables, effects and figures, one module a study; what each gives stands in `StudyReport`."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import pandas as pd
 
 from surm.records.record import Record
-from surm.report.experiments import Plan
-from surm.report.plots import Plot
+from surm.report.drawing import Picture
 from surm.report.studies import ldr_fit, pinwheel, pinwheel_search, psd_fit
-
-
-@dataclass(frozen=True)
-class StudyPlan(Plan):
-    """The parts of a study."""
-
-    study: str = ""
+from surm.report.table import Formats
 
 
 class StudyReport(Protocol):
     """What a module of this package gives; every function takes finished records of one study."""
 
-    COLUMNS: dict[str, tuple[str, str]]  # column -> (Markdown heading, number format)
-    FIGURES: dict[str, Callable[[Sequence[Record], Path], None]]  # kind -> drawing function
+    COLUMNS: Formats
 
     def table(self, records: Sequence[Record]) -> pd.DataFrame:
         """One row for each thing measured, summarised over draws."""
@@ -32,8 +22,8 @@ class StudyReport(Protocol):
     def effects(self, records: Sequence[Record]) -> dict[str, list[float]]:
         """The quantities that claims are about, one value for each draw."""
 
-    def plots(self, records: Sequence[Record]) -> list[Plot]:
-        """Interactive figures."""
+    def pictures(self, records: Sequence[Record]) -> list[Picture]:
+        """The figures."""
 
     def notes(self, records: Sequence[Record]) -> list[str]:
         """Lines below the table: budgets, how to read it, what it proves and what not."""

@@ -1,7 +1,6 @@
 """Report of `ldr_fit`: matrices fitted by W(G, H) and its special cases (paper section 4.1, appendix A.7, Fig. 5)."""
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -9,12 +8,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator
 
+from surm.methods.names import GREY, Style, style_of
 from surm.records.record import Record
-from surm.report.figures import Style, legend_below, marks, save, style_of, tidy
-from surm.report.plots import LOG, Panel, Plot, Trace, band, look
+from surm.report.drawing import Picture, draw_band, grid_of_panels, legend_below, line_of, tidy
 from surm.report.studies.rows import study_rows
+from surm.report.table import Formats
 
-COLUMNS: dict[str, tuple[str, str]] = {
+COLUMNS: Formats = {
     "target": ("target", ""),
     "fit": ("fit", ""),
     "parameters": ("parameters", ",.0f"),
@@ -124,67 +124,59 @@ def notes(records: Sequence[Record]) -> list[str]:
     return lines
 
 
-def over_terms(records: Sequence[Record], path: Path) -> None:
-    """Draw the relative error over the number of terms: mean of the draws, band of their range."""
-    errors = _errors(records)
-    figure, panels = _panels(errors)
-    for target, axes in panels.items():
+def pictures(records: Sequence[Record]) -> list[Picture]:
+    """Relative error over the number of terms, and of the best fits over the number of parameters."""
+    errors, parameters = _errors(records), _parameters(records)
+
+    def over_terms(axes: Axes, target: str) -> None:
         for fit, name in OVER_TERMS.items():
-            error, look = errors[target, fit], _look(fit)
-            axes.fill_between(error.columns, error.min(), error.max(), color=look["color"], alpha=0.12, linewidth=0)
-            axes.plot(error.columns, error.mean(), label=name, **look)
+            error = errors[target, fit]
+            by_terms = pd.DataFrame({"mean": error.mean(), "min": error.min(), "max": error.max()})
+            draw_band(axes, by_terms, _look(fit), alpha=0.12, label=name)
         for fit, name in SINGLE.items():
-            look = {key: value for key, value in _look(fit).items() if key in ("color", "linestyle", "linewidth")}
-            axes.axhline(errors[target, fit][0].mean(), label=name, **look)
+            style, line = _STYLES[fit]
+            mean = errors[target, fit][0].mean()
+            axes.axhline(mean, label=name, color=style.color, linestyle=line, linewidth=1.4)
         axes.set(xlabel="terms r")
         axes.xaxis.set_major_locator(FixedLocator([1, 5, 10, 15, 20]))
-    _finish(figure, panels, path)
 
-
-def over_parameters(records: Sequence[Record], path: Path) -> None:
-    """Draw the relative error of the best fits over the number of parameters (log axis), mean of the draws."""
-    errors, parameters = _errors(records), _parameters(records)
-    figure, panels = _panels(errors)
-    for target, axes in panels.items():
+    def over_parameters(axes: Axes, target: str) -> None:
         for fit in ("warm", "svd", *SINGLE):
             mean = errors[target, fit].mean()
             counts = [parameters[fit, terms] for terms in mean.index]
             axes.plot(counts, mean, label=(OVER_TERMS | SINGLE)[fit], **_look(fit))
         axes.set(xscale="log", xlabel="parameters")
-    _finish(figure, panels, path)
 
+    def words(with_terms: Sequence[str]) -> str:
+        parts = []
+        for target in _targets(errors):
+            for fit in with_terms:
+                mean = errors[target, fit].mean()
+                ends = f"{mean.iloc[0]:.3f} at r=1, {mean.iloc[-1]:.3f} at the largest r"
+                parts.append(f"{TARGETS[target]}, {OVER_TERMS[fit]}: {ends}.")
+            parts += [
+                f"{TARGETS[target]}, {name}: {errors[target, fit][0].mean():.3f}." for fit, name in SINGLE.items()
+            ]
+        return " ".join(parts)
 
-FIGURES: dict[str, Callable[[Sequence[Record], Path], None]] = {
-    "over_terms": over_terms,
-    "over_parameters": over_parameters,
-}
-
-
-def plots(records: Sequence[Record]) -> list[Plot]:
-    """Relative error over the number of terms, mean of the draws with the band of their range, a panel a target."""
-    errors = _errors(records)
-    panels, words = [], []
-    for target in _targets(errors):
-        traces: list[Trace] = []
-        for fit, name in OVER_TERMS.items():
-            error, (style, line) = errors[target, fit], _STYLES[fit]
-            ranges = [error.mean().tolist(), error.min().tolist(), error.max().tolist()]
-            traces += band(style, name, [int(terms) for terms in error.columns], *ranges, line=line)
-            words.append(f"{TARGETS[target]}, {name}: {ranges[0][0]:.3f} at r=1, {ranges[0][-1]:.3f} at the largest r.")
-        ends = [float(errors[target, "warm"].columns.min()), float(errors[target, "warm"].columns.max())]
-        for fit, name in SINGLE.items():
-            mean, (style, line) = float(errors[target, fit][0].mean()), _STYLES[fit]
-            appearance = {"mode": "lines", "line": look(style, line)["line"]}
-            hover = {"hovertemplate": f"{name}: %{{y:.4~g}}<extra></extra>"}
-            traces.append({"name": name, "x": ends, "y": [mean, mean], **appearance, **hover})
-            words.append(f"{TARGETS[target]}, {name}: {mean:.3f}.")
-        y = {"title": {"text": "relative error"}} | (LOG if _all_but_disappears(errors, target) else {})
-        panels.append(Panel(TARGETS[target], {"title": {"text": "terms r"}}, y, traces))
-    caption = (
-        "Relative Frobenius error over the number of terms: mean of the draws, band of their range; structures without "
-        "terms are horizontal lines."
-    )
-    return [Plot("over_terms", "Error over the number of terms", caption, " ".join(words), panels, height=400)]
+    return [
+        Picture(
+            "over_terms",
+            "Error over the number of terms",
+            "Relative Frobenius error over the number of terms: mean of the draws, band of their range; structures "
+            "without terms are horizontal lines.",
+            lambda: words(tuple(OVER_TERMS)),
+            lambda: _draw(errors, over_terms),
+        ),
+        Picture(
+            "over_parameters",
+            "Error over the number of parameters",
+            "Relative Frobenius error of the best fits over their number of parameters (logarithmic): mean of the "
+            "draws.",
+            lambda: words(("warm", "svd")),
+            lambda: _draw(errors, over_parameters),
+        ),
+    ]
 
 
 # --- errors -----------------------------------------------------------------------------------------------------------
@@ -234,8 +226,8 @@ def _by_target(errors: Errors, other: str) -> str:
 _STYLES = {
     "warm": (style_of("ldr"), "-"),
     "cold": (style_of("ldr")._replace(filled=False), "--"),
-    "descent": (Style("#7F7F7F", "^", filled=True), "-."),
-    "early": (Style("#7F7F7F", "v", filled=False), ":"),
+    "descent": (Style("descent", GREY, "^", filled=True), "-."),
+    "early": (Style("descent stopped early", GREY, "v"), ":"),
     "svd": (style_of("low_rank"), "-"),
     "circulant": (style_of("circulant"), "--"),
     "toeplitz": (style_of("toeplitz"), "-"),
@@ -243,30 +235,22 @@ _STYLES = {
 }
 
 
-def _all_but_disappears(errors: Errors, target: str) -> bool:
-    """An error near 0, which only a logarithmic axis shows."""
-    return min(float(errors[target, fit].to_numpy().min()) for fit in (*OVER_TERMS, *SINGLE)) < 0.1
-
-
 def _look(fit: str) -> dict[str, Any]:
     style, line = _STYLES[fit]
-    look = {"color": style.color, "linestyle": line, "linewidth": 1.4, **marks(style)}
     # An open marker is a ring around what lies below it.
-    return look | ({"markersize": 4.5} if style.filled else {"markersize": 7.5, "markerfacecolor": "none"})
+    rings = {"markersize": 4.5} if style.filled else {"markersize": 7.5, "markerfacecolor": "none"}
+    return line_of(style, line) | rings
 
 
-def _panels(errors: Errors) -> tuple[Figure, dict[str, Axes]]:
+def _draw(errors: Errors, draw_panel: Callable[[Axes, str], None]) -> Figure:
     targets = _targets(errors)
-    figure = Figure(figsize=(12.6, 8.4), dpi=160, layout="constrained")
-    return figure, dict(zip(targets, figure.subplots(2, 2, squeeze=False).flat, strict=False))
-
-
-def _finish(figure: Figure, panels: dict[str, Axes], path: Path) -> None:
-    for target, axes in panels.items():
+    figure, panels = grid_of_panels(len(targets), size=(5.6, 4.2), widest=2)
+    for axes, target in zip(panels, targets, strict=True):
+        draw_panel(axes, target)
         axes.set_title(TARGETS[target], fontsize=11)
         axes.set_ylabel("relative error")
         if axes.dataLim.ymin < 0.1:  # an error that all but disappears
             axes.set_yscale("log")
         tidy(axes)
-    legend_below(figure, columns=4)
-    save(figure, path)
+    legend_below(figure)
+    return figure

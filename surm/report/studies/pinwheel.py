@@ -1,24 +1,26 @@
 """Report of `pinwheel`: a small network with a structured matrix (paper section 4.2, B.1, Figs. 4 and 9, Table 8)."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import product
 from math import exp, log
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import yaml
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from surm.methods.names import style_of
 from surm.records.record import Record
-from surm.report.figures import legend_below, marks, save, style_of, tidy
-from surm.report.plots import LOG, Panel, Plot, Trace, band
+from surm.report.drawing import Picture, draw_band, grid_of_panels, legend_below, line_of, tidy
 from surm.report.statistics import mean_interval
+from surm.report.table import Formats
+from surm.shared.paths import PAPER
 
-COLUMNS: dict[str, tuple[str, str]] = {
+COLUMNS: Formats = {
     "reading": ("matrix", ""),
     "embedding": ("embedding", ""),
     "method": ("method", ""),
@@ -48,11 +50,6 @@ FAMILIES = {  # method -> family whose colour it has, and its line
 FULL, LORA = "full", "LoRA r=1"
 STRUCTURES = ("circulant", "symmetric Toeplitz", "Toeplitz")
 SHOWN = (FULL, LORA, *STRUCTURES)  # the paper's methods
-# Read by eye off the log axes of the plots behind Figs. 4 and 9, near the last epoch; the text gives no number.
-PAPER = {
-    "frozen": {FULL: 0.20, LORA: 0.90, "circulant": 0.27, "symmetric Toeplitz": 0.28, "Toeplitz": 0.26},
-    "trained": {FULL: 0.15, LORA: 0.95, "circulant": 0.15, "symmetric Toeplitz": 0.17, "Toeplitz": 0.16},
-}
 _CLASS_COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9")
 _CLASS_MARKERS = ("o", "s", "^", "D", "v")
 
@@ -73,8 +70,9 @@ def table(records: Sequence[Record]) -> pd.DataFrame:
         cka_sd=("cka", "std"),
         rate=("rate", "first"),
     ).reset_index()
+    paper = yaml.safe_load((PAPER / "pinwheel.yaml").read_text())
     frame["paper"] = [
-        PAPER[embedding].get(method) if reading == "in_place" else None
+        paper[embedding].get(method) if reading == "in_place" else None
         for reading, embedding, method in zip(frame["reading"], frame["embedding"], frame["method"], strict=True)
     ]
     frame["reading"] = frame["reading"].cat.rename_categories(READINGS)
@@ -124,45 +122,79 @@ def notes(records: Sequence[Record]) -> list[str]:
 # --- figures ----------------------------------------------------------------------------------------------------------
 
 
-def loss_curves(records: Sequence[Record], path: Path) -> None:
-    """Draw the training loss of every method over epochs, mean and range of the seeds, a panel for each setting."""
-    figure = Figure(figsize=(11.6, 8.6), dpi=160, layout="constrained")
-    panels = figure.subplots(len(EMBEDDINGS), len(READINGS), sharex=True, sharey=True)
-    for axes, (embedding, reading) in zip(panels.flat, product(EMBEDDINGS, READINGS), strict=True):
-        axes.set(title=f"{READINGS[reading]}, embedding {embedding}", xscale="log", yscale="log")
-        curves = [record.happened["curves"] for record in _ordered(records, reading, embedding)]
-        for place, (method, (family, line)) in enumerate(FAMILIES.items() if curves else ()):
-            epochs = np.array(curves[0]["epochs"][1:])
-            losses = np.concatenate([np.array(curve["losses"][method])[:, 1:] for curve in curves])
-            style = style_of(family)
-            axes.fill_between(
-                epochs, losses.min(axis=0), losses.max(axis=0), color=style.color, alpha=0.08, linewidth=0
-            )
-            look = {"color": style.color, "linestyle": line, "linewidth": 1.4, "zorder": 2 + style.filled}
-            axes.plot(epochs, losses.mean(axis=0), label=method, markevery=(place, 10), **look, **marks(style))
+def pictures(records: Sequence[Record]) -> list[Picture]:
+    """The training loss of every method over epochs, and the classes decided in the plane."""
+    return [
+        Picture(
+            "loss_curves",
+            "Training loss",
+            "Training loss over epochs (both logarithmic): mean of the seeds, band of their range.",
+            lambda: " ".join(
+                f"{_setting(reading, embedding)}, {method}: {losses['mean'].iloc[-1]:.3f} after the last epoch."
+                for reading, embedding in product(READINGS, EMBEDDINGS)
+                for method, losses in _losses(records, reading, embedding)
+            ),
+            lambda: _draw_losses(records),
+        ),
+        Picture(
+            "decision_regions",
+            "Decision regions",
+            "The class decided at every point of the plane, and the training points of the first seed.",
+            lambda: " ".join(_accuracies(records)),
+            lambda: _draw_decisions(records),
+        ),
+    ]
+
+
+def _losses(records: Sequence[Record], reading: str, embedding: str) -> Iterator[tuple[str, pd.DataFrame]]:
+    """Each method of a setting with its training loss by epoch: mean, least and greatest of the seeds."""
+    curves = [record.happened["curves"] for record in _ordered(records, reading, embedding)]
+    for method in FAMILIES if curves else ():
+        seeds = np.concatenate([np.array(curve["losses"][method])[:, 1:] for curve in curves])
+        columns = {"mean": seeds.mean(axis=0), "min": seeds.min(axis=0), "max": seeds.max(axis=0)}
+        yield method, pd.DataFrame(columns, index=curves[0]["epochs"][1:])
+
+
+def _accuracies(records: Sequence[Record]) -> Iterator[str]:
+    """Of the shown methods, the share of the training points in regions of their own class."""
+    for (reading, embedding, method), rows in _rows(records).groupby(["reading", "embedding", "method"], observed=True):
+        if method in SHOWN:
+            setting, accuracy = _setting(str(reading), str(embedding)), 100 * rows["accuracy"].iloc[0]
+            yield f"{setting}, {method}: {accuracy:.1f} % of the training points in regions of their class."
+
+
+def _draw_losses(records: Sequence[Record]) -> Figure:
+    settings = list(product(EMBEDDINGS, READINGS))
+    figure, panels = grid_of_panels(len(settings), size=(5.4, 4.3), widest=2, sharex=True, sharey=True)
+    for axes, (embedding, reading) in zip(panels, settings, strict=True):
+        axes.set(title=_setting(reading, embedding), xscale="log", yscale="log")
+        for number, (method, losses) in enumerate(_losses(records, reading, embedding)):
+            family, line = FAMILIES[method]
+            look = line_of(style_of(family), line) | {"label": method, "zorder": 2 + style_of(family).filled}
+            draw_band(axes, losses, look, markevery=(number, 10))
         tidy(axes)
-    for axes in panels[-1]:
+    for axes in panels[-2:]:
         axes.set_xlabel("epoch")
-    for axes in panels[:, 0]:
+    for axes in panels[::2]:
         axes.set_ylabel("training loss")
     legend_below(figure)
-    save(figure, path)
+    return figure
 
 
-def decision_regions(records: Sequence[Record], path: Path) -> None:
-    """Draw the class decided at every place and the training points of the first seed, the paper's methods only."""
+def _draw_decisions(records: Sequence[Record]) -> Figure:
+    """The paper's methods only, a line of panels for each setting."""
     settings = list(product(READINGS, EMBEDDINGS))
-    figure = Figure(figsize=(2.5 * len(SHOWN), 2.7 * len(settings)), dpi=110, layout="constrained")
+    figure = Figure(figsize=(2.2 * len(SHOWN), 2.4 * len(settings)), dpi=110, layout="constrained")
     panels = figure.subplots(len(settings), len(SHOWN), sharex=True, sharey=True)
-    for row, (reading, embedding) in zip(panels, settings, strict=True):
-        for axes, method in zip(row, SHOWN, strict=True):
+    for line, (reading, embedding) in zip(panels, settings, strict=True):
+        for axes, method in zip(line, SHOWN, strict=True):
             for record in _ordered(records, reading, embedding)[:1]:
                 _draw_regions(axes, record.happened["regions"], method)
             axes.set(xticks=[], yticks=[], aspect="equal")
-        row[0].set_ylabel(f"{READINGS[reading]},\nembedding {embedding}", fontsize=9)
+        line[0].set_ylabel(f"{READINGS[reading]},\nembedding {embedding}", fontsize=9)
     for axes, method in zip(panels[0], SHOWN, strict=True):
         axes.set_title(method, fontsize=10)
-    save(figure, path)
+    return figure
 
 
 def _draw_regions(axes: Axes, regions: dict[str, Any], method: str) -> None:
@@ -181,33 +213,9 @@ def _draw_regions(axes: Axes, regions: dict[str, Any], method: str) -> None:
     points, labels = np.array(regions["points"]), np.array(regions["labels"])
     for label, (color, marker) in enumerate(zip(_CLASS_COLORS, _CLASS_MARKERS, strict=True)):
         x, y = points[labels == label].T
-        axes.plot(x, y, marker, color=color, markersize=2.2, markeredgewidth=0.3, markeredgecolor="white")
-
-
-FIGURES: dict[str, Callable[[Sequence[Record], Path], None]] = {
-    "loss_curves": loss_curves,
-    "decision_regions": decision_regions,
-}
-
-
-def plots(records: Sequence[Record]) -> list[Plot]:
-    """The training loss of every method over epochs, mean and range of the seeds, a panel for each setting."""
-    panels, words = [], []
-    for reading, embedding in product(READINGS, EMBEDDINGS):
-        curves = [record.happened["curves"] for record in _ordered(records, reading, embedding)]
-        if not curves:
-            continue
-        traces: list[Trace] = []
-        epochs = curves[0]["epochs"][1:]
-        for method, (family, line) in FAMILIES.items():
-            losses = np.concatenate([np.array(curve["losses"][method])[:, 1:] for curve in curves])
-            ranges = [found.tolist() for found in (losses.mean(axis=0), losses.min(axis=0), losses.max(axis=0))]
-            traces += band(style_of(family), method, epochs, *ranges, line=line)
-            words.append(f"{_setting(reading, embedding)}, {method}: {ranges[0][-1]:.3f} after the last epoch.")
-        x, y = ({"title": {"text": text}, **LOG} for text in ("epoch", "training loss"))
-        panels.append(Panel(_setting(reading, embedding), x, y, traces))
-    caption = "Training loss over epochs (both logarithmic): mean of the seeds, band of their range."
-    return [Plot("loss_curves", "Training loss", caption, " ".join(words), panels)]
+        axes.plot(
+            x, y, marker, color=color, markersize=2.2, markeredgewidth=0.3, markeredgecolor="white", rasterized=True
+        )
 
 
 # --- what the records hold --------------------------------------------------------------------------------------------
@@ -231,7 +239,8 @@ def _rows(records: Sequence[Record]) -> pd.DataFrame:
         for record in _ordered(records, reading, embedding)
         for row in record.happened["rows"]
     )
-    for column, order in (("reading", READINGS), ("embedding", EMBEDDINGS), ("method", FAMILIES)):
+    orders = {"reading": READINGS, "embedding": EMBEDDINGS, "method": FAMILIES}
+    for column, order in orders.items():
         rows[column] = pd.Categorical(rows[column], list(order))
     return rows.sort_values(["reading", "embedding", "method", "seed"])
 

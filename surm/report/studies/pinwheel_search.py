@@ -1,16 +1,16 @@
 """Report of `pinwheel_search`: what was tried for the settings that the paper's pinwheel leaves open."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 
 from surm.records.record import Record
-from surm.report.plots import Plot
+from surm.report.drawing import Picture
 from surm.report.studies.pinwheel import READINGS
+from surm.report.table import Formats
 
-COLUMNS: dict[str, tuple[str, str]] = {
+COLUMNS: Formats = {
     "choice": ("choice of", ""),
     "points": ("points of a class", ",.0f"),
     "noise": ("outliers (%)", ".0f"),
@@ -22,7 +22,6 @@ COLUMNS: dict[str, tuple[str, str]] = {
     "rate": ("learning rate chosen", "g"),
     "tried": ("losses tried, by learning rate", ""),
 }
-FIGURES: dict[str, Callable[[Sequence[Record], Path], None]] = {}
 
 
 def table(records: Sequence[Record]) -> pd.DataFrame:
@@ -37,7 +36,7 @@ def effects(records: Sequence[Record]) -> dict[str, list[float]]:
     return {}
 
 
-def plots(records: Sequence[Record]) -> list[Plot]:
+def pictures(records: Sequence[Record]) -> list[Picture]:
     """None: the table says it all."""
     return []
 

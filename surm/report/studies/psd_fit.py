@@ -1,20 +1,20 @@
 """Report of `psd_fit`: positive semidefinite matrices at an equal budget (paper section 4.2, Fig. 1 left)."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import product
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from surm.methods.names import style_of
 from surm.records.record import Record
-from surm.report.figures import marks, save, style_of, tidy
-from surm.report.plots import Panel, Plot, mark, names_axis
+from surm.report.drawing import Picture, draw_mark, grid_of_panels, name_lines
 from surm.report.studies.rows import study_rows
+from surm.report.table import Formats
 
-COLUMNS: dict[str, tuple[str, str]] = {
+COLUMNS: Formats = {
     "target": ("target", ""),
     "normalised": ("rows normalised", ""),
     "fit": ("fit", ""),
@@ -50,8 +50,8 @@ Array = NDArray[np.float64]
 def table(records: Sequence[Record]) -> pd.DataFrame:
     """Mean error of every fit to every target, by target, reading and fit."""
     rows = study_rows(records)
-    for column, order in (("target", TARGETS), ("normalised", READINGS), ("fit", FITS)):
-        rows[column] = pd.Categorical(rows[column], list(order)).rename_categories(order)
+    for column, names in (("target", TARGETS), ("normalised", READINGS), ("fit", FITS)):
+        rows[column] = pd.Categorical(rows[column], list(names)).rename_categories(names)
     keys = ["target", "normalised", "fit", "parameters"]
     groups = rows.groupby(keys, observed=True)["error"]
     return groups.agg(mean="mean", sd="std", n="count").reset_index()[list(COLUMNS)]
@@ -90,50 +90,42 @@ def notes(records: Sequence[Record]) -> list[str]:
     ]
 
 
-def dots(records: Sequence[Record], path: Path) -> None:
-    """Draw the error of every fit: the mean as a marker, the draws as points, a panel for each target and reading."""
+def pictures(records: Sequence[Record]) -> list[Picture]:
+    """The error of every fit, a panel for each target and reading."""
     errors = _errors(records)
     parameters = study_rows(records).groupby("fit")["parameters"].first()
     shown = [fit for fit in FITS if fit != "zero"]
-    figure = Figure(figsize=(12.6, 6.2), dpi=160, layout="constrained")
-    panels = figure.subplots(len(READINGS), len(TARGETS), sharey=True)
-    for axes, (reading, target) in zip(panels.flat, product(READINGS, TARGETS), strict=True):
-        for place, fit in enumerate(reversed(shown)):
-            values, style = errors[target, reading, fit], style_of(_STYLES.get(fit, fit))
-            axes.plot(values, np.full(len(values), place), "|", color=style.color, markersize=9, alpha=0.5)
-            axes.plot(values.mean(), place, color=style.color, linestyle="", **marks(style))
-        axes.axvline(errors[target, reading, "zero"].mean(), color="0.5", linestyle=":", linewidth=1.2)
-        axes.set_yticks(range(len(shown)), [f"{FITS[fit]} ({parameters[fit]})" for fit in reversed(shown)])
-        axes.set_title(f"{TARGETS[target]}\nrows normalised {reading} the product", fontsize=10)
-        tidy(axes)
-    for axes in panels[-1]:
-        axes.set_xlabel("Frobenius error (dotted: norm of the target)")
-    figure.suptitle("Fits with (number of parameters): marker mean, strokes draws", fontsize=11)
-    save(figure, path)
+    panels = list(product(READINGS, TARGETS))
 
+    def draw() -> Figure:
+        size = 3.6, 3.2
+        figure, all_axes = grid_of_panels(len(panels), size=size, widest=len(TARGETS), sharey=True)
+        for axes, (reading, target) in zip(all_axes, panels, strict=True):
+            for line, fit in enumerate(shown):
+                values, style = errors[target, reading, fit], style_of(_STYLES.get(fit, fit))
+                axes.plot(values, np.full(len(values), line), "|", color=style.color, markersize=9, alpha=0.5)
+                draw_mark(axes, line, float(values.mean()), style)
+            axes.axvline(errors[target, reading, "zero"].mean(), color="0.5", linestyle=":", linewidth=1.2)
+            axes.set_title(f"{TARGETS[target]}\nrows normalised {reading} the product", fontsize=9)
+            name_lines(axes, [f"{FITS[fit]} ({parameters[fit]})" for fit in shown])
+        for axes in all_axes[-len(TARGETS) :]:
+            axes.set_xlabel("Frobenius error")
+        return figure
 
-FIGURES: dict[str, Callable[[Sequence[Record], Path], None]] = {"errors": dots}
+    def words() -> str:
+        return " ".join(
+            f"{TARGETS[target]}, rows normalised {reading}, {name}: {values.mean():.3f}, draws from {values.min():.3f} "
+            f"to {values.max():.3f}."
+            for reading, target in panels
+            for fit, name in FITS.items()
+            for values in [errors[target, reading, fit]]
+        )
 
-
-def plots(records: Sequence[Record]) -> list[Plot]:
-    """The error of every fit, mean with the range of the draws, a panel for each target and reading."""
-    errors = _errors(records)
-    parameters = study_rows(records).groupby("fit")["parameters"].first()
-    names = {fit: f"{name} ({parameters[fit]})" for fit, name in FITS.items()}
-    panels, words = [], []
-    for reading, target in product(READINGS, TARGETS):
-        title = f"{TARGETS[target]}, rows normalised {reading}"
-        traces = []
-        for fit, name in names.items():
-            values = errors[target, reading, fit]
-            text = f"{name}: {values.mean():.3f}, draws from {values.min():.3f} to {values.max():.3f}"
-            style = style_of(_STYLES.get(fit, fit))
-            spread = float(values.min()), float(values.max())
-            traces.append(mark(style, name, float(values.mean()), name, text, spread))
-            words.append(f"{title}, {text}.")
-        panels.append(Panel(title, {"title": {"text": "Frobenius error"}}, names_axis(list(names.values())), traces))
-    caption = "Frobenius error of every fit, with its number of parameters: mean of the draws and their range."
-    return [Plot("errors", "Errors by family", caption, " ".join(words), panels, 3, 300, list(names.values()))]
+    caption = (
+        "Frobenius error of every fit, with its number of parameters: mean of the draws (mark), each draw (stroke) "
+        "and the norm of the target (dotted)."
+    )
+    return [Picture("errors", "Errors by family", caption, words, draw)]
 
 
 def _errors(records: Sequence[Record]) -> dict[tuple[str, str, str], Array]:

@@ -12,15 +12,16 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from surm.methods.names import family_name, label
-from surm.report.figures import legend_below, marks, save, style_of, tidy
-from surm.report.tables import markdown
+from surm.methods.names import label, style_of
+from surm.report.drawing import draw_band, legend_below, line_of, marks, save, tidy
+from surm.report.gather import REFERENCE
+from surm.report.table import Formats, table_of
+from surm.shared.paths import PAPER
 
 TABLE = Path("tables") / "weight_analysis.md"
 FIGURE = Path("figures") / "weight_analysis.png"
-REFERENCE = "LoRA r=1"
 PARTS = {"q": "query", "k": "key", "v": "value"}
-LAYER_COLUMNS: dict[str, tuple[str, str]] = {  # column -> (Markdown heading, number format)
+LAYER_COLUMNS: Formats = {  # column -> (Markdown heading, number format)
     "layer": ("layer", ".0f"),
     "matrix": ("matrix", ""),
     "one_minus_cosine": ("1 - cosine", ".4f"),
@@ -32,7 +33,7 @@ LAYER_COLUMNS: dict[str, tuple[str, str]] = {  # column -> (Markdown heading, nu
     "cka": ("CKA with full fine-tuning", ".3f"),
     "cka_before": ("before training", ".3f"),
 }
-COLUMNS: dict[str, tuple[str, str]] = {
+COLUMNS: Formats = {
     "task": ("model on data", ""),
     "method": ("method", ""),
     "matrix": ("matrix", ""),
@@ -57,19 +58,19 @@ Analysis = Mapping[str, Any]
 def read(folder: Path) -> list[dict[str, Any]]:
     """The analyses of a folder, by task, method and seed."""
     analyses = [json.loads(path.read_text()) for path in folder.glob("*.json")]
-    return sorted(analyses, key=lambda found: (_task(found), _place(found), label(found["asked"]), _seed(found)))
+    return sorted(analyses, key=lambda found: (_task(found), _order(found), label(found["asked"]), _seed(found)))
 
 
-def write(folder: Path, paper: Path) -> Path:
+def write(folder: Path, paper: Path = PAPER) -> Path:
     """Write table (.md and .csv) and figure of `folder/analysis/*.json`; return the table's path."""
     analyses = read(folder / "analysis")
     figure_11 = yaml.safe_load((paper / "fig11.yaml").read_text())
-    frame = table(analyses, figure_11)
+    cells = table_of(table(analyses, figure_11), COLUMNS)
     path = folder / TABLE
     path.parent.mkdir(parents=True, exist_ok=True)
     notes = "\n".join(f"* {line}" for line in _notes(analyses, figure_11))
-    path.write_text(f"# What training did to the weights\n\n{_markdown(frame, COLUMNS)}\n{notes}\n", encoding="utf-8")
-    frame.to_csv(path.with_suffix(".csv"), index=False, float_format="%.6g", lineterminator="\n")
+    path.write_text(f"# What training did to the weights\n\n{cells.markdown()}\n{notes}\n", encoding="utf-8")
+    path.with_suffix(".csv").write_text(cells.csv(), encoding="utf-8", newline="")
     figure(analyses, figure_11, folder / FIGURE)
     return path
 
@@ -79,7 +80,7 @@ def by_layer(analysis: Analysis) -> str:
     frame = pd.DataFrame(analysis["rows"])
     frame["matrix"] = frame["part"].map(PARTS)
     title = f"{label(analysis['asked'])} on {_task(analysis)}, seed {_seed(analysis)}"
-    return f"\n{title}, run {analysis['signature']}\n\n{_markdown(frame, LAYER_COLUMNS)}"
+    return f"\n{title}, run {analysis['signature']}\n\n{table_of(frame, LAYER_COLUMNS).markdown()}"
 
 
 def table(analyses: Sequence[Analysis], figure_11: Analysis) -> pd.DataFrame:
@@ -126,12 +127,12 @@ def figure(analyses: Sequence[Analysis], figure_11: Analysis, path: Path) -> Non
     tasks = list(dict.fromkeys(_task(found) for found in analyses))
     picture = Figure(figsize=(13.6, 3.5 * (len(tasks) + 1)), dpi=160, layout="constrained")
     axes = picture.subplots(len(tasks) + 1, 4, squeeze=False)
-    for row, task in zip(axes, tasks, strict=False):
+    for panels, task in zip(axes, tasks, strict=False):
         methods: dict[str, list[Analysis]] = {}
         for found in analyses:
             if _task(found) == task:
                 methods.setdefault(label(found["asked"]), []).append(found)
-        _draw_task(row, task, methods)
+        _draw_task(panels, task, methods)
     _draw_paper(axes[-1], figure_11)
     distances = axes[:, :2].ravel()
     for one in distances[1:]:
@@ -145,32 +146,32 @@ def figure(analyses: Sequence[Analysis], figure_11: Analysis, path: Path) -> Non
 # --- parts of the figure ---------------------------------------------------------------------------------------------
 
 
-def _draw_task(row: Sequence[Axes], task: str, methods: Mapping[str, Sequence[Analysis]]) -> None:
+def _draw_task(panels: Sequence[Axes], task: str, methods: Mapping[str, Sequence[Analysis]]) -> None:
     for name, runs in methods.items():
         style = style_of(runs[0]["asked"]["structure"]["name"])
-        look: dict[str, Any] = {"color": style.color, "linewidth": 1.2, "label": name, **marks(style)}
-        for axes, part in zip(row, ("q", "v"), strict=False):
+        look = line_of(style) | {"linewidth": 1.2, "label": name}
+        for axes, part in zip(panels, ("q", "v"), strict=False):
             _draw_range(axes, [_by_layer(run, part, "one_minus_cosine") for run in runs], look)
         if all(run["full_run"] not in (None, run["signature"]) for run in runs):
-            _draw_range(row[2], [_by_layer(run, None, "cka") for run in runs], look)
+            _draw_range(panels[2], [_by_layer(run, None, "cka") for run in runs], look)
         places = runs[0]["rows"][0]["singular_values"]["index"]
         spectra = np.array([line["singular_values"]["value"] for run in runs for line in run["rows"]])
         relative = (spectra / spectra[:, :1]).mean(axis=0)
-        row[3].plot(places, np.where(relative > 1e-8, relative, np.nan), **look)
+        panels[3].plot(places, np.where(relative > 1e-8, relative, np.nan), **look)
     if before := [_by_layer(run, None, "cka_before") for runs in methods.values() for run in runs if run["full_run"]]:
         layers = np.arange(1, before[0].size + 1)
-        row[2].plot(layers, np.mean(before, axis=0), color="0.5", linestyle=":", label="before training")
-    for axes, part in zip(row, ("q", "v"), strict=False):
+        panels[2].plot(layers, np.mean(before, axis=0), color="0.5", linestyle=":", label="before training")
+    for axes, part in zip(panels, ("q", "v"), strict=False):
         axes.set(title=f"{PARTS[part]}: {task}", xlabel="layer", ylabel="1 - cosine(W + update, W)", yscale="log")
-    row[2].set(title="CKA with full fine-tuning", xlabel="layer", ylabel="linear CKA of the outputs of q, k and v")
-    row[3].set(title="spectrum of the update", xlabel="place", ylabel="relative singular value")
-    row[3].set(xscale="log", yscale="log")
+    panels[2].set(title="CKA with full fine-tuning", xlabel="layer", ylabel="linear CKA of the outputs of q, k and v")
+    panels[3].set(title="spectrum of the update", xlabel="index", ylabel="relative singular value")
+    panels[3].set(xscale="log", yscale="log")
 
 
 def _draw_range(axes: Axes, runs: Sequence[Any], look: Mapping[str, Any]) -> None:
     layers = np.arange(1, len(runs[0]) + 1)
-    axes.plot(layers, np.mean(runs, axis=0), **look)
-    axes.fill_between(layers, np.min(runs, axis=0), np.max(runs, axis=0), color=look["color"], alpha=0.12, linewidth=0)
+    columns = {"mean": np.mean(runs, axis=0), "min": np.min(runs, axis=0), "max": np.max(runs, axis=0)}
+    draw_band(axes, pd.DataFrame(columns, index=layers), look, alpha=0.12)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
@@ -180,8 +181,8 @@ def _by_layer(run: Analysis, part: str | None, column: str) -> Any:
     return rows[rows["part"].isin([part] if part else list(PARTS))].groupby("layer")[column].mean().to_numpy()
 
 
-def _draw_paper(row: Sequence[Axes], figure_11: Analysis) -> None:
-    for axes, (part, methods) in zip(row, figure_11["values"].items(), strict=False):
+def _draw_paper(panels: Sequence[Axes], figure_11: Analysis) -> None:
+    for axes, (part, methods) in zip(panels, figure_11["values"].items(), strict=False):
         for method, values in methods.items():
             style = style_of(method)
             look = marks(style) | {"markerfacecolor": "white", "linestyle": "--", "linewidth": 0.8}
@@ -194,7 +195,7 @@ def _draw_paper(row: Sequence[Axes], figure_11: Analysis) -> None:
             facecolor="0.97",
         )
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    for axes in row[len(figure_11["values"]) :]:
+    for axes in panels[len(figure_11["values"]) :]:
         axes.set_visible(False)
 
 
@@ -213,15 +214,6 @@ def _notes(analyses: Sequence[Analysis], figure_11: Analysis) -> list[str]:
     ]
 
 
-def _markdown(frame: pd.DataFrame, columns: Mapping[str, tuple[str, str]]) -> str:
-    rows = [
-        ["" if pd.isna(row[column]) else format(row[column], form) for column, (_, form) in columns.items()]
-        for row in frame.to_dict("records")
-    ]
-    headings = [heading for heading, _ in columns.values()]
-    return markdown(headings, rows, right=[bool(form) for _, form in columns.values()])
-
-
 def _task(analysis: Analysis) -> str:
     return f"{analysis['asked']['model']['name']} on {analysis['asked']['dataset']['name']}"
 
@@ -233,7 +225,7 @@ def _seed(analysis: Analysis) -> int:
 _ORDER = ("lora", "circulant", "skew_circulant", "toeplitz", "kronecker", "ldr", "low_rank", "full")
 
 
-def _place(analysis: Analysis) -> int:
+def _order(analysis: Analysis) -> int:
     name = analysis["asked"]["structure"]["name"]
     return _ORDER.index(name) if name in _ORDER else len(_ORDER)
 
@@ -243,4 +235,4 @@ def _paper_task(figure_11: Analysis) -> str:
 
 
 def _paper_name(method: str) -> str:
-    return REFERENCE if method == "lora" else family_name(method)
+    return REFERENCE if method == "lora" else style_of(method).label

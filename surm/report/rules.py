@@ -1,45 +1,71 @@
-"""What a grid says about the paper's claims: one rule for each kind of claim, over tasks instead of on one."""
+"""The rules that decide claims, one for each kind, and the same rules in words."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from statistics import fmean
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
-from surm.report.experiments import Column, Method, contrast
-from surm.report.statistics import Estimate
-from surm.report.verdicts import RULES, Claim, Verdict, format_difference, named_methods
+from surm.report.gather import Comparison, Method, contrast
+from surm.report.statistics import Estimate, mean_interval
 
+Result = Literal["agrees", "disagrees", "undecided"]
 Side = Literal["claimed", "opposite", "open"]
+Effects = Mapping[str, Sequence[float]]
+"""What a study measured: quantity -> one value for each draw."""
 
 
-def judge_columns(claim: Claim, columns: Sequence[Column], label: str) -> Verdict:
-    """Apply a claim's rule to the tasks it speaks of; undecided unless the numbers leave one side only.
+@dataclass(frozen=True)
+class Claim:
+    """A sentence of the paper in our words, where it stands there, and the rule that decides it.
 
-    Tasks are restricted to the claim's `models`, to the rule's `datasets` and to fractions of the training split below
-    `fraction_below`, where these are given. A label that ends in "not evidence" forbids verdicts.
+    `scope` is "every" (one opposite result disagrees) or "some" (the paper speaks of some tasks or of the best one:
+    an opposite result on one task leaves it undecided). `models`, where given, are the only ones it speaks about.
     """
-    spoken = [column for column in columns if not claim.models or column.model in claim.models]
-    chosen = [column for column in spoken or columns if _is_chosen(claim.rule, column)]
-    if not chosen:
-        return Verdict("undecided", "", "no task that it speaks of")
-    verdict = COLUMN_RULES[claim.kind](claim, chosen)
-    if label.endswith("not evidence"):
-        return Verdict("undecided", verdict.found, label)
-    if not spoken:
-        models = " and ".join(dict.fromkeys(column.model for column in columns))
-        return Verdict("undecided", verdict.found, f"said of {' and '.join(claim.models)}, run on {models}")
-    if claim.scope == "some" and verdict.result == "disagrees":
-        return Verdict("undecided", verdict.found, "not seen here, and claimed for some tasks only")
-    return verdict
+
+    id: str
+    sentence: str
+    place: str
+    kind: str
+    rule: dict[str, Any]
+    needs: str
+    scope: Literal["every", "some"] = "every"
+    models: Sequence[str] = ()
 
 
-def _is_chosen(rule: Mapping[str, Any], column: Column) -> bool:
-    return column.dataset in rule.get("datasets", [column.dataset]) and (
-        "fraction_below" not in rule or column.fraction < rule["fraction_below"]
-    )
+@dataclass(frozen=True)
+class Verdict:
+    """What the records say about a claim: the result, the numbers found and, where it is undecided, why."""
+
+    result: Result
+    found: str
+    reason: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.result} ({self.reason})" if self.reason else self.result
 
 
-# --- what the rules share ---------------------------------------------------------------------------------------------
+class Kind(NamedTuple):
+    """A kind of claim: the rule that decides it, and its text, which `in_words` fills."""
+
+    decide: Callable[[Claim, Any], Verdict]
+    words: str
+
+
+def named_methods(claim: Claim) -> list[str]:
+    """The methods that a claim's rule names."""
+    rule = claim.rule
+    return [*rule.get("methods", []), *(rule[key] for key in ("method", "minus") if key in rule)]
+
+
+def format_difference(estimate: Estimate) -> str:
+    """A difference in points with its interval, as `+1.6 [+0.4, +2.8]`."""
+    if estimate.low is None:
+        return f"{estimate.value:+.2f}"
+    return f"{estimate.value:+.2f} [{estimate.low:+.2f}, {estimate.high:+.2f}]"
+
+
+# --- what rules about tasks share -------------------------------------------------------------------------------------
 
 
 def _side(estimate: Estimate | None, side: str, threshold: float) -> Side:
@@ -51,22 +77,23 @@ def _side(estimate: Estimate | None, side: str, threshold: float) -> Side:
     return "claimed" if claimed else "opposite" if opposite else "open"
 
 
-def _finished(columns: Sequence[Column], names: Sequence[str]) -> list[tuple[Column, list[Method]]]:
+def _finished(columns: Sequence[Comparison], names: Sequence[str]) -> list[tuple[Comparison, list[Method]]]:
     """The columns in which every named method has a finished run, with these methods."""
-    found = [(column, [column.experiment.method(name) for name in names]) for column in columns]
+    found = [(column, [column.method(name) for name in names]) for column in columns]
     return [(column, [m for m in methods if m]) for column, methods in found if all(methods)]
 
 
-def _absence(columns: Sequence[Column], names: Sequence[str]) -> str:
+def _absence(columns: Sequence[Comparison], names: Sequence[str]) -> str:
     """Which of the named methods have no finished run, and on which tasks."""
     lacking = {
-        name: [column.label for column in columns if column.experiment.method(name) is None]
-        for name in dict.fromkeys(names)
+        name: [column.title for column in columns if column.method(name) is None] for name in dict.fromkeys(names)
     }
+    if len(columns) == 1:
+        return f"no finished run of {', '.join(name for name, titles in lacking.items() if titles)}"
     return "no finished run of " + "; ".join(
-        f"{name} on {', '.join(labels) if len(labels) < len(columns) else 'any task'}"
-        for name, labels in lacking.items()
-        if labels
+        f"{name} on {', '.join(titles) if len(titles) < len(columns) else 'any task'}"
+        for name, titles in lacking.items()
+        if titles
     )
 
 
@@ -90,7 +117,7 @@ def _tasks(number: int) -> str:
     return "1 task" if number == 1 else f"{number} tasks"
 
 
-def _mean_over(chosen: Sequence[tuple[Column, list[Method]]], signs: Sequence[int]) -> tuple[Estimate | None, str]:
+def _mean_over(chosen: Sequence[tuple[Comparison, list[Method]]], signs: Sequence[int]) -> tuple[Estimate | None, str]:
     """The mean over columns of a signed sum of methods, and the same in words."""
     estimate = contrast([methods for _, methods in chosen], signs)
     if estimate is None:
@@ -103,18 +130,21 @@ def _without_interval(estimate: Estimate | None, found: str) -> Verdict:
     return Verdict("undecided", found, estimate.reason if estimate else "no common seed")
 
 
-# --- one rule for each kind of claim ----------------------------------------------------------------------------------
+# --- rules: a claim and its tasks, or what a study measured, to a verdict ---------------------------------------------
 
 
-def _difference(claim: Claim, columns: Sequence[Column]) -> Verdict:
-    """The mean over tasks of `method` less `minus`; of scope "some": the difference on one task at least."""
+def _difference(claim: Claim, columns: Sequence[Comparison]) -> Verdict:
+    """The mean over tasks of `method` less `minus`; of scope "some" and several tasks: the difference on one of them.
+
+    Above (or below) `threshold` points by the 95 % interval, paired by seed.
+    """
     rule, names = claim.rule, named_methods(claim)
     finished = _finished(columns, names)
     sides = {
-        column.label: _side(method.minus(other), rule["side"], rule["threshold"])
+        column.title: _side(method.minus(other), rule["side"], rule["threshold"])
         for column, (method, other) in finished
     }
-    if claim.scope == "some" and finished:
+    if claim.scope == "some" and finished and len(columns) > 1:
         return _tally(list(sides.values()), at_least=1, of=len(columns))
     if len(finished) < len(columns):
         return Verdict("undecided", "", _absence(columns, names))
@@ -125,7 +155,7 @@ def _difference(claim: Claim, columns: Sequence[Column]) -> Verdict:
     return verdict
 
 
-def _larger_gain(claim: Claim, columns: Sequence[Column]) -> Verdict:
+def _larger_gain(claim: Claim, columns: Sequence[Comparison]) -> Verdict:
     """What `method` gains over `minus` is more than what `than.method` gains over `than.minus`, on the mean."""
     rule = claim.rule
     names = [rule["method"], rule["minus"], rule["than"]["method"], rule["than"]["minus"]]
@@ -136,7 +166,7 @@ def _larger_gain(claim: Claim, columns: Sequence[Column]) -> Verdict:
 
 
 def _mean_difference(
-    rule: Mapping[str, Any], finished: Sequence[tuple[Column, list[Method]]], signs: Sequence[int]
+    rule: Mapping[str, Any], finished: Sequence[tuple[Comparison, list[Method]]], signs: Sequence[int]
 ) -> Verdict:
     estimate, found = _mean_over(finished, signs)
     if estimate is None or estimate.low is None:
@@ -147,7 +177,7 @@ def _mean_difference(
     return Verdict("agrees" if side == "claimed" else "disagrees", found)
 
 
-def _every_column(claim: Claim, columns: Sequence[Column]) -> Verdict:
+def _every_task(claim: Claim, columns: Sequence[Comparison]) -> Verdict:
     """`method` less `minus` lies on the claimed side of `threshold` on every task, or on `at_least` of them."""
     rule, names = claim.rule, named_methods(claim)
     finished = _finished(columns, names)
@@ -157,7 +187,7 @@ def _every_column(claim: Claim, columns: Sequence[Column]) -> Verdict:
     return _tally(sides, at_least=rule.get("at_least", len(columns)), of=len(columns))
 
 
-def _equivalent(claim: Claim, columns: Sequence[Column]) -> Verdict:
+def _equivalent(claim: Claim, columns: Sequence[Comparison]) -> Verdict:
     """`method` less `minus` lies within `margin` points on every task, or on the mean of them (`mean: true`)."""
     rule, names = claim.rule, named_methods(claim)
     finished = _finished(columns, names)
@@ -184,7 +214,7 @@ def _within(estimate: Estimate | None, margin: float) -> Side:
     return "opposite" if estimate.low > margin or estimate.high < -margin else "open"
 
 
-def _among(claim: Claim, columns: Sequence[Column], *, top: int) -> Verdict:
+def _among(claim: Claim, columns: Sequence[Comparison], *, top: int) -> Verdict:
     """A row of `families` is among the best `top` rows on `at_least` of the `of` tasks.
 
     Its rivals are the rows of all other families; rows of `families` in another `form` than the rule's, and those of
@@ -194,15 +224,15 @@ def _among(claim: Claim, columns: Sequence[Column], *, top: int) -> Verdict:
     rule = claim.rule
     if len(columns) != rule["of"]:
         return Verdict("undecided", "", f"said of {_tasks(rule['of'])}, the table has {len(columns)}")
-    sides: list[Side] = [_place(column, rule, top) for column in columns if column.complete]
+    sides: list[Side] = [_rank_side(column, rule, top) for column in columns if column.complete]
     verdict = _tally(sides, at_least=rule["at_least"], of=len(columns))
     if len(sides) < len(columns):
         return Verdict("undecided", verdict.found, f"{len(sides)} of {_tasks(len(columns))} finished")
     return verdict
 
 
-def _place(column: Column, rule: Mapping[str, Any], top: int) -> Side:
-    rows = sorted((method for method in column.experiment.methods if method.finished), key=_score, reverse=True)
+def _rank_side(column: Comparison, rule: Mapping[str, Any], top: int) -> Side:
+    rows = sorted((method for method in column.methods if method.finished), key=_score, reverse=True)
     own = [method for method in rows if method.family in rule["families"]]
     ours = [method for method in own if rule.get("form", method.form) == method.form]
     rivals = [method for method in rows if method not in own and method.family not in rule.get("apart", [])]
@@ -222,14 +252,14 @@ def _is_above(method: Method, other: Method) -> bool:
     return _score(method) > _score(other) and _side(method.minus(other), "above", 0) == "claimed"
 
 
-def _matches(claim: Claim, columns: Sequence[Column]) -> Verdict:
+def _matches(claim: Claim, columns: Sequence[Comparison]) -> Verdict:
     """`method` on a `fraction` of `dataset` is at most `margin` points below `reference` on all of it."""
     rule, found = claim.rule, []
     for column in columns:
         if column.dataset == rule["dataset"] and abs(column.fraction - rule["fraction"]) < 1e-9:
             whole = (c for c in columns if (c.model, c.dataset, c.fraction) == (column.model, column.dataset, 1.0))
-            full = next((c.experiment.method(rule["reference"]) for c in whole), None)
-            method = column.experiment.method(rule["method"])
+            full = next((c.method(rule["reference"]) for c in whole), None)
+            method = column.method(rule["method"])
             if method and full:
                 found.append((column, [method, full]))
     if not found:
@@ -245,7 +275,7 @@ def _matches(claim: Claim, columns: Sequence[Column]) -> Verdict:
     return Verdict("agrees" if side == "claimed" else "disagrees", words)
 
 
-def _ratio(claim: Claim, columns: Sequence[Column]) -> Verdict:
+def _ratio(claim: Claim, columns: Sequence[Comparison]) -> Verdict:
     """`to` trains `low` to `high` times as many parameters as `method`, without the head; the same on every task."""
     rule, names = claim.rule, [claim.rule["method"], claim.rule["to"]]
     finished = _finished(columns, names)
@@ -260,27 +290,96 @@ def _ratio(claim: Claim, columns: Sequence[Column]) -> Verdict:
     return Verdict("agrees" if holds else "disagrees", words)
 
 
-def _on_each(claim: Claim, columns: Sequence[Column]) -> Verdict:
-    """A rule about parameters, on each task where the named methods have finished; all must agree."""
+def _on_each(claim: Claim, columns: Sequence[Comparison], holds: Callable[..., tuple[bool, str]]) -> Verdict:
+    """A rule about numbers of parameters, on each task where the named methods have finished; all must agree."""
     names = named_methods(claim)
     finished = _finished(columns, names)
     if not finished:
         return Verdict("undecided", "", _absence(columns, names))
-    verdicts = [RULES[claim.kind](claim.rule, dict(zip(names, methods, strict=True))) for _, methods in finished]
-    found = "; ".join(dict.fromkeys(verdict.found for verdict in verdicts))
-    return Verdict("agrees" if all(verdict.result == "agrees" for verdict in verdicts) else "disagrees", found)
+    answers = [holds(claim.rule, *methods) for _, methods in finished]
+    found = "; ".join(dict.fromkeys(words for _, words in answers))
+    return Verdict("agrees" if all(held for held, _ in answers) else "disagrees", found)
 
 
-COLUMN_RULES: dict[str, Callable[[Claim, Sequence[Column]], Verdict]] = {
-    "difference": _difference,
-    "count": _on_each,
-    "equal_counts": _on_each,
-    "share": _on_each,
-    "best_on": partial(_among, top=1),
-    "top_two_on": partial(_among, top=2),
-    "every_column": _every_column,
-    "larger_gain": _larger_gain,
-    "equivalent": _equivalent,
-    "matches": _matches,
-    "ratio": _ratio,
+def _count(rule: Mapping[str, Any], method: Method) -> tuple[bool, str]:
+    """`method` trains exactly `equals` parameters without the head."""
+    return method.trainable_parameters == rule["equals"], f"{method.trainable_parameters:,}"
+
+
+def _equal_counts(rule: Mapping[str, Any], *methods: Method) -> tuple[bool, str]:
+    """All `methods` train the same number of parameters without the head."""
+    counts = {method.name: method.trainable_parameters for method in methods}
+    if len(set(counts.values())) == 1:
+        return True, f"{methods[0].trainable_parameters:,} each"
+    return False, ", ".join(f"{name} {count:,}" for name, count in counts.items())
+
+
+def _share(rule: Mapping[str, Any], method: Method) -> tuple[bool, str]:
+    """The trained share of the model's parameters lies between `low` and `high` percent."""
+    share = 100 * method.trainable_parameters / method.finished[0].happened["total_parameters"]
+    return rule["low"] <= share <= rule["high"], f"{share:.3g} % ({method.trainable_parameters:,})"
+
+
+def _effect(claim: Claim, effects: Effects) -> Verdict:
+    """The 95 % interval of the mean over a study's draws lies on the claimed side of `threshold`.
+
+    A claim about every draw (`every: true`) agrees only if each one lies on the claimed side.
+    """
+    rule = claim.rule
+    values = effects.get(rule["effect"], [])
+    if not values:
+        return Verdict("undecided", "", "no finished record")
+    sign, threshold = 1 if rule["side"] == "above" else -1, rule["threshold"]
+    mean, low, high = mean_interval(values)
+    found = f"{mean:.3g}, one draw" if low is None else f"{mean:.3g} [{low:.3g}, {high:.3g}], {len(values)} draws"
+    claimed = sum(sign * (value - threshold) > 0 for value in values)
+    if rule.get("every"):
+        found += f", {claimed} of them on the claimed side"
+    if low is None or high is None:
+        return Verdict("undecided", found, "one draw, no interval")
+    nearest, farthest = sorted(sign * (end - threshold) for end in (low, high))
+    if farthest < 0:
+        return Verdict("disagrees", found)
+    if nearest <= 0:
+        return Verdict("undecided", found, f"the interval contains {threshold:g}")
+    if rule.get("every") and claimed < len(values):
+        return Verdict("undecided", found, "not in every draw")
+    return Verdict("agrees", found)
+
+
+# --- kinds of claim ---------------------------------------------------------------------------------------------------
+
+
+def in_words(kind: str, rule: Mapping[str, Any]) -> str:
+    """A rule in words: the text of its kind, filled from the rule and from what follows from it."""
+    facts: dict[str, Any] = {
+        "sign": ">" if rule.get("side") == "above" else "<",
+        "tasks": f"at least {rule['at_least']} tasks" if "at_least" in rule else "every task",
+        "of_tasks": "the mean of the tasks" if rule.get("mean") else "every task",
+        "names": ", ".join(rule.get("methods", rule.get("families", []))),
+        "in_form": f" in {rule['form']} form" if "form" in rule else "",
+        "below": -rule.get("margin", 0),
+        "percent": 100 * rule.get("fraction", 0),
+        "in_every_draw": ", in every draw" if rule.get("every") else "",
+    }
+    return KINDS[kind].words.format(**{**rule, **facts})
+
+
+_AMONG = "one of {names}{in_form} is RANK on at least {at_least} of {of} tasks"
+KINDS: dict[str, Kind] = {
+    "difference": Kind(_difference, "{method} minus {minus} {sign} {threshold:g} points"),
+    "count": Kind(partial(_on_each, holds=_count), "{method} trains {equals:,} parameters"),
+    "equal_counts": Kind(partial(_on_each, holds=_equal_counts), "{names} train equally many parameters"),
+    "share": Kind(partial(_on_each, holds=_share), "{method} trains {low:g} to {high:g} % of the model"),
+    "effect": Kind(_effect, "{effect} {sign} {threshold:g}{in_every_draw}"),
+    "best_on": Kind(partial(_among, top=1), _AMONG.replace("RANK", "best")),
+    "top_two_on": Kind(partial(_among, top=2), _AMONG.replace("RANK", "among the best two")),
+    "every_column": Kind(_every_task, "{method} minus {minus} {sign} {threshold:g} points on {tasks}"),
+    "larger_gain": Kind(_larger_gain, "({method} minus {minus}) minus ({than[method]} minus {than[minus]}) > 0 points"),
+    "equivalent": Kind(_equivalent, "{method} minus {minus} within ±{margin:g} points on {of_tasks}"),
+    "matches": Kind(
+        _matches, "{method} on {percent:g} % of {dataset} minus {reference} on all of it > {below:g} points"
+    ),
+    "ratio": Kind(_ratio, "{to} trains {low:g} to {high:g} times the parameters of {method}"),
 }
+"""The kinds of claim. All but "effect", which a study decides, are about methods on tasks."""

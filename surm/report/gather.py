@@ -1,49 +1,19 @@
-"""An experiment: the planned runs, the records that were found for them, gathered by method."""
+"""The records of a plan, gathered by method: one comparison for each task."""
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from statistics import fmean
 from typing import Any
 
 from surm.methods.names import label
 from surm.records.record import Record, unrun
+from surm.report.plan import ComparisonPlan, GridPlan, Plan
 from surm.report.statistics import Estimate, estimate_contrast, estimate_mean
 
 REFERENCE = "LoRA r=1"
 """The method that the others are compared with."""
-
-
-@dataclass(frozen=True)
-class Plan:
-    """One table: the signatures of its records, and the paper's claims it can test.
-
-    `claims` are ids of the paper's `claims.yaml`. A label that ends in "not evidence" is printed wherever the
-    numbers are, and forbids verdicts.
-    """
-
-    name: str
-    title: str
-    signatures: Sequence[str]
-    claims: Sequence[str] = ()
-    label: str = ""
-
-
-class ExperimentPlan(Plan):
-    """Methods compared on one model and one data set."""
-
-
-@dataclass(frozen=True)
-class GridPlan(Plan):
-    """Methods (rows) compared on several tasks (columns).
-
-    `asked` holds the `asked` block of every planned signature, so that a cell without a record has its row, its column
-    and the reason. `published` names a file of the paper's folder with rows that other publications print.
-    """
-
-    asked: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    published: str = ""
 
 
 @dataclass(frozen=True)
@@ -108,60 +78,63 @@ def contrast(columns: Sequence[Sequence[Method]], signs: Sequence[int]) -> Estim
 
 
 @dataclass(frozen=True)
-class Experiment:
-    """A plan with the records found for it."""
+class Comparison:
+    """Methods compared on one task: a model, a data set and a fraction of its training split; a column of a grid.
 
-    plan: Plan
-    label: str
-    methods: list[Method]
-    missing: list[str]  # planned signatures without a record
-    names: Mapping[str, str]  # planned signature -> its method's name, where it is known what was asked
+    `missing` are planned signatures without a record, `names` gives the method of each planned signature, where it is
+    known what was asked. Model and data set are empty where nothing is known of the plan.
+    """
 
-    @property
-    def is_evidence(self) -> bool:
-        return not self.label.endswith("not evidence")
-
-    @property
-    def finished(self) -> list[Record]:
-        return [record for method in self.methods for record in method.finished]
-
-    @property
-    def model(self) -> str:
-        return next(str(record.asked["model"]["name"]) for method in self.methods for record in method.records)
-
-    def method(self, name: str) -> Method | None:
-        """The row called `name`, if it has a finished run."""
-        return next((method for method in self.methods if method.name == name and method.finished), None)
-
-
-@dataclass(frozen=True)
-class Column:
-    """A task of a grid: a model, a data set and the fraction of its training split, with the methods' runs on it."""
-
+    title: str
     model: str
     dataset: str
     fraction: float
-    label: str
-    experiment: Experiment
+    methods: list[Method]
+    missing: list[str]
+    names: Mapping[str, str]
 
     @property
     def rows(self) -> list[str]:
         """Names of the planned methods, in the plan's order."""
-        return list(dict.fromkeys(self.experiment.names.values()))
+        return list(dict.fromkeys(self.names.values()))
+
+    @property
+    def finished(self) -> list[Method]:
+        """The methods that have a finished run."""
+        return [method for method in self.methods if method.finished]
 
     @property
     def complete(self) -> bool:
         """Every planned method has a finished run."""
-        return bool(self.rows) and all(self.experiment.method(row) for row in self.rows)
+        return bool(self.rows) and all(self.method(row) for row in self.rows)
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What happened in the first finished run: metric, number of examples, scores without training."""
+        return self.finished[0].finished[0].happened
+
+    @property
+    def metric(self) -> str:
+        """Name of the reported metric."""
+        return str(self.facts["primary_metric"]) if self.finished else "score"
+
+    @property
+    def baselines(self) -> dict[str, float]:
+        """Scores that need no training, in percent."""
+        return {name: 100 * value for name, value in self.facts.get("baselines", {}).items()} if self.finished else {}
+
+    def method(self, name: str) -> Method | None:
+        """The row called `name`, if it has a finished run."""
+        return next((method for method in self.finished if method.name == name), None)
 
 
-def gather(plan: Plan, records: Mapping[str, Record], *, known: Mapping[str, Record], label: str) -> Experiment:
+def gather(plan: Plan, records: Mapping[str, Record], *, known: Mapping[str, Record]) -> Comparison:
     """Collect a plan's records by method, in the plan's order, with every further seed of the same requests.
 
     Args:
+        plan: what was planned.
         records: the records to report, by signature.
         known: records that tell what a planned signature stands for, where `records` lacks it.
-        label: the label of the whole report, used where the plan has none.
 
     Raises:
         ValueError: the plan mixes models or data sets, whose scores have no common table.
@@ -172,9 +145,9 @@ def gather(plan: Plan, records: Mapping[str, Record], *, known: Mapping[str, Rec
     for record in records.values():
         of_request[record.request].append(record)
 
-    tasks = {_task(record) for record in planned.values()}
+    tasks = sorted({_task(record) for record in planned.values()})
     if len(tasks) > 1:
-        mixed = ", ".join(_words(task) for task in sorted(tasks))
+        mixed = ", ".join(_words(task) for task in tasks)
         raise ValueError(f"experiment {plan.name} mixes {mixed}: give one plan for each, or one grid.")
 
     requests = {record.request: record.asked for record in planned.values()}
@@ -184,9 +157,9 @@ def gather(plan: Plan, records: Mapping[str, Record], *, known: Mapping[str, Rec
         for request, name in names.items()
         if request in of_request
     ]
-    return Experiment(
-        plan=plan,
-        label=plan.label or label,
+    return Comparison(
+        plan.title,
+        *(tasks[0] if tasks else ("", "", 1.0)),
         methods=[
             Method(
                 name,
@@ -200,10 +173,8 @@ def gather(plan: Plan, records: Mapping[str, Record], *, known: Mapping[str, Rec
     )
 
 
-def gather_columns(
-    plan: GridPlan, records: Mapping[str, Record], *, known: Mapping[str, Record], label: str
-) -> list[Column]:
-    """Collect a grid's records by column, in the plan's order; arguments as for `gather`."""
+def gather_columns(plan: GridPlan, records: Mapping[str, Record], *, known: Mapping[str, Record]) -> list[Comparison]:
+    """Collect a grid's records by task, in the plan's order; arguments as for `gather`."""
     planned = {signature: unrun(signature, asked) for signature, asked in plan.asked.items()}
     everything = {**planned, **known, **records}
     members: dict[tuple[str, str, float], list[str]] = defaultdict(list)
@@ -215,20 +186,9 @@ def gather_columns(
     for (model, dataset, fraction), signatures in members.items():
         words = [dataset, *([model] if len(models) > 1 else [])]
         words += [f"{100 * fraction:g} %"] if len(fractions) > 1 and fraction < 1 else []
-        part = ExperimentPlan(plan.name, ", ".join(words), signatures, label=plan.label)
-        experiment = gather(part, records, known={**planned, **known}, label=label)
-        columns.append(Column(model, dataset, fraction, ", ".join(words), experiment))
+        part = ComparisonPlan(plan.name, ", ".join(words), signatures)
+        columns.append(gather(part, records, known={**planned, **known}))
     return columns
-
-
-def as_column(experiment: Experiment) -> Column:
-    """A comparison on one task as a grid's only column.
-
-    Raises:
-        StopIteration: no record says which task it is.
-    """
-    first = next(record for method in experiment.methods for record in method.records)
-    return Column(*_task(first), experiment.plan.title, experiment)
 
 
 def _task(record: Record) -> tuple[str, str, float]:

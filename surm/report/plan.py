@@ -1,0 +1,38 @@
+"""What a report is about: one plan for each table, which says what was asked and which claims it can test."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One table: the signatures of its records, and the ids of the paper's claims that it can test."""
+
+    name: str
+    title: str
+    signatures: Sequence[str]
+    claims: Sequence[str] = ()
+
+
+class ComparisonPlan(Plan):
+    """Methods compared on one model and one data set."""
+
+
+@dataclass(frozen=True)
+class GridPlan(Plan):
+    """Methods (rows) compared on several tasks (columns).
+
+    `asked` holds the `asked` block of every planned signature, so that a cell without a record has its row, its column
+    and the reason. `published` names a file among the paper's numbers with rows that other publications print.
+    """
+
+    asked: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    published: str = ""
+
+
+@dataclass(frozen=True)
+class StudyPlan(Plan):
+    """The parts of a study."""
+
+    study: str = ""
