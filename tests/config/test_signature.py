@@ -1,5 +1,6 @@
 """A run's identity: what is in it, what is not."""
 
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,8 @@ from surm.config import rates
 from surm.config.checks import ignored_line
 from surm.config.compose import compose_run, composer
 from surm.config.run import Run
+from surm.config.schema import DatasetConfig, ModelConfig, RunConfig
+from surm.methods.registry import METHODS
 from surm.records.recorded import signature
 from tests.data.hub_layout import write_tiny
 
@@ -133,3 +136,28 @@ def test_a_tuned_rate_stands_in_the_question(monkeypatch: pytest.MonkeyPatch) ->
     assert circulant["optim"]["lr"] == 0.0123
     assert full["optim"]["lr"] == 1e-4
     assert given["optim"]["lr"] == 0.7
+
+
+def test_a_rate_of_the_head_stands_in_the_question_where_it_is_given() -> None:
+    assert "head_lr" not in ask("model=tiny_vit")["optim"]
+    assert ask("model=tiny_vit", "optim.head_lr=0.5")["optim"]["head_lr"] == 0.5
+    assert sign("model=tiny_vit", "optim.head_lr=0.5") != sign("model=tiny_vit")
+
+
+@pytest.mark.parametrize(
+    ("model", "dataset", "expected"),
+    [("vit_b16", "vtab/svhn", 5e-4), ("clip_vit_b16", "vtab/pets", 5e-5), ("tiny_vit", "vtab/svhn", 3e-3)],
+)
+def test_the_paper_s_rates_hold_for_its_own_backbones(model: str, dataset: str, expected: float) -> None:
+    config = RunConfig(ModelConfig(name=model), DatasetConfig(name=dataset))
+    rate, source = rates.default_rate(config)
+    assert rate == expected
+    assert ("paper's (B.1)" in source) == (model != "tiny_vit")
+
+
+def test_every_method_s_options_are_in_one_schema_that_workers_can_be_sent() -> None:
+    config = RunConfig()
+    config.structure.terms = 3
+    assert pickle.loads(pickle.dumps(config)) == config
+    for method in METHODS.values():
+        assert method.options.keys() <= vars(config.structure).keys()
