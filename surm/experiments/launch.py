@@ -35,6 +35,7 @@ from surm.experiments.cli import command, console
 from surm.experiments.plan import Experiment, Planned, PlannedPart, PlannedRun, plan_study
 from surm.experiments.runner import run_member, run_study
 from surm.experiments.sweep import Sweep, stamp
+from surm.shared.errors import LaunchError
 from surm.shared.paths import CONFIG_DIRECTORY, REPOSITORY
 from surm.studies.entry import APPROXIMATE, ApproximateConfig
 from surm.training.device import own_gpu
@@ -42,10 +43,6 @@ from surm.training.device import own_gpu
 register_schema()  # a worker loads its job from here, and Hydra then gives it this process's schemas
 
 INTERRUPTED = 130  # exit code
-
-
-class LaunchError(RuntimeError):
-    """A launcher cannot go on; the message is one sentence."""
 
 
 # --- in the process that was asked for a sweep -----------------------------------------------------------------------
