@@ -1,7 +1,6 @@
 """Time and peak memory of training steps that do the same work in different ways."""
 
 import gc
-import os
 import random
 import time
 from collections import defaultdict
@@ -12,9 +11,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.result import Cell, Quartiles, Row
+from surm.shared.errors import ConfigError
+from surm.training.memory import measure_added
 
 Step = Callable[[], object]
 """One training step, which leaves no gradients behind: the next one starts with what this one started with."""
@@ -22,8 +22,6 @@ Step = Callable[[], object]
 WARM_UP = 2  # rounds that are not counted
 SHORTEST = 0.005  # seconds: shorter steps are timed several at once
 MOST_REPEATS = 50
-
-os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler's words on how it starts, stops and finds no GPU
 
 
 @dataclass(frozen=True)
@@ -146,19 +144,9 @@ def _no_collection() -> Iterator[None]:
 
 
 def peak_bytes(step: Step, device: torch.device) -> int:
-    """Most bytes that a step holds at once beside those that were held before it.
-
-    They are counted by the allocator, so that what an operator takes and gives back inside itself is seen too; on a CPU
-    not the work space of a library that has an allocator of its own, such as the FFT's.
-    """
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-        torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
+    """Most bytes that a step holds at once beside those that were held before it, see `measure_added`."""
+    with measure_added(device) as peak:
         step()
-        return torch.cuda.max_memory_allocated(device) - before
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
-        step()
-    events = recorded.profiler.kineto_results.events()
-    changes = sorted((event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]")
-    return int(np.cumsum([0, *(size for _, size in changes)]).max())
+    if peak.bytes is None:
+        raise ConfigError(f"device={device}: it does not tell its memory; choose cpu or cuda.")
+    return peak.bytes

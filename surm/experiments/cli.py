@@ -3,6 +3,8 @@
 import argparse
 import errno
 import logging
+import os
+import select
 import sys
 import warnings
 from collections.abc import Iterator
@@ -12,7 +14,7 @@ from rich.console import Console
 
 from surm.config.compose import is_hydras
 from surm.experiments.plan import Experiment, load_scale, load_scale_experiments
-from surm.shared.errors import ConfigError, Interrupted, RecordError, RunError, StorageError, TrackingError
+from surm.shared.errors import Interrupted, UserError
 from surm.shared.processes import is_main
 
 STORAGE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EFBIG, errno.EIO, errno.ENOTDIR)
@@ -29,8 +31,13 @@ def command() -> Iterator[None]:
     logging.getLogger("surm").setLevel(logging.INFO)
     try:
         yield
-    except (ConfigError, RecordError, RunError, StorageError, TrackingError, FileNotFoundError) as error:
+        sys.stdout.flush()
+    except (UserError, FileNotFoundError) as error:
         sys.exit(f"Error: {error}" if is_main() else 1)
+    except BrokenPipeError:
+        if not _reader_has_left():
+            raise
+        sys.exit(1)
     except OSError as error:
         if error.errno not in STORAGE_ERRORS:
             raise
@@ -43,6 +50,16 @@ def command() -> Iterator[None]:
         sys.exit(130)
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def _reader_has_left() -> bool:
+    """Whether nobody reads the output any more, as after `| head -1`; then the rest of it goes nowhere."""
+    output = select.poll()
+    output.register(sys.stdout.fileno(), 0)
+    if not any(event & (select.POLLERR | select.POLLHUP) for _, event in output.poll(0)):
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at its end
+    return True
 
 
 def experiment_parser(description: str | None, *, seeds: bool = True) -> argparse.ArgumentParser:

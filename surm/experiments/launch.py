@@ -31,8 +31,8 @@ from surm.config.machine import workers
 from surm.experiments.cli import command, console
 from surm.experiments.plan import Planned, plan
 from surm.experiments.runner import ThisProcess, attempt
-from surm.experiments.sweep import Launcher, LaunchError, Sweep, modified, stamp
-from surm.shared.errors import ConfigError
+from surm.experiments.sweep import Launcher, Sweep, modified, stamp
+from surm.shared.errors import ConfigError, LaunchError
 from surm.shared.paths import CONFIG_DIRECTORY
 from surm.training.device import own_gpu
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from surm.experiments.cli import console
 from surm.experiments.plan import Planned
+from surm.shared.errors import LaunchError
 
 POLL = 2.0  # seconds between two looks at what others do
 
@@ -100,10 +101,6 @@ def modified(path: Path) -> int | None:
         return path.stat().st_mtime_ns
     except FileNotFoundError:
         return None
-
-
-class LaunchError(RuntimeError):
-    """A launcher cannot go on; the message is one sentence."""
 
 
 class Launcher(ABC):

@@ -29,6 +29,10 @@ class RunError(UserError, RuntimeError):
     """A run that cannot go on; the message stands in its record."""
 
 
+class LaunchError(UserError, RuntimeError):
+    """A launcher of a sweep cannot go on."""
+
+
 class TrackingError(UserError, RuntimeError):
     """W&B cannot be used as asked."""
 

@@ -23,6 +23,7 @@ from surm.experiments.runner import ThisProcess, run_one
 from surm.experiments.sweep import run_all
 from surm.records.claim import Claim
 from surm.records.record import read_record
+from surm.shared import errors
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 TINY = ["model=tiny_vit", "trainer.max_steps=3", "trainer.log_every=1"]
@@ -132,6 +133,37 @@ def test_a_bad_script_argument_is_one_sentence(command: list[str], words: str, t
     assert words in done.stderr
     assert done.stderr.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("lines", "last", "code"), [(1, "pass", 1), (100_000, "pass", 1), (0, "raise KeyboardInterrupt", 130)]
+)
+def test_output_that_nobody_reads_ends_quietly_and_ctrl_c_is_130(lines: int, last: str, code: int) -> None:
+    """The reader leaves at once; what a single line leaves in the buffer is written at the end."""
+    words = f"with command():\n for _ in range({lines}): print('line')\n {last}"
+    process = subprocess.Popen(
+        [sys.executable, "-c", f"from surm.experiments.cli import command\n{words}"],
+        cwd=REPOSITORY,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert process.stdout is not None
+    process.stdout.close()
+    assert process.stderr is not None
+    assert process.stderr.read() == b""
+    assert process.wait() == code
+
+
+@pytest.mark.parametrize("error", errors.UserError.__subclasses__())
+def test_each_kind_of_error_for_users_is_its_sentence(error: type[Exception]) -> None:
+    with pytest.raises(SystemExit, match="Error: one sentence"), cli.command():
+        raise error("one sentence")
+
+
+def test_a_broken_pipe_that_is_not_the_output_keeps_its_trace() -> None:
+    code = "from surm.experiments.cli import command\nwith command(): raise BrokenPipeError('of a worker')"
+    done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True)
+    assert done.stderr.endswith("BrokenPipeError: of a worker\n")
 
 
 @pytest.mark.parametrize("error", [FileNotFoundError("no data package"), ValueError("a bug")])
