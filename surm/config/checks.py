@@ -9,8 +9,8 @@ from surm.methods.apply import FORMS, check_form, ignored_settings, is_peft_meth
 from surm.models import check_model, model_modality, model_width
 from surm.shared.errors import ConfigError, FormError
 from surm.shared.registry import hint
-from surm.tuners.config import ACTIVATIONS
-from surm.tuners.targets import PARTS, POSITIONS, SITES
+from surm.tuners.config import ACTIVATIONS, POSITIONS, SITES
+from surm.tuners.targets import PARTS
 
 # --- checks across fields -------------------------------------------------------------------------------------------
 

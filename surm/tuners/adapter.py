@@ -176,7 +176,7 @@ class SurmAdapter(nn.Module, SurmLayer):
         added: Tensor = body(self._cast_input_dtype(x, next(body.parameters()).dtype))
         return added
 
-    def places(self, adapter_name: str) -> Iterator[tuple[nn.Module, str]]:
+    def holders(self, adapter_name: str) -> Iterator[tuple[nn.Module, str]]:
         if adapter_name in self.surm_adapter:
             yield self.surm_adapter[adapter_name], "inner"
 

@@ -14,8 +14,8 @@ from surm.structures.autocast import autocasts
 from surm.structures.backends import prefers_fused, product, terms, transformed
 from surm.structures.ops import updated_linear
 from surm.tuners.config import SurmConfig
-from surm.tuners.keys import OLD_PEFT, put_names_last
 from surm.tuners.merging import Merging
+from surm.tuners.saving import OLD_PEFT, put_names_last
 
 BASE_MODEL = "__base__"  # PEFT's name, in `adapter_names`, for a row without an adapter
 
@@ -49,8 +49,8 @@ class SurmLayer(BaseTunerLayer):
             put_names_last(cast(nn.Module, self))
 
     @abstractmethod
-    def places(self, adapter_name: str) -> Iterator[tuple[nn.Module, str]]:
-        """Where the adapter's structures are: the module that holds each, and its name there."""
+    def holders(self, adapter_name: str) -> Iterator[tuple[nn.Module, str]]:
+        """The modules that hold the adapter's structures, each with the name of one in it."""
 
     def check_rows(self, x: Tensor, adapter_names: Sequence[str] | None) -> None:
         """Refuse an adapter for each row of x where that is not possible.
@@ -159,7 +159,7 @@ class SurmWeight(nn.Module, SurmLayer, Merging):
             if adapter_name in by_adapter:
                 yield index, by_adapter[adapter_name]
 
-    def places(self, adapter_name: str) -> Iterator[tuple[nn.Module, str]]:
+    def holders(self, adapter_name: str) -> Iterator[tuple[nn.Module, str]]:
         for name in self.adapter_layer_names:
             if adapter_name in getattr(self, name):
                 yield getattr(self, name), adapter_name

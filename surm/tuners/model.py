@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from itertools import chain
 from typing import Any, cast
 
@@ -12,14 +13,13 @@ from peft.tuners.lora import LoraModel
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, onload_layer
 from torch import Tensor, nn
 
-from surm.structures import Structure
-from surm.tuners import weighted
+from surm.tuners import trained
 from surm.tuners.adapter import CANNOT_MERGE, SurmAdapter
 from surm.tuners.bases import SUPPORTED, weight_layer
-from surm.tuners.config import SurmConfig
+from surm.tuners.config import SITES, SurmConfig
 from surm.tuners.layer import SurmLayer, SurmWeight
 from surm.tuners.mixed import pass_adapter_names
-from surm.tuners.targets import SITES, adapter_sites, default_targets, fused_parts, output_features
+from surm.tuners.targets import adapter_sites, default_targets, fused_parts, output_features
 
 
 class SurmModel(BaseTuner):
@@ -54,7 +54,7 @@ class SurmModel(BaseTuner):
             ValueError: an adapter has the name of a parameter, such as A, by which PEFT would not save the parameter.
         """
         adapted = {module for module in model.modules() if isinstance(module, SurmLayer)}
-        trained = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+        flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
         try:
             super().inject_adapter(model, adapter_name, *args, **kwargs)
             self._check_names()
@@ -65,7 +65,7 @@ class SurmModel(BaseTuner):
                     setattr(model.get_submodule(parent), child, module.base_layer)
                 elif isinstance(module, SurmLayer) and adapter_name not in module.active_adapters:
                     module.delete_adapter(adapter_name)
-            for parameter, requires_grad in trained:
+            for parameter, requires_grad in flags:
                 parameter.requires_grad_(requires_grad)
             raise
 
@@ -242,8 +242,9 @@ class SurmModel(BaseTuner):
                 there are not as many weights as adapters; an option of LoRA's that is not the sum. Nothing is then
                 changed.
         """
-        weighted.check_options(combination_type, lora_options)
-        return weighted.add(self, adapters, weights, adapter_name)
+        trained.check_sum_options(combination_type, lora_options)
+        inject = partial(self.inject_adapter, self.model)
+        return trained.add_weighted(self.model, self.peft_config, inject, adapters, weights, adapter_name)
 
     def collapse(self, adapter_name: str | None = None) -> None:
         """Replace an adapter's structures, or the active adapters', by the same matrices with fewer stored numbers.
@@ -255,26 +256,7 @@ class SurmModel(BaseTuner):
             ValueError: no such adapter, or a structure without a shorter form; nothing is then changed.
         """
         names = self.active_adapters if adapter_name is None else [adapter_name]
-        for name, structures in [(name, self._collapsed(name)) for name in names]:
-            kinds = {}
-            for module, holder, key, structure in structures:
-                holder.register_module(key, structure)
-                kinds[module] = (structure.name, dict(structure.options))
-            self.peft_config[name] = weighted.with_structures(self.peft_config[name], kinds)
-
-    def _collapsed(self, adapter_name: str) -> list[tuple[str, nn.Module, str, Structure]]:
-        """An adapter's structures, collapsed, with the name of their layer and the places where they belong."""
-        if adapter_name not in self.peft_config:
-            raise ValueError(f"There is no adapter {adapter_name!r}: give one of {', '.join(self.peft_config)}.")
-        layers = [(name, module) for name, module in self.model.named_modules() if isinstance(module, SurmLayer)]
-        found = []
-        for name, (holder, key) in ((name, place) for name, layer in layers for place in layer.places(adapter_name)):
-            structure = holder.get_submodule(key)
-            if not isinstance(structure, Structure):
-                raise ValueError("bottleneck cannot be collapsed: an activation stands between its two matrices.")
-            trained = any(parameter.requires_grad for parameter in structure.parameters())
-            found.append((name, holder, key, structure.collapse().requires_grad_(trained)))
-        return found
+        trained.collapse(self.model, self.peft_config, names)
 
     @classmethod
     def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:
