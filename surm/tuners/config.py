@@ -13,7 +13,7 @@ from typing import Any, Self, TypeVar
 from peft import LoraConfig, PeftConfig
 from peft.utils import PeftType
 
-from surm.structures import structure_class
+from surm.structures import Structure, structure_class
 from surm.structures.backends import BACKENDS
 from surm.structures.options import is_count
 from surm.tuners.patterns import FUSED_PARTS, as_splits, check_patterns, matching, part_names
@@ -199,6 +199,11 @@ class SurmConfig(PeftConfig):
         super().save_pretrained(save_directory, **kwargs)
         note_import(Path(save_directory))
 
+    def structures(self) -> list[type[Structure]]:
+        """The classes of structures that modules may get; the bottleneck is none."""
+        names = [self.structure, *(_family(value)[0] for value in (self.structure_pattern or {}).values())]
+        return [structure_class(name) for name in names if name != BOTTLENECK]
+
     def for_module(self, name: str) -> Self:
         """The configuration of the module of this full name: without patterns, and self where none matches."""
         structure, alpha = matching(self.structure_pattern, name), matching(self.alpha_pattern, name)
@@ -274,6 +279,11 @@ def _check_structure(config: SurmConfig, structure: Any, structure_options: Any)
     if known is None:
         _check_bottleneck(config, options)
         return
+    if known.needs_weight and config.form == "adapter":
+        raise ValueError(
+            f"structure={structure!r} is made from the weight that it updates, and form='adapter' has none: give "
+            "form='weight'."
+        )
     # Whether a shape divides a layer's sizes is checked with the layer; here the sizes are those it does divide.
     shape, rule = options.get("factor_shape"), known.option_rules.get("factor_shape")
     m, n = shape if shape and rule and rule.accepts(shape) else (1, 1)

@@ -157,6 +157,12 @@ def _check(
                 f"Adapter {adapter} is of form='adapter', whose activation leaves nothing to add up: give adapters of "
                 "form='weight'."
             )
+        for kind in configs[adapter].structures():
+            if kind.needs_weight or kind.shares:
+                raise ValueError(
+                    f"Adapter {adapter} has the structure {kind.name}, which takes no sum, as more than its parameters "
+                    "makes it: give adapters of other structures."
+                )
         if configs[adapter].modules_to_save:
             raise ValueError(
                 f"Adapter {adapter} has modules_to_save, which are no updates that add up: give adapters without them."
@@ -240,7 +246,7 @@ def _fill(layer: SurmWeight, adapter_name: str, total: Total) -> float:
 
 
 def _dense(terms: Terms) -> Tensor:
-    return torch.stack([factor * copy.deepcopy(structure).double().dense() for factor, structure in terms]).sum(dim=0)
+    return torch.stack([factor * structure.dense(torch.float64) for factor, structure in terms]).sum(dim=0)
 
 
 def _add_generators(target: Structure, terms: Terms) -> None:
