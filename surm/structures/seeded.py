@@ -36,7 +36,7 @@ class Seeded(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         self._materialise()
         before = dict(self._buffers)
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         # A cast has rounded them, `to_empty` lost them.
         device = next(iter(self.buffers())).device
         if device.type != "meta" and any(self._buffers[name] is not before[name] for name in self.shapes):

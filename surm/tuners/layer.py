@@ -161,7 +161,7 @@ class SurmWeight(nn.Module, SurmLayer, Merging):
         if self.waiting and self.attach_weight(self.waiting):
             self.waiting = []
         elif self.waiting and not self._load_state_dict_post_hooks:
-            self.register_load_state_dict_post_hook(_attach_loaded)
+            self.register_load_state_dict_post_hook(_attach_loaded)  # type: ignore[no-untyped-call]
 
     def structures(self, adapter_name: str) -> Iterator[tuple[int, Structure]]:
         """The adapter's structures, each with the index of the part that it updates."""

@@ -1,7 +1,7 @@
 """The tuner that puts adapted layers into a model."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from itertools import chain
@@ -10,21 +10,20 @@ from typing import Any, cast
 import torch
 from peft import LoraConfig, PeftConfig
 from peft.tuners.lora import LoraModel
-from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, onload_layer
-from torch import Tensor, nn
+from peft.tuners.tuners_utils import BaseTunerLayer, onload_layer
+from torch import nn
 
-from surm.structures.shared import SharingFamily, Site
 from surm.tuners import trained
 from surm.tuners.adapter import CANNOT_MERGE, SurmAdapter
 from surm.tuners.bases import SUPPORTED, weight_layer
 from surm.tuners.config import SITES, SurmConfig
 from surm.tuners.layer import SurmLayer, SurmWeight
 from surm.tuners.mixed import pass_adapter_names
-from surm.tuners.saving import OLD_PEFT, put_names_last
+from surm.tuners.shared import SharingTuner, nearest_parameter
 from surm.tuners.targets import adapter_sites, default_targets, fused_parts, output_features
 
 
-class SurmModel(BaseTuner):
+class SurmModel(SharingTuner):
     """A model with structured matrices beside weights (paper section 4) or behind modules (section 5.2).
 
     `peft.get_peft_model` makes it.
@@ -32,26 +31,6 @@ class SurmModel(BaseTuner):
 
     prefix = "surm_"
     tuner_layer_cls = SurmLayer
-    adapter_layer_names = ("surm_shared",)
-    peft_config: dict[str, SurmConfig]  # type: ignore[assignment]
-    surm_shared: nn.ModuleDict  # by adapter: what its layers share, a list of `SharedTensors`
-
-    def __init__(
-        self, model: nn.Module, peft_config: PeftConfig | dict[str, PeftConfig], *args: Any, **kwargs: Any
-    ) -> None:
-        # peft.inject_adapter_in_model, which keeps the layers and drops this, gives a configuration without a name.
-        for kind in peft_config.structures() if isinstance(peft_config, SurmConfig) else ():
-            if kind.shares:
-                raise ValueError(
-                    f"structure={kind.name!r} has tensors that belong to the PEFT model: adapt with "
-                    "peft.get_peft_model, or load with PeftModel.from_pretrained."
-                )
-        super().__init__(model, peft_config, *args, **kwargs)
-
-    def _pre_injection_hook(self, model: nn.Module, config: PeftConfig, adapter_name: str) -> None:
-        self.surm_shared = nn.ModuleDict()
-        if OLD_PEFT:
-            put_names_last(self)
 
     def _prepare_adapter_config(  # type: ignore[override]
         self, peft_config: SurmConfig, model_config: dict[str, Any]
@@ -75,14 +54,12 @@ class SurmModel(BaseTuner):
             ValueError: an adapter has the name of a parameter, such as A, by which PEFT would not save the parameter.
         """
         adapted = {module for module in model.modules() if isinstance(module, SurmLayer)}
-        flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+        flags = [(parameter, parameter.requires_grad) for parameter in self.parameters()]
         try:
             super().inject_adapter(model, adapter_name, *args, **kwargs)
-            self._add_shared(adapter_name, meta=kwargs.get("low_cpu_mem_usage", False))
             self._check_names()
         except Exception:
-            if adapter_name in self.surm_shared:
-                del self.surm_shared[adapter_name]
+            self.delete_shared(adapter_name)
             for name, module in list(model.named_modules()):
                 if isinstance(module, SurmLayer) and module not in adapted:
                     parent, _, child = name.rpartition(".")
@@ -95,7 +72,8 @@ class SurmModel(BaseTuner):
 
     def _check_names(self) -> None:
         layers = [module for module in self.model.modules() if isinstance(module, SurmLayer)]
-        dictionaries = [getattr(layer, name) for layer in [self, *layers] for name in layer.adapter_layer_names]
+        dictionaries = [getattr(layer, name) for layer in layers for name in layer.adapter_layer_names]
+        dictionaries.append(self.surm_shared)
         paths = [name.split(".")[1:] for one in dictionaries for name, _ in one.named_parameters()]
         taken = sorted(self.peft_config.keys() & set(chain(*paths)))
         if taken:
@@ -103,68 +81,6 @@ class SurmModel(BaseTuner):
                 f"Adapter name {taken[0]!r} is also that of a parameter of a structure, which PEFT then does not save: "
                 "give another name."
             )
-
-    def _add_shared(self, adapter_name: str, meta: bool) -> None:
-        """Make the tensors that an adapter's layers share, one set for each family and its options."""
-        config, groups = self.peft_config[adapter_name], dict[str, list[tuple[Site, SharingFamily]]]()
-        for site, member in self._sharing(adapter_name):
-            groups.setdefault(repr((member.name, member.options)), []).append((site, member))
-        shared = nn.ModuleList()
-        for group in groups.values():
-            sites, members = [site for site, _ in group], [member for _, member in group]
-            like = self._like(self.model.get_submodule(sites[0].layer), self.model)
-            device, dtype = (None, None) if like is None else (like.device, like.dtype)
-            device = torch.device("meta") if meta else device
-            tensors = members[0].shared_tensors(sites, device=device, dtype=dtype, **members[0].options)
-            if config.init_weights is not True:  # which is what making them does
-                tensors.reset_parameters(config.init_weights)
-            for index, member in enumerate(members):
-                member.use(tensors, index)
-            shared.append(tensors)
-        if len(shared):
-            self.surm_shared[adapter_name] = shared
-            self._train_shared(config.inference_mode)
-
-    def _sharing(self, adapter_name: str) -> Iterator[tuple[Site, SharingFamily]]:
-        """The adapter's structures that read shared tensors, in the order of the model's layers."""
-        for name, layer in self.model.named_modules():
-            for dictionary in layer.adapter_layer_names if isinstance(layer, SurmLayer) else ():
-                by_adapter = getattr(layer, dictionary)
-                for member in by_adapter[adapter_name].modules() if adapter_name in by_adapter else ():
-                    if isinstance(member, SharingFamily):
-                        yield Site(name, dictionary.removeprefix(self.prefix), member.m, member.n), member
-
-    # PEFT looks for tensors to train, cast and delete in layers; the shared ones follow here.
-
-    def _train_shared(self, inference_mode: bool = False) -> None:
-        for name, tensors in self.surm_shared.items():
-            tensors.requires_grad_(name in self.active_adapters and not inference_mode)
-
-    def set_adapter(self, adapter_name: str | list[str], *args: Any, **kwargs: Any) -> None:
-        super().set_adapter(adapter_name, *args, **kwargs)
-        self._train_shared(*args, **kwargs)
-
-    def set_requires_grad(self, adapter_names: str | Sequence[str], requires_grad: bool = True) -> None:
-        super().set_requires_grad(adapter_names, requires_grad)
-        for name in [adapter_names] if isinstance(adapter_names, str) else adapter_names:
-            if name in self.surm_shared:
-                self.surm_shared[name].requires_grad_(requires_grad)
-
-    def _enable_adapter_layers(self, enabled: bool = True) -> None:
-        super()._enable_adapter_layers(enabled)
-        self._train_shared(inference_mode=not enabled)
-
-    def delete_adapter(self, adapter_name: str) -> None:
-        super().delete_adapter(adapter_name)
-        if adapter_name in self.surm_shared:
-            del self.surm_shared[adapter_name]
-        self._train_shared()
-
-    def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
-        super()._cast_adapter_dtype(adapter_name, autocast_adapter_dtype)
-        for parameter in self.surm_shared[adapter_name].parameters() if adapter_name in self.surm_shared else ():
-            if autocast_adapter_dtype and parameter.dtype in (torch.float16, torch.bfloat16):
-                parameter.data = parameter.data.float()
 
     def attach_weights(self) -> None:
         """Let structures made from the weights that they update see these, after a load other than `load_state_dict`.
@@ -259,17 +175,12 @@ class SurmModel(BaseTuner):
     def _with_body(
         self, config: SurmConfig, adapter_name: str, target: nn.Module, base: nn.Module, parent: nn.Module
     ) -> SurmAdapter | None:
-        like = self._like(base, parent, self.model)
+        like = nearest_parameter(base, parent, self.model)
         if isinstance(target, SurmAdapter):
             target.update_layer(adapter_name, config, like)
             return target
         features = output_features(base, self.model, config.adapter_width)
         return None if features is None else SurmAdapter(target, adapter_name, config, features, like)
-
-    def _like(self, *modules: nn.Module) -> Tensor | None:
-        """The first floating-point parameter of the base model in these modules, for device and dtype."""
-        named = chain(*(module.named_parameters() for module in modules))
-        return next((p for name, p in named if p.is_floating_point() and self.prefix not in name), None)
 
     def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
         # PEFT's own moves the new module to the child's device, which ours know; there may be no weight to tell it.

@@ -121,6 +121,18 @@ def test_a_second_adapter_has_tensors_of_its_own():
     assert torch.equal(model(X), first)
 
 
+def test_a_second_adapter_leaves_what_was_frozen_frozen():
+    model = toy(net(), "shared_cp")
+    tensors = model.base_model.surm_shared["default"][0]
+    tensors.A.requires_grad_(False)
+    config = SurmConfig(structure="circulant", target_modules=TWO)
+    model.add_adapter("other", config)
+    assert [p.requires_grad for p in (tensors.A, tensors.B)] == [False, True]
+    with pytest.raises(ValueError, match="'A' is also that of a parameter"):
+        model.add_adapter("A", config)
+    assert [p.requires_grad for p in (tensors.A, tensors.B)] == [False, True]
+
+
 def test_an_adapter_is_loaded_beside_another(tmp_path):
     model = toy(net(), "shared_cp")
     model.save_pretrained(tmp_path)
