@@ -36,9 +36,10 @@ class Merging(BaseTunerLayer):
         return weight
 
     def get_delta_weight(self, adapter: str) -> Tensor:
-        """alpha S of the shape of the base weight, all parts in their places, in float32 or float64."""
-        first = next(structure.factors()[0] for _, structure in self.structures(adapter))
-        return self._add_delta(_wide(first.new_zeros(self.weight_shape)), adapter, 1.0)
+        """alpha S of the shape of the base weight, in float32 or float64: zero where no part has the adapter."""
+        any_adapters = (structure for name in self.adapter_layer_names for structure in getattr(self, name).values())
+        zeros = next(any_adapters).factors()[0].new_zeros(self.weight_shape)
+        return self._add_delta(_wide(zeros), adapter, 1.0)
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         """Add the updates of `adapter_names`, or of the active adapters, to the base weight.
