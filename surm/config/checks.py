@@ -10,8 +10,8 @@ from surm.methods.registry import method_class
 from surm.models import check_model, model_modality, model_width
 from surm.shared.errors import ConfigError, FormError
 from surm.shared.registry import hint
-from surm.tuners.config import ACTIVATIONS
-from surm.tuners.targets import PARTS, POSITIONS, SITES
+from surm.tuners.config import ACTIVATIONS, POSITIONS, SITES
+from surm.tuners.targets import PARTS
 
 # --- checks across fields -------------------------------------------------------------------------------------------
 

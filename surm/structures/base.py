@@ -25,6 +25,8 @@ class Structure(nn.Module, ABC):
     name: ClassVar[str]
     equation: ClassVar[str]
     option_rules: ClassVar[Mapping[str, Option]]
+    needs_weight: ClassVar[bool] = False  # whether `attach` must be called before W is there
+    shares: ClassVar[bool] = False  # whether W is read from tensors of a whole model: `surm.structures.shared`
 
     def __init__(
         self, m: int, n: int, *, device: Device = None, dtype: torch.dtype | None = None, **options: Any
@@ -88,11 +90,26 @@ class Structure(nn.Module, ABC):
         if x.shape[-1:] != (self.n,):
             raise ValueError(f"{self.name}: x has shape {tuple(x.shape)}; give it a last dimension of n={self.n}.")
 
-    def dense(self) -> Tensor:
-        """W (m, n), differentiable, in the dtype of the parameters."""
-        parameter = next(self.parameters())
-        with without_autocast(parameter):
-            return self._dense(self.compute_dtype(parameter.dtype)).to(parameter.dtype)
+    def dense(self, dtype: torch.dtype | None = None) -> Tensor:
+        """W (m, n), differentiable, in `dtype`, by default in that of its factors; computed in float32 or float64."""
+        first = self.factors()[0]
+        dtype = dtype or first.dtype
+        with without_autocast(first):
+            return self._dense(self.compute_dtype(dtype)).to(dtype)
+
+    def attach(self, weight: Tensor) -> None:
+        """See the frozen weight (m, n), in float32 or float64, that W will be added to.
+
+        A tuner calls it once, for structures with `needs_weight` alone: when W is put beside the weight or, where the
+        weight has no storage then, when it was loaded. What `attach` keeps of it, a buffer say, is frozen.
+        """
+
+    @abstractmethod
+    def factors(self) -> list[Tensor]:
+        """The tensors that W is made of, what is trained first; the first has the dtype and the device of W.
+
+        Read as attributes, since a replica of `nn.DataParallel` has no parameters.
+        """
 
     @abstractmethod
     def summands(self) -> list["Structure"]:
@@ -113,7 +130,7 @@ class Structure(nn.Module, ABC):
 
     def compute_dtype(self, dtype: torch.dtype) -> torch.dtype:
         """In which a product with an x of this dtype is computed: float32, or float64 if either side is."""
-        wider = torch.promote_types(dtype, next(self.parameters()).dtype)
+        wider = torch.promote_types(dtype, self.factors()[0].dtype)
         return torch.promote_types(wider, torch.float32)
 
     @classmethod
@@ -131,8 +148,8 @@ class Structure(nn.Module, ABC):
 
     def _dense(self, dtype: torch.dtype) -> Tensor:
         """W, computed in `dtype`: here by its product with the identity."""
-        return self._product(torch.eye(self.n, dtype=dtype, device=next(self.parameters()).device)).mT
+        return self._product(torch.eye(self.n, dtype=dtype, device=self.factors()[0].device)).mT
 
-    @abstractmethod
     def _approximate(self, matrix: Tensor) -> Fit | None:
         """Set the parameters to the member nearest to `matrix` (float64)."""
+        raise ValueError(f"{self.name} has no nearest member: its parameters alone do not make a matrix.")

@@ -49,7 +49,7 @@ class Circulant(ConstantDiagonals):
     @torch.no_grad()
     def collapse(self) -> Self:
         """W with the one vector c, the sum over the terms: K stored numbers."""
-        first = next(self.parameters())
+        first = self.factors()[0]
         member = type(self)(self.m, self.n, parametrization="direct", device=first.device, dtype=first.dtype)
         member.set_generator(self.generator(self.compute_dtype(first.dtype)))
         return member

@@ -41,7 +41,9 @@ class Family(Structure):
     update_std: ClassVar[float] = UPDATE_STD
 
     def _build(self, device: Device, dtype: torch.dtype | None) -> None:
-        for name, shape in self._parameter_shapes(self.m, self.n, **self.options).items():
+        shapes = self._parameter_shapes(self.m, self.n, **self.options)
+        self.parameter_names = tuple(shapes)
+        for name, shape in shapes.items():
             self.register_parameter(name, nn.Parameter(torch.empty(shape, device=device, dtype=dtype)))
         # Once, as every call of a layer asks for it.
         self.work = Work(self.kernel, self.m, self.n, *self.row_work())
@@ -71,9 +73,12 @@ class Family(Structure):
     def summands(self) -> list[Structure]:
         return [self]
 
+    def factors(self) -> list[Tensor]:
+        return [getattr(self, name) for name in self.parameter_names]
+
     def _factors(self, dtype: torch.dtype | None = None) -> list[Tensor]:
-        """The parameters in their order, cast to `dtype`."""
-        return [parameter.to(dtype) for parameter in self.parameters(recurse=False)]
+        """The factors, cast to `dtype`."""
+        return [factor.to(dtype) for factor in self.factors()]
 
     @abstractmethod
     def _randomise(self, factor: Tensor, *, authors: bool) -> None:

@@ -44,6 +44,9 @@ class Sum(Structure):
         # The class is made at run time, so that copies and pickles find it by its families.
         return _blank, (self.families,), self.__dict__
 
+    def factors(self) -> list[Tensor]:
+        return [factor for part in self.summands() for factor in part.factors()]
+
     def summands(self) -> list[Structure]:
         return list(self.parts)  # type: ignore[arg-type]
 
@@ -95,6 +98,8 @@ def sum_of(families: tuple[type[Structure], ...]) -> type[Sum]:
             "name": "+".join(family.name for family in families),
             "equation": "section 5.1",
             "option_rules": {name: rule for family in families for name, rule in family.option_rules.items()},
+            "needs_weight": any(family.needs_weight for family in families),
+            "shares": any(family.shares for family in families),
             "families": families,
         },
     )

@@ -11,8 +11,9 @@ from surm.tuners.adapter import SurmAdapter
 from surm.tuners.config import SurmConfig
 from surm.tuners.layer import SurmLayer, SurmLinear
 from surm.tuners.model import SurmModel
+from surm.tuners.trained import conversion_error
 
-__all__ = ["SurmAdapter", "SurmConfig", "SurmLayer", "SurmLinear", "SurmModel"]
+__all__ = ["SurmAdapter", "SurmConfig", "SurmLayer", "SurmLinear", "SurmModel", "conversion_error"]
 
 
 def _register() -> None:

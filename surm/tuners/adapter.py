@@ -42,6 +42,11 @@ class Body(nn.Module):
         """What the inner matrix makes of X."""
         return cast(Tensor, self.inner(x))
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the inner matrix."""
+        return cast(nn.Linear, self.inner).weight.dtype
+
 
 class Structured(Body):
     """act(S X) + b (paper section 5.2); parameters: those of the n x n matrix S, and n for b."""
@@ -63,6 +68,10 @@ class Structured(Body):
 
     def product(self, x: Tensor) -> Tensor:
         return product(cast(Structure, self.inner), x, self.backend)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return cast(Structure, self.inner).factors()[0].dtype
 
 
 class Shift(nn.Module):
@@ -172,11 +181,11 @@ class SurmAdapter(nn.Module, SurmLayer):
         return result
 
     def _added(self, adapter_name: str, x: Tensor) -> Tensor:
-        body = self.surm_adapter[adapter_name]
-        added: Tensor = body(self._cast_input_dtype(x, next(body.parameters()).dtype))
+        body = cast(Body, self.surm_adapter[adapter_name])
+        added: Tensor = body(self._cast_input_dtype(x, body.dtype))
         return added
 
-    def places(self, adapter_name: str) -> Iterator[tuple[nn.Module, str]]:
+    def holders(self, adapter_name: str) -> Iterator[tuple[nn.Module, str]]:
         if adapter_name in self.surm_adapter:
             yield self.surm_adapter[adapter_name], "inner"
 

@@ -82,7 +82,7 @@ def _rows(structure: Structure, x: Tensor) -> Tensor:
     """The rows x of S: (...) -> (..., n)."""
     if not (isinstance(structure, ConstantDiagonals) and structure.is_linear()):
         return embedding(x, structure.dense())
-    dtype = torch.promote_types(next(structure.parameters()).dtype, torch.float32)
+    dtype = torch.promote_types(structure.factors()[0].dtype, torch.float32)
     d = structure.diagonals(structure.generator(dtype))  # entry (i, j) is d[i - j + n - 1]
     return d[x.unsqueeze(-1) + torch.arange(structure.n - 1, -1, -1, device=x.device)]
 

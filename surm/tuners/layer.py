@@ -14,8 +14,8 @@ from surm.structures.autocast import autocasts
 from surm.structures.backends import prefers_fused, product, terms, transformed
 from surm.structures.ops import updated_linear
 from surm.tuners.config import SurmConfig
-from surm.tuners.keys import OLD_PEFT, put_names_last
 from surm.tuners.merging import Merging
+from surm.tuners.saving import OLD_PEFT, put_names_last
 
 BASE_MODEL = "__base__"  # PEFT's name, in `adapter_names`, for a row without an adapter
 
@@ -49,8 +49,8 @@ class SurmLayer(BaseTunerLayer):
             put_names_last(cast(nn.Module, self))
 
     @abstractmethod
-    def places(self, adapter_name: str) -> Iterator[tuple[nn.Module, str]]:
-        """Where the adapter's structures are: the module that holds each, and its name there."""
+    def holders(self, adapter_name: str) -> Iterator[tuple[nn.Module, str]]:
+        """The modules that hold the adapter's structures, each with the name of one in it."""
 
     def check_rows(self, x: Tensor, adapter_names: Sequence[str] | None) -> None:
         """Refuse an adapter for each row of x where that is not possible.
@@ -109,6 +109,7 @@ class SurmWeight(nn.Module, SurmLayer, Merging):
         self.alpha: dict[str, float] = {}
         self.keeps_weight: dict[str, bool] = {}
         self.backend: dict[str, str] = {}
+        self.waiting: list[str] = []  # adapters whose structures have not seen the weight that they need
         self.quantization_backend = backend
         # The weight from before the merge, which follows the layer's casts and moves as any buffer.
         self.register_buffer("kept_weight", None, persistent=False)
@@ -150,7 +151,17 @@ class SurmWeight(nn.Module, SurmLayer, Merging):
         self.keeps_weight[adapter_name] = config.keep_base_weight
         self.backend[adapter_name] = config.backend
         self._move_adapter_to_device_of_base_layer(adapter_name)
+        if any(structure.needs_weight for _, structure in self.structures(adapter_name)):
+            self.waiting.append(adapter_name)
+            self.attach_waiting()
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
+
+    def attach_waiting(self) -> None:
+        """Show structures the base weight, where they wait for it and it is there; else when it was loaded."""
+        if self.waiting and self.attach_weight(self.waiting):
+            self.waiting = []
+        elif self.waiting and not self._load_state_dict_post_hooks:
+            self.register_load_state_dict_post_hook(_attach_loaded)  # type: ignore[no-untyped-call]
 
     def structures(self, adapter_name: str) -> Iterator[tuple[int, Structure]]:
         """The adapter's structures, each with the index of the part that it updates."""
@@ -159,7 +170,7 @@ class SurmWeight(nn.Module, SurmLayer, Merging):
             if adapter_name in by_adapter:
                 yield index, by_adapter[adapter_name]
 
-    def places(self, adapter_name: str) -> Iterator[tuple[nn.Module, str]]:
+    def holders(self, adapter_name: str) -> Iterator[tuple[nn.Module, str]]:
         for name in self.adapter_layer_names:
             if adapter_name in getattr(self, name):
                 yield getattr(self, name), adapter_name
@@ -225,6 +236,10 @@ class SurmWeight(nn.Module, SurmLayer, Merging):
 
     def __repr__(self) -> str:
         return f"surm.{super().__repr__()}"
+
+
+def _attach_loaded(layer: nn.Module, incompatible_keys: Any) -> None:
+    cast(SurmWeight, layer).attach_waiting()
 
 
 def _is_plain(base: nn.Module) -> bool:

@@ -1,6 +1,5 @@
 """Merging updates into a weight, and taking them out again."""
 
-import copy
 import warnings
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
@@ -37,9 +36,10 @@ class Merging(BaseTunerLayer):
         return weight
 
     def get_delta_weight(self, adapter: str) -> Tensor:
-        """alpha S of the shape of the base weight, all parts in their places, in float32 or float64."""
-        like = next(parameter for name in self.adapter_layer_names for parameter in getattr(self, name).parameters())
-        return self._add_delta(_wide(like.new_zeros(self.weight_shape)), adapter, 1.0)
+        """alpha S of the shape of the base weight, in float32 or float64: zero where no part has the adapter."""
+        any_adapters = (structure for name in self.adapter_layer_names for structure in getattr(self, name).values())
+        zeros = next(any_adapters).factors()[0].new_zeros(self.weight_shape)
+        return self._add_delta(_wide(zeros), adapter, 1.0)
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         """Add the updates of `adapter_names`, or of the active adapters, to the base weight.
@@ -95,6 +95,23 @@ class Merging(BaseTunerLayer):
         self._set_base_weight(restored)
         self.merged_adapters = []
 
+    def attach_weight(self, adapters: Sequence[str]) -> bool:
+        """Show the adapters' structures the rows of the base weight that they update, dequantised, where they need it.
+
+        Returns:
+            Whether the weight was there: without storage, on the device "meta", it is not.
+        """
+        weight = self._base_weight()
+        if weight.is_meta:
+            return False
+        rows = torch.split(self.as_matrix(_wide(weight)), list(self.parts.values()))
+        for adapter in adapters:
+            for index, structure in self.structures(adapter):
+                for member in structure.summands():
+                    if member.needs_weight:
+                        member.attach(rows[index])
+        return True
+
     def _base_weight(self) -> Tensor:
         if self.quantization_backend is not None:
             return self.quantization_backend.get_base_weight(self.get_base_layer())
@@ -119,8 +136,8 @@ class Merging(BaseTunerLayer):
         """Add an adapter's update, times `sign`, to `weight` in place, touching the rows of its parts only."""
         rows = torch.split(self.as_matrix(weight), list(self.parts.values()))
         for index, structure in self.structures(adapter):
-            # The parameters may be half precision; a copy in the wider dtype keeps the dense matrix from rounding.
-            dense = copy.deepcopy(structure).to(weight).dense()
+            # In the wider dtype, as the dense matrix would be rounded in that of parameters in half precision.
+            dense = structure.dense(weight.dtype).to(weight.device)
             rows[index].add_(dense, alpha=sign * self.alpha[adapter])
         return weight
 

@@ -3,26 +3,27 @@
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from itertools import chain
 from typing import Any, cast
 
 import torch
 from peft import LoraConfig, PeftConfig
 from peft.tuners.lora import LoraModel
-from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, onload_layer
-from torch import Tensor, nn
+from peft.tuners.tuners_utils import BaseTunerLayer, onload_layer
+from torch import nn
 
-from surm.structures import Structure
-from surm.tuners import weighted
+from surm.tuners import trained
 from surm.tuners.adapter import CANNOT_MERGE, SurmAdapter
 from surm.tuners.bases import SUPPORTED, weight_layer
-from surm.tuners.config import SurmConfig
+from surm.tuners.config import SITES, SurmConfig
 from surm.tuners.layer import SurmLayer, SurmWeight
 from surm.tuners.mixed import pass_adapter_names
-from surm.tuners.targets import SITES, adapter_sites, default_targets, fused_parts, output_features
+from surm.tuners.shared import SharingTuner, nearest_parameter
+from surm.tuners.targets import adapter_sites, default_targets, fused_parts, output_features
 
 
-class SurmModel(BaseTuner):
+class SurmModel(SharingTuner):
     """A model with structured matrices beside weights (paper section 4) or behind modules (section 5.2).
 
     `peft.get_peft_model` makes it.
@@ -30,7 +31,6 @@ class SurmModel(BaseTuner):
 
     prefix = "surm_"
     tuner_layer_cls = SurmLayer
-    peft_config: dict[str, SurmConfig]  # type: ignore[assignment]
 
     def _prepare_adapter_config(  # type: ignore[override]
         self, peft_config: SurmConfig, model_config: dict[str, Any]
@@ -54,24 +54,26 @@ class SurmModel(BaseTuner):
             ValueError: an adapter has the name of a parameter, such as A, by which PEFT would not save the parameter.
         """
         adapted = {module for module in model.modules() if isinstance(module, SurmLayer)}
-        trained = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+        flags = [(parameter, parameter.requires_grad) for parameter in self.parameters()]
         try:
             super().inject_adapter(model, adapter_name, *args, **kwargs)
             self._check_names()
         except Exception:
+            self.delete_shared(adapter_name)
             for name, module in list(model.named_modules()):
                 if isinstance(module, SurmLayer) and module not in adapted:
                     parent, _, child = name.rpartition(".")
                     setattr(model.get_submodule(parent), child, module.base_layer)
                 elif isinstance(module, SurmLayer) and adapter_name not in module.active_adapters:
                     module.delete_adapter(adapter_name)
-            for parameter, requires_grad in trained:
+            for parameter, requires_grad in flags:
                 parameter.requires_grad_(requires_grad)
             raise
 
     def _check_names(self) -> None:
         layers = [module for module in self.model.modules() if isinstance(module, SurmLayer)]
         dictionaries = [getattr(layer, name) for layer in layers for name in layer.adapter_layer_names]
+        dictionaries.append(self.surm_shared)
         paths = [name.split(".")[1:] for one in dictionaries for name, _ in one.named_parameters()]
         taken = sorted(self.peft_config.keys() & set(chain(*paths)))
         if taken:
@@ -79,6 +81,15 @@ class SurmModel(BaseTuner):
                 f"Adapter name {taken[0]!r} is also that of a parameter of a structure, which PEFT then does not save: "
                 "give another name."
             )
+
+    def attach_weights(self) -> None:
+        """Let structures made from the weights that they update see these, after a load other than `load_state_dict`.
+
+        For a model that was adapted on the device "meta" only; otherwise they have seen them.
+        """
+        for layer in self.model.modules():
+            if isinstance(layer, SurmWeight):
+                layer.attach_waiting()
 
     def _check_target_module_compatiblity(self, peft_config: PeftConfig, model: nn.Module, target_name: str) -> None:
         # What LoRA cannot adapt: layers whose weight a fused kernel reads without calling them, as in Mamba.
@@ -164,17 +175,12 @@ class SurmModel(BaseTuner):
     def _with_body(
         self, config: SurmConfig, adapter_name: str, target: nn.Module, base: nn.Module, parent: nn.Module
     ) -> SurmAdapter | None:
-        like = self._like(base, parent)
+        like = nearest_parameter(base, parent, self.model)
         if isinstance(target, SurmAdapter):
             target.update_layer(adapter_name, config, like)
             return target
         features = output_features(base, self.model, config.adapter_width)
         return None if features is None else SurmAdapter(target, adapter_name, config, features, like)
-
-    def _like(self, base: nn.Module, parent: nn.Module) -> Tensor | None:
-        """The floating-point parameter of the model that is nearest to a module, for device and dtype."""
-        named = chain(*(module.named_parameters() for module in (base, parent, self.model)))
-        return next((p for name, p in named if p.is_floating_point() and self.prefix not in name), None)
 
     def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
         # PEFT's own moves the new module to the child's device, which ours know; there may be no weight to tell it.
@@ -242,8 +248,9 @@ class SurmModel(BaseTuner):
                 there are not as many weights as adapters; an option of LoRA's that is not the sum. Nothing is then
                 changed.
         """
-        weighted.check_options(combination_type, lora_options)
-        return weighted.add(self, adapters, weights, adapter_name)
+        trained.check_sum_options(combination_type, lora_options)
+        inject = partial(self.inject_adapter, self.model)
+        return trained.add_weighted(self.model, self.peft_config, inject, adapters, weights, adapter_name)
 
     def collapse(self, adapter_name: str | None = None) -> None:
         """Replace an adapter's structures, or the active adapters', by the same matrices with fewer stored numbers.
@@ -255,26 +262,7 @@ class SurmModel(BaseTuner):
             ValueError: no such adapter, or a structure without a shorter form; nothing is then changed.
         """
         names = self.active_adapters if adapter_name is None else [adapter_name]
-        for name, structures in [(name, self._collapsed(name)) for name in names]:
-            kinds = {}
-            for module, holder, key, structure in structures:
-                holder.register_module(key, structure)
-                kinds[module] = (structure.name, dict(structure.options))
-            self.peft_config[name] = weighted.with_structures(self.peft_config[name], kinds)
-
-    def _collapsed(self, adapter_name: str) -> list[tuple[str, nn.Module, str, Structure]]:
-        """An adapter's structures, collapsed, with the name of their layer and the places where they belong."""
-        if adapter_name not in self.peft_config:
-            raise ValueError(f"There is no adapter {adapter_name!r}: give one of {', '.join(self.peft_config)}.")
-        layers = [(name, module) for name, module in self.model.named_modules() if isinstance(module, SurmLayer)]
-        found = []
-        for name, (holder, key) in ((name, place) for name, layer in layers for place in layer.places(adapter_name)):
-            structure = holder.get_submodule(key)
-            if not isinstance(structure, Structure):
-                raise ValueError("bottleneck cannot be collapsed: an activation stands between its two matrices.")
-            trained = any(parameter.requires_grad for parameter in structure.parameters())
-            found.append((name, holder, key, structure.collapse().requires_grad_(trained)))
-        return found
+        trained.collapse(self.model, self.peft_config, names)
 
     @classmethod
     def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:

@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
 
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as LORA_TARGETS
@@ -12,14 +11,9 @@ from transformers.pytorch_utils import Conv1D
 from surm.tuners import architectures
 from surm.tuners.architectures import PARTS as PARTS
 from surm.tuners.architectures import Endings
+from surm.tuners.config import POSITIONS, SITES, SurmConfig
 from surm.tuners.patterns import FUSED_PARTS as FUSED_PARTS
 from surm.tuners.patterns import Split, matching, split_rows
-
-if TYPE_CHECKING:
-    from surm.tuners.config import SurmConfig
-
-SITES = ("houlsby", "pfeiffer")
-POSITIONS = ("after", "before")
 
 
 def default_targets(model: nn.Module) -> set[str] | str:
@@ -62,9 +56,9 @@ def projection_names(model: nn.Module, parts: Sequence[str] = FUSED_PARTS) -> li
         known = LORA_TARGETS[kind]
         if isinstance(known, str):
             return sorted(name for name in names if re.fullmatch(known, name))
-        return _found(model, names, [tuple(known)])
+        return _endings(model, names, [tuple(known)])
     table = architectures.PROJECTIONS.get(kind, architectures.TIMM_PROJECTIONS)
-    return _found(model, names, [table[part] for part in parts])
+    return _endings(model, names, [table[part] for part in parts])
 
 
 def adapter_sites(model: nn.Module, sites: str = "houlsby", position: str = "after") -> list[str]:
@@ -89,35 +83,35 @@ def adapter_sites(model: nn.Module, sites: str = "houlsby", position: str = "aft
     table = architectures.SITES.get(_model_type(model), architectures.TIMM_SITES)
     sides = getattr(table, position)
     wanted = sides if sites == "houlsby" else [table.last or sides[1]]
-    found = _found(model, [name for name, _ in model.named_modules()], wanted)
+    chosen = _endings(model, [name for name, _ in model.named_modules()], wanted)
     config = BaseTuner.get_model_config(model)
     for key in table.unreachable:
-        if position == "after" and config.get(key) and not any(name.endswith("dropout") for name in found):
+        if position == "after" and config.get(key) and not any(name.endswith("dropout") for name in chosen):
             raise ValueError(
                 f"{type(model).__name__} applies {key}={config[key]} where no adapter can follow it: give "
                 f"adapter_position='before', or a model with {key}=0."
             )
-    return found
+    return chosen
 
 
 def _model_type(model: nn.Module) -> str:
     return str(BaseTuner.get_model_config(model).get("model_type", ""))
 
 
-def _found(model: nn.Module, names: Iterable[str], wanted: Iterable[Endings]) -> list[str]:
+def _endings(model: nn.Module, names: Iterable[str], wanted: Iterable[Endings]) -> list[str]:
     """The wanted endings that names have, "#" filled in; of each group of alternatives there must be one."""
-    found: set[str] = set()
+    matched: set[str] = set()
     missing: set[str] = set()
     for endings in wanted:
         group = {match for name in names for ending in endings for match in _match(ending, name)}
-        found |= group
+        matched |= group
         missing |= set() if group else set(endings)
     if missing:
         raise ValueError(
             f"Please specify `target_modules`: {type(model).__name__} of model type {_model_type(model)!r} has no "
             f"layers called {', '.join(sorted(missing))}, which are the default."
         )
-    return sorted(found)
+    return sorted(matched)
 
 
 def _match(ending: str, name: str) -> list[str]:
@@ -159,7 +153,7 @@ def output_features(module: nn.Module, model: nn.Module, given: int | None) -> i
 
 
 def fused_parts(
-    name: str, layer: nn.Module, config: "SurmConfig | None" = None, model: nn.Module | None = None
+    name: str, layer: nn.Module, config: SurmConfig | None = None, model: nn.Module | None = None
 ) -> dict[str, int]:
     """The parts of a fused projection with the outputs of each, in order; nothing for a layer taken as a whole.
 

@@ -7,7 +7,7 @@ import pytest
 from peft import LoraConfig, PeftConfig, PeftType
 
 from surm import SurmConfig
-from surm.tuners.keys import OLD_PEFT
+from surm.tuners.saving import OLD_PEFT
 
 BOTTLENECK = {"form": "adapter", "structure": "bottleneck"}
 

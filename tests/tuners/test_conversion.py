@@ -8,7 +8,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from surm import SurmConfig
-from surm.tuners.conversion import conversion_error
+from surm.tuners import conversion_error
 from tests.tuners.helpers import IMAGES, TWO, X, adapt, dense, net, tiny_vit
 
 convert_to_lora = pytest.importorskip("peft.tuners.lora.conversion", reason="this peft has no conversion to LoRA")

@@ -31,7 +31,7 @@ from transformers import (
 from surm import SurmConfig
 from surm.models import split_fused_projections
 from surm.tuners import SurmLinear
-from surm.tuners.keys import OLD_PEFT
+from surm.tuners.saving import OLD_PEFT
 from surm.tuners.targets import projection_names
 from tests.tools.skips import needs_peft_021
 from tests.tuners.helpers import TWO, X, adapt, net, tiny_bert, tiny_vit

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 import surm.tuners
 from surm import SurmConfig, SurmModel
-from surm.tuners.card import NOTE
+from surm.tuners.saving import NOTE
 from tests.tools.skips import needs_peft_021
 from tests.tuners.helpers import IDS, TINY
 

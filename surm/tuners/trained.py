@@ -1,23 +1,20 @@
-"""Weighted sums of adapters in weight form, as a new adapter."""
+"""What is made of trained adapters: shorter ones, weighted sums, and the error of a conversion to LoRA."""
 
 import copy
 import warnings
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from surm.structures import Structure
 from surm.structures.family import ConstantDiagonals, Family
 from surm.tuners.config import SurmConfig
-from surm.tuners.layer import SurmWeight
-
-if TYPE_CHECKING:
-    from surm.tuners.model import SurmModel
+from surm.tuners.layer import SurmLayer, SurmLinear, SurmWeight
 
 Kind = tuple[str, dict[str, Any]]  # name and options of a structure
 Terms = list[tuple[float, Structure]]  # of a sum, each with its factor
@@ -33,21 +30,78 @@ class Total(NamedTuple):
     exact: bool
 
 
-def add(model: "SurmModel", adapters: Sequence[str], weights: Sequence[float], adapter_name: str) -> dict[str, float]:
-    """What `SurmModel.add_weighted_adapter` says."""
-    configs = model.peft_config
+def collapse(model: nn.Module, configs: dict[str, SurmConfig], adapters: Sequence[str]) -> None:
+    """What `SurmModel.collapse` says, of these adapters; their configurations then name the new structures."""
+    for adapter, structures in [(adapter, _collapsed(model, configs, adapter)) for adapter in adapters]:
+        kinds = {}
+        for module, holder, key, structure in structures:
+            holder.register_module(key, structure)
+            kinds[module] = (structure.name, dict(structure.options))
+        configs[adapter] = _with_structures(configs[adapter], kinds)
+
+
+def _collapsed(
+    model: nn.Module, configs: Mapping[str, SurmConfig], adapter_name: str
+) -> list[tuple[str, nn.Module, str, Structure]]:
+    """An adapter's structures, collapsed, each with the names of its layer, its holder and its name there."""
+    if adapter_name not in configs:
+        raise ValueError(f"There is no adapter {adapter_name!r}: give one of {', '.join(configs)}.")
+    collapsed = []
+    for name, layer in model.named_modules():
+        for holder, key in layer.holders(adapter_name) if isinstance(layer, SurmLayer) else ():
+            structure = holder.get_submodule(key)
+            if not isinstance(structure, Structure):
+                raise ValueError("bottleneck cannot be collapsed: an activation stands between its two matrices.")
+            trained = any(parameter.requires_grad for parameter in structure.parameters())
+            collapsed.append((name, holder, key, structure.collapse().requires_grad_(trained)))
+    return collapsed
+
+
+@torch.no_grad()
+def conversion_error(model: nn.Module, ranks: Iterable[int], adapter_name: str = "default") -> dict[int, float]:
+    """By rank, the error of what `peft.convert_to_lora` makes of an adapter in weight form, over all its layers.
+
+    It keeps the leading singular values of each update: sqrt(sum of the squares of the others / sum of all squares).
+    O(out_features in_features min(out_features, in_features)) a layer, once for all ranks.
+
+    Raises:
+        ValueError: no linear layer has such an adapter, or its updates are all zero.
+    """
+    layers = [layer for layer in model.modules() if isinstance(layer, SurmLinear) and adapter_name in layer.alpha]
+    energies = [torch.linalg.svdvals(layer.get_delta_weight(adapter_name)).double().square() for layer in layers]
+    total = sum(float(energy.sum()) for energy in energies)
+    if not total:
+        raise ValueError(f"No linear layer has an update called {adapter_name!r} that is not zero: name a trained one.")
+    return {rank: (sum(float(energy[rank:].sum()) for energy in energies) / total) ** 0.5 for rank in ranks}
+
+
+def add_weighted(
+    model: nn.Module,
+    configs: dict[str, SurmConfig],
+    inject: Callable[[str], None],
+    adapters: Sequence[str],
+    weights: Sequence[float],
+    adapter_name: str,
+) -> dict[str, float]:
+    """What `SurmModel.add_weighted_adapter` says.
+
+    Args:
+        model: the adapted model.
+        configs: its configurations by adapter, which get one more.
+        inject: puts the layers of the adapter of that name, whose configuration is there, into the model.
+    """
     _check(configs, adapters, weights, adapter_name)
     pairs = list(zip(adapters, weights, strict=True))
     layers = {
         name: layer
-        for name, layer in model.model.named_modules()
+        for name, layer in model.named_modules()
         if isinstance(layer, SurmWeight) and any(adapter in layer.alpha for adapter in adapters)
     }
     sums = {name: _sum(layer, pairs, configs, name) for name, layer in layers.items()}
     config = _config([configs[adapter] for adapter in adapters], layers)
-    configs[adapter_name] = with_structures(config, {name: total.kind for name, total in sums.items()})
+    configs[adapter_name] = _with_structures(config, {name: total.kind for name, total in sums.items()})
     try:
-        model.inject_adapter(model.model, adapter_name)
+        inject(adapter_name)
     except Exception:
         del configs[adapter_name]
         raise
@@ -63,7 +117,7 @@ def add(model: "SurmModel", adapters: Sequence[str], weights: Sequence[float], a
     return errors
 
 
-def check_options(combination_type: str, others: Mapping[str, Any]) -> None:
+def check_sum_options(combination_type: str, others: Mapping[str, Any]) -> None:
     """Raises ValueError, in one sentence, for an option of LoRA's that asks for anything but the weighted sum."""
     if combination_type not in SUMS:
         raise ValueError(
@@ -73,7 +127,7 @@ def check_options(combination_type: str, others: Mapping[str, Any]) -> None:
         raise ValueError(f"{name}={value!r} is not taken by a sum of structured updates: leave it out.")
 
 
-def with_structures(config: SurmConfig, kinds: Mapping[str, Kind]) -> SurmConfig:
+def _with_structures(config: SurmConfig, kinds: Mapping[str, Kind]) -> SurmConfig:
     """A copy of the configuration with the given structures by module: the commonest for all, patterns for the rest."""
     [(commonest, _)] = Counter(repr(kind) for kind in kinds.values()).most_common(1)
     config = copy.copy(config)
@@ -103,6 +157,12 @@ def _check(
                 f"Adapter {adapter} is of form='adapter', whose activation leaves nothing to add up: give adapters of "
                 "form='weight'."
             )
+        for kind in configs[adapter].structures():
+            if kind.needs_weight or kind.shares:
+                raise ValueError(
+                    f"Adapter {adapter} has the structure {kind.name}, which takes no sum, as more than its parameters "
+                    "makes it: give adapters of other structures."
+                )
         if configs[adapter].modules_to_save:
             raise ValueError(
                 f"Adapter {adapter} has modules_to_save, which are no updates that add up: give adapters without them."
@@ -186,7 +246,7 @@ def _fill(layer: SurmWeight, adapter_name: str, total: Total) -> float:
 
 
 def _dense(terms: Terms) -> Tensor:
-    return torch.stack([factor * copy.deepcopy(structure).double().dense() for factor, structure in terms]).sum(dim=0)
+    return torch.stack([factor * structure.dense(torch.float64) for factor, structure in terms]).sum(dim=0)
 
 
 def _add_generators(target: Structure, terms: Terms) -> None:
