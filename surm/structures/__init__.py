@@ -3,12 +3,11 @@
 from difflib import get_close_matches
 from typing import Any
 
-from surm.structures.base import Structure
+from surm.structures.base import Fit, Structure
 from surm.structures.circulant import Circulant, SkewCirculant
 from surm.structures.displacement import LowDisplacementRank
 from surm.structures.kronecker import Kronecker
 from surm.structures.lowrank import LowRank
-from surm.structures.projection import Fit
 from surm.structures.sum import Sum, sum_of
 from surm.structures.toeplitz import Toeplitz
 

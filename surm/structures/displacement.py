@@ -7,10 +7,9 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from surm.structures import functional, projection
-from surm.structures.base import Shape
+from surm.structures.base import Fit, Shape
 from surm.structures.family import Family
 from surm.structures.options import count
-from surm.structures.projection import Fit
 
 
 class LowDisplacementRank(Family):

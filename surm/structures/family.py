@@ -7,8 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from surm.structures import functional, projection
-from surm.structures.base import Device, Structure
-from surm.structures.projection import Fit
+from surm.structures.base import Device, Fit, Structure
 
 UPDATE_STD = 0.02  # of what is otherwise zero, under init_weights=False
 

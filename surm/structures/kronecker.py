@@ -6,10 +6,9 @@ import torch
 from torch import Tensor
 
 from surm.structures import functional, projection
-from surm.structures.base import Shape
+from surm.structures.base import Fit, Shape
 from surm.structures.family import Family
 from surm.structures.options import Option, count, is_shape
-from surm.structures.projection import Fit
 
 
 def divisors(size: int) -> list[int]:

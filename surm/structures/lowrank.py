@@ -7,10 +7,9 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from surm.structures import projection
-from surm.structures.base import Shape
+from surm.structures.base import Fit, Shape
 from surm.structures.family import Family
 from surm.structures.options import count
-from surm.structures.projection import Fit
 
 
 class LowRank(Family):

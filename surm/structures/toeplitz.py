@@ -6,10 +6,9 @@ import torch
 from torch import Tensor
 
 from surm.structures import functional, projection
-from surm.structures.base import Shape, Structure
+from surm.structures.base import Fit, Shape, Structure
 from surm.structures.family import ConstantDiagonals
 from surm.structures.options import count, one_of
-from surm.structures.projection import Fit
 
 
 class Toeplitz(ConstantDiagonals):
