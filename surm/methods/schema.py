@@ -1,20 +1,30 @@
 """What a method and its placement are asked: the schemas of `conf/structure` and `conf/placement`."""
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
+
+from surm.structures import STRUCTURES
+
+C = TypeVar("C")
+
+
+def with_options(schema: type[C]) -> type[C]:
+    """A field for each option of any structure, null by default; a dataclass is made of the class after this."""
+    for structure in STRUCTURES.values():
+        for name, option in structure.option_rules.items():
+            if name not in schema.__annotations__:
+                schema.__annotations__[name] = option.kind | None
+                setattr(schema, name, None)
+    return schema
 
 
 @dataclass
+@with_options
 class StructureConfig:
     """Every structure's options in one place; null is the structure's default, so that one sweep covers all."""
 
     name: str = "circulant"
-    parametrization: str | None = None
-    symmetric: bool | None = None
-    factors: int | None = None
-    factor_shape: list[int] | None = None
-    terms: int | None = None
-    rank: int | None = None
+    rank: int | None = None  # of LoRA too
     size: int | None = None  # of a bottleneck adapter
     arguments: dict[str, Any] = field(default_factory=dict)  # of peft_<method>: those of PEFT's own configuration
     alpha: float = 1.0

@@ -180,5 +180,5 @@ def _convolution_gradients(v: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, Ten
     return back[0, ..., : a.shape[-1]], back[1, ..., : b.shape[-1]]
 
 
-LDR = Kernel(2, _ldr_dense, by_outer=_ldr_gradients, passes=12)
-TOEPLITZ_PAIR = Kernel(2, _pair_dense, by_outer=_pair_gradients, passes=12)
+LDR = Kernel(_ldr_dense, by_outer=_ldr_gradients, passes=12)
+TOEPLITZ_PAIR = Kernel(_pair_dense, by_outer=_pair_gradients, passes=12)
