@@ -20,8 +20,8 @@ class Family(Structure):
 
     A family gives `name`, `equation`, `option_rules`, `_parameter_shapes`, `_product`, `dense_form`, `_approximate`
     and, with a second parameter, `_randomise`. The rest follows from these: gradients where W is added to a weight, the
-    work that the model of costs asks for, the number of parameters. A kernel in `kernels/`, named by `kernel`, takes the
-    place of `dense_form` where one written by hand is faster.
+    work that the model of costs asks for, the number of parameters. A kernel in `kernels/`, named by `kernel`, takes
+    the place of `dense_form` where one written by hand is faster.
 
     Unless its docstring says otherwise, the scale of the second is such that a step of size e in every entry of the
     first changes the entries of W by about e, as it would in a dense matrix, whatever the size and the number of terms.
