@@ -66,8 +66,8 @@ def _dense(given: Displacement) -> Tensor:
     above[:, :, :BLOCK] = in_blocks(given.column).flip(-1)
     above[:, 0, BLOCK:-1] = given.row
     above[:, 1:, BLOCK:] = left[:, BLOCK - 1 : -1 : BLOCK] @ right  # the last row of each block but for what is above
-    # In memory each of these rows lies BLOCK further to the left than the one before, so that diagonals are columns, and
-    # a running sum down a diagonal is a product with a triangle of ones.
+    # In memory each of these rows lies BLOCK further to the left than the one before, so that diagonals are columns,
+    # and a running sum down a diagonal is a product with a triangle of ones.
     above = straight(skewed.new_ones(blocks, blocks).tril() @ skewed, n)
     # Read shifted, the row above a block gives what all of its rows start from; in this new tensor the sums are added.
     D = shifted(above[..., :-1], n).flatten(1, 2)
