@@ -1,7 +1,7 @@
 """Families with parameters of their own, and the linear ones among them."""
 
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -28,8 +28,6 @@ class Family(Structure):
     """
 
     update_std: ClassVar[float] = UPDATE_STD
-    dense_form: ClassVar[Callable[[Sequence[Tensor], int, int], Tensor]]
-    """(generators, m, n) -> W (m, n), by operations that autograd knows; a static method."""
 
     def __init_subclass__(cls, **keywords: Any) -> None:
         super().__init_subclass__(**keywords)
@@ -67,6 +65,11 @@ class Family(Structure):
     def _factors(self, dtype: torch.dtype | None = None) -> list[Tensor]:
         """The parameters in their order, cast to `dtype`."""
         return [parameter.to(dtype) for parameter in self.parameters(recurse=False)]
+
+    @staticmethod
+    def dense_form(generators: Sequence[Tensor], m: int, n: int) -> Tensor:
+        """W (m, n) of the generators, by operations that autograd knows; where no kernel is written by hand."""
+        raise NotImplementedError
 
     def _dense(self, dtype: torch.dtype) -> Tensor:
         generators = [generator.unsqueeze(0) for generator in self.generators(dtype)]
