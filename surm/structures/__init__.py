@@ -4,6 +4,7 @@ from difflib import get_close_matches
 from typing import Any
 
 from surm.structures.base import Fit, Structure
+from surm.structures.block_circulant import BlockCirculant
 from surm.structures.circulant import Circulant, SkewCirculant
 from surm.structures.displacement import LowDisplacementRank
 from surm.structures.kronecker import Kronecker
@@ -14,7 +15,16 @@ from surm.structures.toeplitz import Toeplitz
 SCIENCE_VERSION = 1  # raised by hand when a change moves numbers
 
 STRUCTURES: dict[str, type[Structure]] = {
-    family.name: family for family in (Circulant, SkewCirculant, Toeplitz, Kronecker, LowDisplacementRank, LowRank)
+    family.name: family
+    for family in (
+        Circulant,
+        SkewCirculant,
+        Toeplitz,
+        Kronecker,
+        LowDisplacementRank,
+        LowRank,
+        BlockCirculant,
+    )
 }
 
 
