@@ -9,6 +9,7 @@ from surm.structures.circulant import Circulant, SkewCirculant
 from surm.structures.displacement import LowDisplacementRank
 from surm.structures.kronecker import Kronecker
 from surm.structures.lowrank import LowRank
+from surm.structures.monarch import Monarch
 from surm.structures.sum import Sum, sum_of
 from surm.structures.toeplitz import Toeplitz
 
@@ -24,6 +25,7 @@ STRUCTURES: dict[str, type[Structure]] = {
         LowDisplacementRank,
         LowRank,
         BlockCirculant,
+        Monarch,
     )
 }
 

@@ -75,6 +75,33 @@ def two(m: int, n: int) -> int:
     return 2
 
 
+def block_diagonal(blocks: Tensor) -> Tensor:
+    """Of blocks (k, rows, columns)."""
+    numbers = 1 + np.arange(blocks.numel()).reshape(blocks.shape)
+    layout = torch.from_numpy(scipy.linalg.block_diag(*numbers))
+    return torch.cat((blocks.new_zeros(1), blocks.flatten()))[layout]
+
+
+def transposition(rows: int, columns: int) -> Tensor:
+    """Which entry of a flat (rows, columns) matrix stands where in its flat transpose."""
+    return torch.from_numpy(np.arange(rows * columns).reshape(rows, columns).T.ravel())
+
+
+def monarch(L: Tensor, R: Tensor, m: int, n: int) -> Tensor:
+    """P L P^T R, with permutations of rows that turn blocks x rows into rows x blocks."""
+    k, s, _ = L.shape
+    inner = block_diagonal(R)[transposition(k, k)]
+    return (block_diagonal(L) @ inner)[transposition(k, s)][:m, :n]
+
+
+def monarch_size(m: int, n: int) -> int:
+    """With the least padded number of blocks between sqrt(N / 2) and sqrt(2 N), N = min(m, n)."""
+    N = min(m, n)
+    chosen = [k for k in range(1, N + 1) if N / 2 <= k**2 <= 2 * N]
+    k = min(chosen, key=lambda k: (np.ceil(m / k) * np.ceil(n / k) * k**2, abs(k**2 - N)))
+    return int(k**2 * (np.ceil(m / k) + np.ceil(n / k)))
+
+
 def circulant_plus_skew(p: Parameters, m: int, n: int) -> Tensor:
     return circulant((p["parts.0.r1"] * p["parts.0.r2"])[0], m, n) + skew_circulant(
         (p["parts.1.r1"] * p["parts.1.r2"])[0], m, n
@@ -184,6 +211,13 @@ ROWS = [
         lambda m, n: 2 * grid_size(two)(m, n),
         (block_circulant(two),),
         grid_size(two),
+    ),
+    Row("monarch", {}, sum_over_terms(monarch, "L", "R"), monarch_size),
+    Row(
+        "monarch",
+        {"blocks": 3, "terms": 2},
+        sum_over_terms(monarch, "L", "R"),
+        lambda m, n: 2 * 9 * (-(-m // 3) + -(-n // 3)),
     ),
     Row("circulant+skew_circulant", {}, circulant_plus_skew, lambda m, n: 4 * max(m, n), (circulant, skew_circulant)),
     Row(
