@@ -23,6 +23,8 @@ from torch.nn.functional import linear
 
 from benchmarks.measure import Candidate, Step, candidate, measure
 from benchmarks.result import FLOOR, LORA, PLAIN, Cell
+from surm import structures
+from surm.methods.names import style_of
 from surm.structures import Structure, build
 from surm.tuners import SurmConfig
 
@@ -32,7 +34,7 @@ Config = Callable[..., PeftConfig]
 LARGE = 4e10  # tokens x width^2, above which only the floor, LoRA and our structures are measured
 LARGE_ROUNDS = 3
 WIDTH = "width"  # stands for the layer's among arguments
-STRUCTURES: dict[str, tuple[str, dict[str, Any]]] = {
+CHOSEN: dict[str, tuple[str, dict[str, Any]]] = {
     "circulant": ("circulant", {"parametrization": "product"}),
     "direct circulant": ("circulant", {"parametrization": "direct"}),
     "skew-circulant": ("skew_circulant", {}),
@@ -43,6 +45,12 @@ STRUCTURES: dict[str, tuple[str, dict[str, Any]]] = {
     "ldr 1 term": ("ldr", {}),
     "ldr 4 terms": ("ldr", {"terms": 4}),
     "low rank 1": ("low_rank", {}),
+}
+# Every other structure joins with its usual options, under the name that tables give it.
+STRUCTURES = CHOSEN | {
+    style_of(name).label: (name, {})
+    for name in structures.STRUCTURES
+    if name not in {chosen for chosen, _ in CHOSEN.values()}
 }
 FORMULAS = {  # the paper's, as written: second products beside the frozen layer's
     "circulant by real FFT": "circulant",

@@ -190,7 +190,7 @@ def number(default: float, low: float = -math.inf, below: float = math.inf) -> O
     """A number from `low` to below `below`; without either, a finite one."""
     bounded = math.isfinite(low) or math.isfinite(below)
     rule = f"a number from {low} to below {below}" if bounded else "a finite number"
-    return Option(default, lambda value: low <= value < below and math.isfinite(value), rule)
+    return Option(float, default, lambda value: low <= value < below and math.isfinite(value), rule)
 
 
 ALPHA = number(1.0)

@@ -1,7 +1,6 @@
 """Every method by its name, and the options of all in one schema."""
 
 from dataclasses import field, make_dataclass
-from typing import Any
 
 from surm.methods.base import Method, Settings
 from surm.methods.baselines import AttentionTuning, BitFit, Full, LayerNormTuning, LinearProbe
@@ -45,15 +44,19 @@ def make_method(settings: Settings) -> Method:
     return method_class(settings["name"])(settings)
 
 
-_OPTIONS = [
-    *(option for structure in STRUCTURES.values() for option in structure.option_rules),
-    *(option for method in METHODS.values() for option in method.options),
-]
-_OWN = dict.fromkeys(option for option in _OPTIONS if option not in StructureConfig.__dataclass_fields__)
+_KINDS = {
+    name: option.kind
+    for options in (
+        *(structure.option_rules for structure in STRUCTURES.values()),
+        *(method.options for method in METHODS.values()),
+    )
+    for name, option in options.items()
+    if name not in StructureConfig.__dataclass_fields__
+}
 
 AnyMethodConfig = make_dataclass(
     "AnyMethodConfig",
-    [(option, Any, field(default=None)) for option in _OWN],
+    [(name, kind | None, field(default=None)) for name, kind in _KINDS.items()],
     bases=(StructureConfig,),
     namespace={"__module__": __name__},  # so that it can be pickled
 )

@@ -3,19 +3,30 @@
 from difflib import get_close_matches
 from typing import Any
 
-from surm.structures.base import Structure
+from surm.structures.base import Fit, Structure
+from surm.structures.block_circulant import BlockCirculant
 from surm.structures.circulant import Circulant, SkewCirculant
 from surm.structures.displacement import LowDisplacementRank
 from surm.structures.kronecker import Kronecker
 from surm.structures.lowrank import LowRank
-from surm.structures.projection import Fit
+from surm.structures.monarch import Monarch
 from surm.structures.sum import Sum, sum_of
 from surm.structures.toeplitz import Toeplitz
 
 SCIENCE_VERSION = 1  # raised by hand when a change moves numbers
 
 STRUCTURES: dict[str, type[Structure]] = {
-    family.name: family for family in (Circulant, SkewCirculant, Toeplitz, Kronecker, LowDisplacementRank, LowRank)
+    family.name: family
+    for family in (
+        Circulant,
+        SkewCirculant,
+        Toeplitz,
+        Kronecker,
+        LowDisplacementRank,
+        LowRank,
+        BlockCirculant,
+        Monarch,
+    )
 }
 
 

@@ -1,4 +1,7 @@
-"""Which way a product with a structured matrix D goes, and a model of what each costs.
+"""Which way a product with a structured matrix D goes, chosen by a model of costs.
+
+The model counts the primitives that each way takes (`surm.structures.work`) and multiplies them by the measured cost of
+each. The ways:
 
 * "fused": x (W + D)^T in one product, where D is added to a frozen weight W; float32 and float64 only, since in half
   precision the sum rounds most of D away.
@@ -19,9 +22,10 @@ from torch.utils.checkpoint import checkpoint
 
 from surm.structures.autocast import autocasts
 from surm.structures.base import Structure
-from surm.structures.family import Family, Work
+from surm.structures.family import Family
 from surm.structures.kernels import KERNELS
-from surm.structures.ops import Term, updated_linear
+from surm.structures.ops import Update, updated_linear
+from surm.structures.work import Work
 
 R = TypeVar("R")
 
@@ -30,13 +34,13 @@ BACKENDS = ("auto", "fused", "fft", "dense")
 
 @dataclass(frozen=True)
 class Costs:
-    """Seconds of what the ways are made of.
+    """Measured cost of each primitive, in seconds.
 
     Attributes:
-        multiply_add: one, in a product of large matrices.
-        narrow: the same in a product with a small factor.
-        transform: an entry of a product by transforms, for each doubling of its length.
-        entry: one of D, in each pass over it.
+        multiply_add: a multiplication with an addition in a product of large matrices.
+        narrow: the same in a product with a small factor, which the memory limits.
+        transform: an entry of a transform, for each doubling of the transform's length.
+        entry: an entry of D, read or written once in a pass over it.
         call: a product by transforms, however few the rows.
     """
 
@@ -78,19 +82,23 @@ def product(structure: Structure, x: Tensor, backend: str = "auto") -> Tensor:
     if backend == "dense":
         if autocasts(x):
             x = x.to(torch.get_autocast_dtype(x.device.type))
-        return updated_linear(x, None, None, structure.m, terms(structure, x))
+        return updated_linear(x, None, None, structure.m, updates(structure, x))
     if torch.is_grad_enabled():
         return cast(Tensor, checkpoint(structure, x, use_reentrant=False, preserve_rng_state=False))
     return cast(Tensor, structure(x))
 
 
-def terms(structure: Structure, x: Tensor, rows: slice | None = None, alpha: float = 1.0) -> list[Term]:
-    """alpha W as terms of a layer with the input x; `rows` are those that W updates, without them all."""
-    wide = structure.compute_dtype(x.dtype)
-    place, count = rows or slice(0, structure.m), _rows(x)
+def updates(structure: Structure, x: Tensor, rows: slice | None = None, alpha: float = 1.0) -> list[Update]:
+    """alpha W as updates of a layer with the input x, one for each family that W is a sum of.
+
+    Args:
+        rows: of the layer's weight, to which W is added; None: all of them.
+    """
+    wide, updated = structure.compute_dtype(x.dtype), rows or slice(0, structure.m)
+    ways = [_gradient(family.work, _rows(x), x.dtype) for family in _families(structure)]
     return [
-        Term(place, family.kernel, family.generators(wide), alpha, outer=_gradient(family.work, count, x.dtype).outer)
-        for family in _families(structure)
+        Update(updated, family.kernel, family.generators(wide), alpha, way.outer)
+        for family, way in zip(_families(structure), ways, strict=True)
     ]
 
 
@@ -165,7 +173,7 @@ def _gradient(work: Work, rows: int, dtype: torch.dtype) -> _Gradient:
     if kernel.by_rows:  # as many transforms as in a product, of x and g, but twice the multiplications, for two factors
         seconds = rows * (work.transforms * costs.transform + 2 * work.others * costs.narrow)
         ways.append(_Gradient(seconds, outer=False))
-    if kernel.by_outer:
+    if kernel.outer_pays or not ways:
         seconds = work.m * work.n * (rows * costs.multiply_add + kernel.passes * costs.entry)
         ways.append(_Gradient(seconds, outer=True))
     return min(ways)

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from dataclasses import dataclass
 from math import prod
 from typing import Any, ClassVar, Self
 
@@ -10,10 +11,18 @@ from torch import Tensor, nn
 
 from surm.structures.autocast import without_autocast
 from surm.structures.options import Option, is_count
-from surm.structures.projection import Fit
 
 Device = torch.device | str | None
 Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How well an optimiser reached a matrix that has no closed-form projection."""
+
+    relative_error: float  # Frobenius norm of the difference over that of the matrix
+    steps: int  # of the optimiser, all starts together
+    converged: bool
 
 
 class Structure(nn.Module, ABC):

@@ -57,15 +57,8 @@ class Circulant(ConstantDiagonals):
     def diagonals(self, generator: Tensor) -> Tensor:
         return functional.circulant_diagonals(generator, self.m, self.n, self.sign)
 
-    @property
-    def kernel(self) -> str:
-        return self.name
-
     def generators(self, dtype: torch.dtype) -> list[Tensor]:
         return [self.generator(dtype)]
-
-    def row_work(self) -> tuple[float, float]:
-        return 2 * functional.transform_work(self.generator_size), 0
 
     def _product(self, x: Tensor) -> Tensor:
         return functional.circulant_product(self.generator(x.dtype), x, self.m)

@@ -1,38 +1,27 @@
 """Families with parameters of their own, and the linear ones among them."""
 
 from abc import abstractmethod
-from typing import ClassVar, NamedTuple
+from collections.abc import Sequence
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from surm.structures import functional, projection
-from surm.structures.base import Device, Structure
-from surm.structures.projection import Fit
+from surm.structures import projection
+from surm.structures.base import Device, Fit, Structure
+from surm.structures.kernels import KERNELS, Kernel
+from surm.structures.work import Work, row_work
 
 UPDATE_STD = 0.02  # of what is otherwise zero, under init_weights=False
 
 
-class Work(NamedTuple):
-    """What computing with a matrix takes, for a model of costs.
-
-    Attributes:
-        kernel: name of its kernel.
-        m: rows of the matrix.
-        n: columns.
-        transforms: what `forward` transforms for a row of x: entries, times the doublings of their number.
-        others: its multiplications with additions for a row outside of transforms.
-    """
-
-    kernel: str
-    m: int
-    n: int
-    transforms: float
-    others: float
-
-
 class Family(Structure):
     """A structure whose first parameter is zero at the start and whose second, if any, is random.
+
+    A family gives `name`, `equation`, `option_rules`, `_parameter_shapes`, `_product`, `dense_form`, `_approximate`
+    and, with a second parameter, `_randomise`. The rest follows from these: gradients where W is added to a weight, the
+    work that the model of costs asks for, the number of parameters. A kernel in `kernels/`, named by `kernel`, takes
+    the place of `dense_form` where one written by hand is faster.
 
     Unless its docstring says otherwise, the scale of the second is such that a step of size e in every entry of the
     first changes the entries of W by about e, as it would in a dense matrix, whatever the size and the number of terms.
@@ -40,13 +29,19 @@ class Family(Structure):
 
     update_std: ClassVar[float] = UPDATE_STD
 
+    def __init_subclass__(cls, **keywords: Any) -> None:
+        super().__init_subclass__(**keywords)
+        if "dense_form" in vars(cls):
+            KERNELS[cls.name] = Kernel.of_form(cls.dense_form)
+
     def _build(self, device: Device, dtype: torch.dtype | None) -> None:
         shapes = self._parameter_shapes(self.m, self.n, **self.options)
         self.parameter_names = tuple(shapes)
         for name, shape in shapes.items():
             self.register_parameter(name, nn.Parameter(torch.empty(shape, device=device, dtype=dtype)))
         # Once, as every call of a layer asks for it.
-        self.work = Work(self.kernel, self.m, self.n, *self.row_work())
+        key = type(self), self.m, self.n, repr(self.options)
+        self.work = Work(self.kernel, self.m, self.n, *row_work(self, self.n, key))
 
     @torch.no_grad()
     def reset_parameters(self, init_weights: bool | str = True) -> None:
@@ -58,17 +53,13 @@ class Family(Structure):
             self._randomise(factor, authors=init_weights == "authors")
 
     @property
-    @abstractmethod
     def kernel(self) -> str:
-        """By which W is written, a name of `surm.structures.kernels.KERNELS`."""
+        """Name in `surm.structures.kernels.KERNELS` of the kernel that writes W."""
+        return self.name
 
-    @abstractmethod
     def generators(self, dtype: torch.dtype) -> list[Tensor]:
-        """What the kernel takes, in `dtype`: differentiable functions of the parameters."""
-
-    @abstractmethod
-    def row_work(self) -> tuple[float, float]:
-        """`transforms` and `others` of its `Work`."""
+        """What the kernel takes, in `dtype`: differentiable functions of the parameters, here the parameters."""
+        return self._factors(dtype)
 
     def summands(self) -> list[Structure]:
         return [self]
@@ -80,9 +71,18 @@ class Family(Structure):
         """The factors, cast to `dtype`."""
         return [factor.to(dtype) for factor in self.factors()]
 
-    @abstractmethod
+    @staticmethod
+    def dense_form(generators: Sequence[Tensor], m: int, n: int) -> Tensor:
+        """W (m, n) of the generators, by operations that autograd knows; where no kernel is written by hand."""
+        raise NotImplementedError
+
+    def _dense(self, dtype: torch.dtype) -> Tensor:
+        generators = [generator.unsqueeze(0) for generator in self.generators(dtype)]
+        return KERNELS[self.kernel].dense(generators, self.m, self.n)[0]
+
     def _randomise(self, factor: Tensor, *, authors: bool) -> None:
-        """Draw the factor that is random at the start."""
+        """Draw the factor that is random at the start; where there are two."""
+        raise NotImplementedError
 
 
 class ConstantDiagonals(Family):
@@ -108,9 +108,6 @@ class ConstantDiagonals(Family):
     def is_linear(self) -> bool:
         """Whether the chosen options keep to that space."""
         return True
-
-    def _dense(self, dtype: torch.dtype) -> Tensor:
-        return functional.dense_toeplitz(self.diagonals(self.generator(dtype)), self.n)
 
     def _approximate(self, matrix: Tensor) -> Fit | None:
         self.set_generator(projection.nearest_generator(matrix, self.diagonals, self.generator_size))

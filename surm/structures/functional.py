@@ -6,8 +6,6 @@ The products keep the dtype of their arguments, which must be float32 or float64
 Leading dimensions of generators and inputs broadcast against each other.
 """
 
-from math import log2
-
 import torch
 from torch import Tensor
 from torch.nn.functional import linear, pad
@@ -23,11 +21,6 @@ def fast_length(length: int) -> int:
         if rest == 1:
             return length
         length += 1
-
-
-def transform_work(length: int) -> float:
-    """Work of a transform of that length, in the unit of a model of costs: its entries times their doublings."""
-    return length * log2(length)
 
 
 def _convolve(a: Tensor, b: Tensor, length: int) -> Tensor:

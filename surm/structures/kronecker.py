@@ -2,14 +2,12 @@
 
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor
 
 from surm.structures import functional, projection
-from surm.structures.base import Shape
+from surm.structures.base import Fit, Shape
 from surm.structures.family import Family
 from surm.structures.options import Option, count, is_shape
-from surm.structures.projection import Fit
 
 
 def divisors(size: int) -> list[int]:
@@ -37,9 +35,8 @@ class Kronecker(Family):
 
     name = "kronecker"
     equation = "sections 3 and 5.1, appendix A.2"
-    kernel = "kronecker"
     option_rules: ClassVar = {
-        "factor_shape": Option(None, is_shape, "two integers [m1, n1], m1 a divisor of m and n1 of n"),
+        "factor_shape": Option(list[int], None, is_shape, "two integers [m1, n1], m1 a divisor of m and n1 of n"),
         "terms": count(),
     }
 
@@ -63,17 +60,6 @@ class Kronecker(Family):
     def _product(self, x: Tensor) -> Tensor:
         A, B = self._factors(x.dtype)
         return functional.kronecker_product(A, B, x)
-
-    def generators(self, dtype: torch.dtype) -> list[Tensor]:
-        return self._factors(dtype)
-
-    def row_work(self) -> tuple[float, float]:
-        m1, n1 = self.options["factor_shape"]
-        m2, n2 = self.m // m1, self.n // n1
-        return 0, self.options["terms"] * m2 * n1 * (n2 + m1)
-
-    def _dense(self, dtype: torch.dtype) -> Tensor:
-        return functional.dense_kronecker(*self._factors(dtype))
 
     def _randomise(self, factor: Tensor, *, authors: bool) -> None:
         if authors:

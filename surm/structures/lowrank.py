@@ -7,10 +7,9 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from surm.structures import projection
-from surm.structures.base import Shape
+from surm.structures.base import Fit, Shape
 from surm.structures.family import Family
 from surm.structures.options import count
-from surm.structures.projection import Fit
 
 
 class LowRank(Family):
@@ -22,7 +21,6 @@ class LowRank(Family):
 
     name = "low_rank"
     equation = "section 2"
-    kernel = "low_rank"
     update_std = 0.05  # since A makes of it smaller entries of W than the second factors of other families do
     option_rules: ClassVar = {"rank": count(), "terms": count()}
 
@@ -42,9 +40,6 @@ class LowRank(Family):
 
     def generators(self, dtype: torch.dtype) -> list[Tensor]:
         return list(self._columns(dtype))
-
-    def row_work(self) -> tuple[float, float]:
-        return 0, self.options["terms"] * self.options["rank"] * (self.m + self.n)
 
     def _dense(self, dtype: torch.dtype) -> Tensor:
         B, A = self._columns(dtype)

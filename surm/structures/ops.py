@@ -23,15 +23,15 @@ NO_SECOND_DERIVATIVES = (
 )
 
 
-class Term(NamedTuple):
-    """alpha S in a layer.
+class Update(NamedTuple):
+    """alpha S, which a layer adds to some rows of its weight.
 
     Attributes:
         rows: those of W that it updates.
-        kernel: by which S is written.
-        generators: the kernel's.
+        kernel: name of the kernel that writes S.
+        generators: the tensors that the kernel writes S by.
         alpha: the factor.
-        outer: whether the kernel makes its gradients from H = g^T x.
+        outer: whether the gradients of the generators are made from H = g^T x.
     """
 
     rows: slice
@@ -41,50 +41,63 @@ class Term(NamedTuple):
     outer: bool = False
 
 
-def updated_linear(x: Tensor, weight: Tensor | None, bias: Tensor | None, m: int, terms: Sequence[Term]) -> Tensor:
+def updated_linear(x: Tensor, weight: Tensor | None, bias: Tensor | None, m: int, updates: Sequence[Update]) -> Tensor:
     """y = x (W + D)^T + b, or x D^T without W: x (..., n), W (m, n), b (m,) -> (..., m).
 
-    D is formed in the dtype of the generators. In the forward pass that costs O(m n) for each term besides the product
-    with W; in the backward pass, besides the product for the gradient of x, O(m n) again and what the gradients of the
-    generators take. W gets no gradient.
+    D is formed in the dtype of the generators. In the forward pass that costs O(m n) for each update besides the
+    product with W; in the backward pass, besides the product for the gradient of x, O(m n) again and what the gradients
+    of the generators take. W gets no gradient.
 
     Raises:
         RuntimeError: second derivatives are asked for.
     """
-    plan = ";".join(
-        [str(m), *(f"{term.rows.start}:{term.rows.stop}:{term.kernel}:{term.alpha}:{term.outer:d}" for term in terms)]
-    )
-    generators = [generator for term in terms for generator in term.generators]
+    plan = ";".join([str(m), *map(_written, updates)])
+    generators = [generator for update in updates for generator in update.generators]
     if torch.compiler.is_compiling():
         return cast(Tensor, _operator(x, weight, bias, generators, plan))
     return cast(Tensor, _Linear.apply(plan, x, weight, bias, *generators))
 
 
-class _Place(NamedTuple):
+# An operator of torch.library takes tensors, lists of tensors, numbers and text, but nothing nested. So the tensors of
+# all updates go in as one flat list, and what is said about them as one text, the plan: the number of outputs, then of
+# each update its rows, kernel, alpha, way to the gradients and number of generators. A graph sees a constant.
+
+
+def _written(update: Update) -> str:
+    rows, kernel, generators, alpha, outer = update
+    return f"{rows.start}:{rows.stop}:{kernel}:{alpha}:{outer:d}:{len(generators)}"
+
+
+class _Planned(NamedTuple):
+    """An update as the plan has it: with the positions of its generators in the list of all, without the tensors."""
+
     rows: slice
     kernel: Kernel
-    generators: slice  # in the list of all
+    generators: slice
     alpha: float
     outer: bool
 
 
 @lru_cache(maxsize=1024)
-def _parse(plan: str) -> tuple[int, tuple[_Place, ...]]:
-    m, *terms = plan.split(";")
-    places, first = [], 0
-    for term in terms:
-        start, stop, name, alpha, outer = term.split(":")
-        kernel, last = KERNELS[name], first + KERNELS[name].generators
-        places.append(_Place(slice(int(start), int(stop)), kernel, slice(first, last), float(alpha), outer == "1"))
+def _parse(plan: str) -> tuple[int, tuple[_Planned, ...]]:
+    m, *written = plan.split(";")
+    updates, first = [], 0
+    for one in written:
+        start, stop, name, alpha, outer, count = one.split(":")
+        rows, last = slice(int(start), int(stop)), first + int(count)
+        updates.append(_Planned(rows, KERNELS[name], slice(first, last), float(alpha), outer == "1"))
         first = last
-    return int(m), tuple(places)
+    return int(m), tuple(updates)
 
 
 class _Group(NamedTuple):
-    """Neighbours of one kind and size, which are computed together, with their generators side by side."""
+    """Neighbours of one kind and size, as a fused layer's queries, keys and values have them, computed together.
+
+    One product with x for all of them costs less than one for each, so that their generators are put side by side.
+    """
 
     rows: slice
-    first: _Place  # whose kernel, alpha and way to the gradients are those of all
+    first: _Planned  # whose kernel, alpha and way to the gradients are those of all
     parts: int
     generators: list[Tensor]  # each (parts, ...)
 
@@ -95,29 +108,29 @@ class _Group(NamedTuple):
 
 
 def _groups(plan: str, generators: Sequence[Tensor]) -> list[_Group]:
-    groups: list[list[_Place]] = []
-    for place in _parse(plan)[1]:
-        if groups and _beside(groups[-1][-1], place, generators):
-            groups[-1].append(place)
+    groups: list[list[_Planned]] = []
+    for update in _parse(plan)[1]:
+        if groups and _beside(groups[-1][-1], update, generators):
+            groups[-1].append(update)
         else:
-            groups.append([place])
+            groups.append([update])
     return [
         _Group(
-            slice(places[0].rows.start, places[-1].rows.stop),
-            places[0],
-            len(places),
-            [_side_by_side(same) for same in zip(*(generators[place.generators] for place in places), strict=True)],
+            slice(updates[0].rows.start, updates[-1].rows.stop),
+            updates[0],
+            len(updates),
+            [_side_by_side(same) for same in zip(*(generators[one.generators] for one in updates), strict=True)],
         )
-        for places in groups
+        for updates in groups
     ]
 
 
-def _beside(last: _Place, place: _Place, generators: Sequence[Tensor]) -> bool:
-    size = place.rows.stop - place.rows.start
-    follows = last.rows == slice(place.rows.start - size, place.rows.start)
-    if not follows or (last.kernel, last.alpha, last.outer) != (place.kernel, place.alpha, place.outer):
+def _beside(last: _Planned, update: _Planned, generators: Sequence[Tensor]) -> bool:
+    size = update.rows.stop - update.rows.start
+    follows = last.rows == slice(update.rows.start - size, update.rows.start)
+    if not follows or (last.kernel, last.alpha, last.outer) != (update.kernel, update.alpha, update.outer):
         return False
-    shapes = [[tensor.shape for tensor in generators[one.generators]] for one in (last, place)]
+    shapes = [[tensor.shape for tensor in generators[one.generators]] for one in (last, update)]
     return shapes[0] == shapes[1]
 
 
@@ -127,7 +140,7 @@ def _side_by_side(tensors: Sequence[Tensor]) -> Tensor:
 
 def _sum(weight: Tensor | None, groups: Sequence[_Group], m: int, n: int, dtype: torch.dtype) -> Tensor:
     """W + D, or D: (m, n)."""
-    if len(groups) == 1 and groups[0].rows == slice(0, m):
+    if len(groups) == 1 and groups[0].rows == slice(0, m):  # in D's own memory, which saves a copy of the weight
         D, alpha = _dense(groups[0], n), groups[0].first.alpha
         return (D.mul_(alpha) if weight is None else torch.add(weight, D, alpha=alpha, out=D)).to(dtype)
     total = groups[0].generators[0].new_zeros(m, n) if weight is None else weight.clone()
@@ -161,9 +174,10 @@ def _gradients(
         x_gradient = [(g_rows @ _sum(weight, groups, m, n, g.dtype)).view(x.shape)] if needs_x else []
         for group in groups:
             compute = group.first.kernel.gradients(group.first.outer)
-            found = compute(group.generators, g_rows[:, group.rows].view(-1, group.parts, group.size), x_rows)
-            # New tensors, which share nothing.
-            gradients += [group.first.alpha * gradient for part in zip(*found, strict=True) for gradient in part]
+            g_parts = g_rows[:, group.rows].view(-1, group.parts, group.size)
+            by_generator = compute(group.generators, g_parts, x_rows)
+            # New tensors: what an operator returns must share no memory, and these are views of one for all parts.
+            gradients += [group.first.alpha * gradient for part in zip(*by_generator, strict=True) for gradient in part]
     return gradients + x_gradient
 
 

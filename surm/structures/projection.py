@@ -1,31 +1,18 @@
 """Frobenius projections onto the families: closed forms, and an optimiser where there is none."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-if TYPE_CHECKING:
-    from surm.structures.base import Structure
+from surm.structures.base import Fit, Structure
 
 RANDOM_STARTS = 2
 MAX_STEPS = 5000  # a start
 PERFECT = 1e-6  # relative error where no further start is tried
 SWEEPS_A_CHECK = 25  # of alternating least squares, between two looks at the error
-
-
-@dataclass(frozen=True)
-class Fit:
-    """How well an optimiser reached a matrix that has no closed-form projection."""
-
-    relative_error: float  # Frobenius norm of the difference over that of the matrix
-    steps: int  # of the optimiser, all starts together
-    converged: bool
 
 
 def sum_diagonals(matrix: Tensor) -> Tensor:

@@ -8,9 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from surm.structures import projection
-from surm.structures.base import Device, Shape, Structure
+from surm.structures.base import Device, Fit, Shape, Structure
 from surm.structures.family import ConstantDiagonals
-from surm.structures.projection import Fit
 
 
 class Sum(Structure):

@@ -6,10 +6,9 @@ import torch
 from torch import Tensor
 
 from surm.structures import functional, projection
-from surm.structures.base import Shape, Structure
+from surm.structures.base import Fit, Shape, Structure
 from surm.structures.family import ConstantDiagonals
 from surm.structures.options import count, one_of
-from surm.structures.projection import Fit
 
 
 class Toeplitz(ConstantDiagonals):
@@ -54,13 +53,6 @@ class Toeplitz(ConstantDiagonals):
         K = max(self.m, self.n)
         t1, t2 = self._factors(dtype)
         return [self._diagonals(t1, self.m, K), self._diagonals(t2, K, self.n)]
-
-    def row_work(self) -> tuple[float, float]:
-        if self.is_linear():
-            return 2 * functional.transform_work(functional.fast_length(self.m + self.n - 1)), 0
-        K = max(self.m, self.n)
-        lengths = functional.fast_length(self.m + K - 1), functional.fast_length(K + self.n - 1)
-        return 2 * self.options["terms"] * sum(map(functional.transform_work, lengths)), 0
 
     def _dense(self, dtype: torch.dtype) -> Tensor:
         return super()._dense(dtype) if self.is_linear() else Structure._dense(self, dtype)

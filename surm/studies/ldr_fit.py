@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from surm.structures import structure_class
-from surm.structures.projection import DisplacementProblem, Fit, truncated_svd
+from surm.structures.base import Fit
+from surm.structures.projection import DisplacementProblem, truncated_svd
 
 SIZE = 100
 TARGETS = ("random", "near_low_rank", "low_intrinsic_rank", "low_intrinsic_rank_noise")

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from surm.structures import Structure, build
 from surm.structures.autocast import autocasts
-from surm.structures.backends import prefers_fused, product, terms, transformed
+from surm.structures.backends import prefers_fused, product, transformed, updates
 from surm.structures.ops import updated_linear
 from surm.tuners.config import SurmConfig
 from surm.tuners.merging import Merging
@@ -216,12 +216,12 @@ class SurmWeight(nn.Module, SurmLayer, Merging):
         if backends != {"fused"} and not prefers_fused([structure for _, _, structure in chosen], x):
             return None
         starts = [0, *accumulate(self.parts.values())]
-        updates = [
-            term
+        listed = [
+            update
             for name, index, structure in chosen
-            for term in terms(structure, x, slice(starts[index], starts[index + 1]), self.alpha[name])
+            for update in updates(structure, x, slice(starts[index], starts[index + 1]), self.alpha[name])
         ]
-        return updated_linear(x, weight, cast(nn.Linear, self.base_layer).bias, self.rows, updates)
+        return updated_linear(x, weight, cast(nn.Linear, self.base_layer).bias, self.rows, listed)
 
     def _divided(self, output: Tensor) -> list[Tensor]:
         """The output by parts; a layer that is not fused has its features in any dimension."""

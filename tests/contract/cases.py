@@ -8,9 +8,9 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from surm.structures import Structure, build
-from surm.structures.backends import product, terms
+from surm.structures.backends import product, updates
 from surm.structures.kernels import KERNELS
-from surm.structures.ops import Term, updated_linear
+from surm.structures.ops import Update, updated_linear
 from tests.contract.rows import ROWS, Row
 
 SHAPES = {
@@ -25,11 +25,9 @@ SHAPES = {
 }
 
 
-def by_way(terms: Sequence[Term], *, outer: bool) -> list[Term]:
-    """The terms with gradients from H, or without it, where the kernel has that way."""
-    kernels = [KERNELS[term.kernel] for term in terms]
-    ways = [kernel.by_outer is not None if outer else kernel.by_rows is None for kernel in kernels]
-    return [term._replace(outer=way) for term, way in zip(terms, ways, strict=True)]
+def by_way(updates: Sequence[Update], *, outer: bool) -> list[Update]:
+    """The updates with gradients from H, or without it, where the kernel has that way."""
+    return [update._replace(outer=outer or KERNELS[update.kernel].by_rows is None) for update in updates]
 
 
 def beside_a_weight(structure: Structure, x: Tensor) -> Tensor:
@@ -37,7 +35,7 @@ def beside_a_weight(structure: Structure, x: Tensor) -> Tensor:
     m, n = structure.m, structure.n
     numbers = torch.arange(m * n + m, dtype=x.dtype).sin()  # which torch.compile can follow, unlike a generator
     weight, bias = numbers[m:].reshape(m, n), numbers[:m]
-    return updated_linear(x, weight, bias, m, by_way(terms(structure, x), outer=True)) - linear(x, weight, bias)
+    return updated_linear(x, weight, bias, m, by_way(updates(structure, x), outer=True)) - linear(x, weight, bias)
 
 
 BACKENDS: dict[str, Callable[[Structure, Tensor], Tensor]] = {
@@ -47,7 +45,10 @@ BACKENDS: dict[str, Callable[[Structure, Tensor], Tensor]] = {
     "fused": beside_a_weight,
 }
 
+DIFFERENT = {name: multiply for name, multiply in BACKENDS.items() if name != "module"}  # "fft" runs the module
+
 backends = pytest.mark.parametrize("multiply", BACKENDS.values(), ids=BACKENDS)
+different_backends = pytest.mark.parametrize("multiply", DIFFERENT.values(), ids=DIFFERENT)
 rows = pytest.mark.parametrize("row", ROWS, ids=str)
 shapes = pytest.mark.parametrize(("m", "n"), SHAPES.values(), ids=SHAPES)
 

@@ -50,6 +50,58 @@ def ldr(g: Tensor, h: Tensor, m: int, n: int) -> Tensor:
     return (circulant(g, len(g), len(g)) @ skew_circulant(h, len(h), len(h)))[:m, :n]
 
 
+def block_circulant(b: Callable[[int, int], int]) -> Callable[[Tensor, int, int], Tensor]:
+    """Of b(m, n) x b(m, n) blocks, whose first columns stand one after the other in a generator of any shape."""
+
+    def dense(c: Tensor, m: int, n: int) -> Tensor:
+        size = b(m, n)
+        grid = np.arange(-(-m // size) * -(-n // size)).reshape(-(-m // size), -(-n // size)) * size
+        block = scipy.linalg.circulant(np.arange(size))
+        layout = np.block([[start + block for start in line] for line in grid])[:m, :n]
+        return c.flatten()[torch.from_numpy(layout)]
+
+    return dense
+
+
+def grid_size(b: Callable[[int, int], int]) -> Callable[[int, int], int]:
+    return lambda m, n: -(-m // b(m, n)) * -(-n // b(m, n)) * b(m, n)
+
+
+def half(m: int, n: int) -> int:
+    return -(-max(m, n) // 2)
+
+
+def two(m: int, n: int) -> int:
+    return 2
+
+
+def block_diagonal(blocks: Tensor) -> Tensor:
+    """Of blocks (k, rows, columns)."""
+    numbers = 1 + np.arange(blocks.numel()).reshape(blocks.shape)
+    layout = torch.from_numpy(scipy.linalg.block_diag(*numbers))
+    return torch.cat((blocks.new_zeros(1), blocks.flatten()))[layout]
+
+
+def transposition(rows: int, columns: int) -> Tensor:
+    """Which entry of a flat (rows, columns) matrix stands where in its flat transpose."""
+    return torch.from_numpy(np.arange(rows * columns).reshape(rows, columns).T.ravel())
+
+
+def monarch(L: Tensor, R: Tensor, m: int, n: int) -> Tensor:
+    """P L P^T R, with permutations of rows that turn blocks x rows into rows x blocks."""
+    k, s, _ = L.shape
+    inner = block_diagonal(R)[transposition(k, k)]
+    return (block_diagonal(L) @ inner)[transposition(k, s)][:m, :n]
+
+
+def monarch_size(m: int, n: int) -> int:
+    """With the least padded number of blocks between sqrt(N / 2) and sqrt(2 N), N = min(m, n)."""
+    N = min(m, n)
+    chosen = [k for k in range(1, N + 1) if N / 2 <= k**2 <= 2 * N]
+    k = min(chosen, key=lambda k: (np.ceil(m / k) * np.ceil(n / k) * k**2, abs(k**2 - N)))
+    return int(k**2 * (np.ceil(m / k) + np.ceil(n / k)))
+
+
 def circulant_plus_skew(p: Parameters, m: int, n: int) -> Tensor:
     return circulant((p["parts.0.r1"] * p["parts.0.r2"])[0], m, n) + skew_circulant(
         (p["parts.1.r1"] * p["parts.1.r2"])[0], m, n
@@ -144,6 +196,29 @@ ROWS = [
     Row("ldr", {"terms": 3}, sum_over_terms(ldr, "G", "H"), lambda m, n: 6 * max(m, n), exact=False),
     Row("low_rank", {}, low_rank, lambda m, n: m + n),
     Row("low_rank", {"rank": 2, "terms": 2}, low_rank, lambda m, n: 4 * (m + n)),
+    Row(
+        "block_circulant",
+        {},
+        sum_over_terms(block_circulant(half), "c"),
+        grid_size(half),
+        (block_circulant(half),),
+        grid_size(half),
+    ),
+    Row(
+        "block_circulant",
+        {"block_size": 2, "terms": 2},
+        sum_over_terms(block_circulant(two), "c"),
+        lambda m, n: 2 * grid_size(two)(m, n),
+        (block_circulant(two),),
+        grid_size(two),
+    ),
+    Row("monarch", {}, sum_over_terms(monarch, "L", "R"), monarch_size),
+    Row(
+        "monarch",
+        {"blocks": 3, "terms": 2},
+        sum_over_terms(monarch, "L", "R"),
+        lambda m, n: 2 * 9 * (-(-m // 3) + -(-n // 3)),
+    ),
     Row("circulant+skew_circulant", {}, circulant_plus_skew, lambda m, n: 4 * max(m, n), (circulant, skew_circulant)),
     Row(
         "circulant+toeplitz", ONE, circulant_plus_toeplitz, lambda m, n: 3 * max(m, n), (circulant, symmetric_toeplitz)

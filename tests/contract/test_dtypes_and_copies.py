@@ -13,7 +13,7 @@ from torch import Tensor
 
 from surm.structures import Structure, build
 from surm.structures.backends import product
-from tests.contract.cases import backends, draw, random_structure, rows, twin
+from tests.contract.cases import backends, different_backends, draw, random_structure, rows, twin
 from tests.contract.rows import ROWS, Row
 
 
@@ -83,7 +83,7 @@ def test_dense_products_in_half_precision(row: Row, dtype: torch.dtype, autocast
 
 
 @rows
-@backends
+@different_backends
 def test_float64_keeps_its_precision(row: Row, multiply) -> None:
     structure = random_structure(row, 8, 8, torch.float32)
     x = draw(4, 8)

@@ -1,4 +1,4 @@
-"""The operator of updated layers: what torch's own checks say, what it keeps, and many terms at once."""
+"""The operator of updated layers: what torch's own checks say, what it keeps, and many updates at once."""
 
 from unittest.mock import patch
 
@@ -9,24 +9,17 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.library import opcheck
 from torch.nn.functional import linear
 
-from surm.structures import STRUCTURES, build, ops
-from surm.structures.backends import product, terms
+from surm.structures import STRUCTURES, build, ops, option_names
+from surm.structures.backends import product, updates
 from surm.structures.kernels import KERNELS
-from surm.structures.ops import Term, updated_linear
+from surm.structures.ops import Update, updated_linear
 from tests.contract.cases import by_way
+from tests.contract.rows import ROWS
 
-GENERATORS = {  # by kernel, of a 4 x 6 matrix
-    "toeplitz": [(9,)],
-    "circulant": [(6,)],
-    "skew_circulant": [(6,)],
-    "ldr": [(2, 6), (2, 6)],
-    "toeplitz_pair": [(2, 9), (2, 11)],
-    "kronecker": [(1, 2, 3), (1, 2, 2)],
-    "low_rank": [(4, 2), (2, 6)],
+MEMBERS = {
+    member.kernel: member for row in ROWS if "+" not in row.name for member in [build(row.name, 4, 6, **row.options)]
 }
-WAYS = [(name, False) for name, kernel in KERNELS.items() if kernel.by_rows] + [
-    (name, True) for name, kernel in KERNELS.items() if kernel.by_outer
-]
+WAYS = [(name, outer) for name, kernel in KERNELS.items() for outer in (False, True) if outer or kernel.by_rows]
 
 
 def draw(*shape: int, seed: int = 0) -> Tensor:
@@ -37,9 +30,10 @@ def draw(*shape: int, seed: int = 0) -> Tensor:
 @pytest.mark.parametrize("weighted", [True, False])
 def test_torchs_checks_of_an_operator_pass(kernel, outer, weighted):
     weight, bias = (draw(4, 6, seed=1), draw(4, seed=2)) if weighted else (None, None)
-    generators = [draw(*shape, seed=3).requires_grad_() for shape in GENERATORS[kernel]]
+    shapes = [generator.shape for generator in MEMBERS[kernel].generators(torch.float64)]
+    generators = [draw(*shape, seed=3).requires_grad_() for shape in shapes]
     x = draw(3, 6).requires_grad_()
-    plan = f"4;0:4:{kernel}:0.5:{outer:d}"
+    plan = f"4;0:4:{kernel}:0.5:{outer:d}:{len(generators)}"
     opcheck(ops._operator, (x, weight, bias, generators, plan))
     detached = [generator.detach() for generator in generators]
     opcheck(ops._operator_gradients, (draw(3, 4), x.detach(), weight, detached, plan, True))
@@ -65,7 +59,7 @@ def test_of_token_size_nothing_is_kept_but_x(structure, way):
     matrix = build(structure, n, n)
     x, weight = torch.randn(tokens, n, requires_grad=True), torch.randn(n, n)
     if way == "fused":
-        kept = saved_bytes(lambda: updated_linear(x, weight, None, n, terms(matrix, x)))
+        kept = saved_bytes(lambda: updated_linear(x, weight, None, n, updates(matrix, x)))
     else:
         kept = saved_bytes(lambda: product(matrix, x, way))
     token_size = 4 * tokens * n
@@ -73,17 +67,17 @@ def test_of_token_size_nothing_is_kept_but_x(structure, way):
     assert kept <= token_size + small < 2 * token_size
 
 
-def test_a_layer_takes_several_terms_in_several_places():
+def test_a_layer_takes_several_updates_of_several_rows():
     x, weight, bias = draw(5, 6).requires_grad_(), draw(10, 6, seed=1), draw(10, seed=2).requires_grad_()
     first, second = build("circulant", 4, 6).double(), build("kronecker+ldr", 6, 6).double()
     for structure in (first, second):
         structure.reset_parameters(False)
     parameters = [*first.parameters(), *second.parameters()]
-    places = [(first, slice(0, 4), 2.0), (second, slice(4, 10), -0.5), (first, slice(6, 10), 1.0)]
-    listed = [term for structure, rows, alpha in places for term in terms(structure, x, rows, alpha)]
+    given = [(first, slice(0, 4), 2.0), (second, slice(4, 10), -0.5), (first, slice(6, 10), 1.0)]
+    listed = [update for structure, rows, alpha in given for update in updates(structure, x, rows, alpha)]
     y = updated_linear(x, weight, bias, 10, listed)
     dense = weight.clone()
-    for structure, rows, alpha in places:
+    for structure, rows, alpha in given:
         dense[rows] += alpha * structure.dense()
     expected = linear(x, dense, bias)
     torch.testing.assert_close(y, expected)
@@ -94,16 +88,17 @@ def test_a_layer_takes_several_terms_in_several_places():
 @pytest.mark.parametrize("outer", [False, True])
 @pytest.mark.parametrize("structure", [*STRUCTURES, "circulant+ldr"])
 def test_parts_of_one_kind_and_others_beside_them_have_the_gradients_of_the_dense_matrices(structure, outer):
-    """Three of one kind, which are computed together, then one of another number of terms and alpha."""
+    """Three of one kind, which are computed together, then one of another alpha and, where it has terms, of two."""
     x = draw(300, 12).requires_grad_()
-    parts = [build(structure, 6, 12, terms=terms).double() for terms in (1, 1, 1, 2)]
+    several = {"terms": 2} if "terms" in option_names(structure) else {}
+    parts = [build(structure, 6, 12, **options).double() for options in ({}, {}, {}, several)]
     for part in parts:
         part.reset_parameters(False)
     weight, g = draw(24, 12, seed=1), draw(300, 24, seed=2)
     listed = []
     alphas = (2.0, 2.0, 2.0, -0.5)
     for index, (part, alpha) in enumerate(zip(parts, alphas, strict=True)):
-        listed += terms(part, x, slice(6 * index, 6 * index + 6), alpha)
+        listed += updates(part, x, slice(6 * index, 6 * index + 6), alpha)
     dense = weight + torch.cat([alpha * part.dense() for part, alpha in zip(parts, alphas, strict=True)])
     inputs = [x, *(parameter for part in parts for parameter in part.parameters())]
     y = updated_linear(x, weight, None, 24, by_way(listed, outer=outer))
@@ -116,7 +111,7 @@ def test_parts_of_one_kind_and_others_beside_them_have_the_gradients_of_the_dens
 def test_the_gradient_of_x_is_not_copied():
     x = torch.randn(64, 32, requires_grad=True)
     structure = build("circulant", 32, 32)
-    y = updated_linear(x, torch.randn(32, 32), None, 32, terms(structure, x))
+    y = updated_linear(x, torch.randn(32, 32), None, 32, updates(structure, x))
     cpu = torch.profiler.ProfilerActivity.CPU
     with torch.profiler.profile(activities=[cpu], record_shapes=True) as profile:
         y.backward(torch.ones_like(y))
@@ -127,12 +122,12 @@ def test_the_gradient_of_x_is_not_copied():
 @pytest.mark.parametrize("batch", [(), (5,), (2, 3)])
 def test_a_bias_has_its_gradient_for_any_leading_dimensions(batch):
     bias, g = draw(4).requires_grad_(), draw(*batch, 4, seed=1)
-    updated_linear(draw(*batch, 6), draw(4, 6), bias, 4, [Term(slice(0, 4), "circulant", [draw(6)])]).backward(g)
+    updated_linear(draw(*batch, 6), draw(4, 6), bias, 4, [Update(slice(0, 4), "circulant", [draw(6)])]).backward(g)
     torch.testing.assert_close(bias.grad, g.reshape(-1, 4).sum(0))
 
 
 def test_an_input_that_needs_no_gradient_costs_no_sum_in_the_backward_pass():
-    term = Term(slice(0, 4), "circulant", [draw(6).requires_grad_()])
+    update = Update(slice(0, 4), "circulant", [draw(6).requires_grad_()])
     with patch.object(ops, "_sum", wraps=ops._sum) as formed:
-        updated_linear(draw(3, 6), draw(4, 6), None, 4, [term]).sum().backward()
+        updated_linear(draw(3, 6), draw(4, 6), None, 4, [update]).sum().backward()
     assert formed.call_count == 1

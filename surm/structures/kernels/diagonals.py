@@ -100,9 +100,9 @@ def _circulant_by_outer(tensors: Tensors, g: Tensor, x: Tensor, *, sign: int) ->
 
 
 def _circulant_kernel(by_rows: Gradients, sign: int) -> Kernel:
-    return Kernel(1, partial(_circulant_dense, sign=sign), by_rows, partial(_circulant_by_outer, sign=sign))
+    return Kernel(partial(_circulant_dense, sign=sign), by_rows, partial(_circulant_by_outer, sign=sign))
 
 
-TOEPLITZ = Kernel(1, _toeplitz_dense, _toeplitz_by_rows, _toeplitz_by_outer)
+TOEPLITZ = Kernel(_toeplitz_dense, _toeplitz_by_rows, _toeplitz_by_outer)
 CIRCULANT = _circulant_kernel(_circulant_by_rows, sign=1)
 SKEW_CIRCULANT = _circulant_kernel(_skew_circulant_by_rows, sign=-1)

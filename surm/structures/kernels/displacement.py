@@ -37,7 +37,7 @@ from surm.structures.kernels.shifts import (
 
 
 class Displacement(NamedTuple):
-    """Of D, or the gradients of the four."""
+    """What D follows from by running sums down its diagonals, or the gradients of these four."""
 
     row: Tensor
     column: Tensor
@@ -61,10 +61,15 @@ def _dense(given: Displacement) -> Tensor:
     left, right = _blocks(given)
     blocks = left.shape[1] // BLOCK
     above, skewed = above_blocks(parts, blocks, n, given.A)
+    # A diagonal starts in the first row or in the first column. BLOCK entries of the column stand to the left of each
+    # row above a block, last one first, since the diagonals of the block's own rows pass through them.
     above[:, :, :BLOCK] = in_blocks(given.column).flip(-1)
     above[:, 0, BLOCK:-1] = given.row
     above[:, 1:, BLOCK:] = left[:, BLOCK - 1 : -1 : BLOCK] @ right  # the last row of each block but for what is above
-    above = straight(skewed.new_ones(blocks, blocks).tril() @ skewed, n)  # the sums of all rows so far
+    # In memory each of these rows lies BLOCK further to the left than the one before, so that diagonals are columns,
+    # and a running sum down a diagonal is a product with a triangle of ones.
+    above = straight(skewed.new_ones(blocks, blocks).tril() @ skewed, n)
+    # Read shifted, the row above a block gives what all of its rows start from; in this new tensor the sums are added.
     D = shifted(above[..., :-1], n).flatten(1, 2)
     return D.baddbmm_(left, right)[:, :m].contiguous()
 
@@ -76,11 +81,13 @@ def _gradients(given: Displacement, g: Tensor, x: Tensor) -> Displacement:
     left, right = _blocks(given)
     blocks = left.shape[1] // BLOCK
     H = outer(g, x, given.A)
-    # As in `_dense`, from its last line to its first.
+    # The adjoint of each line of `_dense`, from its last line to its first. By hand, as autograd would keep and copy
+    # tensors of the size of D where `shifted` is a view: 1.2 to 1.6 times as long (`Kernel._pulled_back`).
     skewed = block_sums(H)
     above = straight(skewed.new_ones(blocks, blocks).triu() @ skewed, n)
     row, column = above[:, 0, BLOCK:-1], above[:, :, :BLOCK].flip(-1).flatten(1)[:, :m]
     H[:, BLOCK - 1 : -1 : BLOCK] += above[:, 1:, BLOCK:]
+    # Products are copied to where the rows have room between them, for `shifted_gradient` sums them by strides alone.
     A = with_room((parts, q, blocks, BLOCK), BLOCK, H)
     A.copy_((H @ right.mT).view(parts, blocks, BLOCK, q, BLOCK).permute(0, 3, 1, 4, 2))
     B = with_room((parts, q, BLOCK), n, H)
@@ -110,15 +117,15 @@ def _ldr_dense(tensors: Tensors, m: int, n: int) -> Tensor:
 def _ldr_gradients(tensors: Tensors, g: Tensor, x: Tensor) -> list[Tensor]:
     G, H = tensors
     K, m, n = G.shape[-1], g.shape[-1], x.shape[-1]
-    found = _gradients(_ldr_displacement(tensors, m, n), g, x)
+    row, column, A, B = _gradients(_ldr_displacement(tensors, m, n), g, x)
     v = G.new_zeros(len(G), 2 * K)
-    v[:, :m] = found.column
-    v[:, K : K + m] += found.column
-    v[:, K - n + 1 : K] += found.row.flip(-1)
-    v[:, 2 * K - n + 1 :] -= found.row.flip(-1)
+    v[:, :m] = column
+    v[:, K : K + m] += column
+    v[:, K - n + 1 : K] += row.flip(-1)
+    v[:, 2 * K - n + 1 :] -= row.flip(-1)
     G_gradient, H_gradient = _convolution_gradients(v, G, H)
-    G_gradient[..., :m] -= 2 * found.A
-    H_gradient[..., K - n + 1 :] += found.B[..., 1:].flip(-1)
+    G_gradient[..., :m] -= 2 * A
+    H_gradient[..., K - n + 1 :] += B[..., 1:].flip(-1)
     return [G_gradient, H_gradient]
 
 
@@ -145,15 +152,15 @@ def _pair_gradients(tensors: Tensors, g: Tensor, x: Tensor) -> list[Tensor]:
     d1, d2 = tensors
     m, n = g.shape[-1], x.shape[-1]
     K, r = max(m, n), d1.shape[1]
-    found = _gradients(_pair_displacement(tensors, m, n), g, x)
-    row, column = d1.new_zeros(2, len(d1), 2 * K)
-    row[:, K - 1 : K + n - 2] = found.row.flip(-1)
-    column[:, K - 1 : K + m - 1] = found.column
-    first, d2_gradient = _convolution_gradients(row, d1[..., :K], d2)
-    d1_gradient, last = _convolution_gradients(column, d1, d2[..., n - 1 :])
+    row, column, A, B = _gradients(_pair_displacement(tensors, m, n), g, x)
+    row_convolution, column_convolution = d1.new_zeros(2, len(d1), 2 * K)
+    row_convolution[:, K - 1 : K + n - 2] = row.flip(-1)
+    column_convolution[:, K - 1 : K + m - 1] = column
+    first, d2_gradient = _convolution_gradients(row_convolution, d1[..., :K], d2)
+    d1_gradient, last = _convolution_gradients(column_convolution, d1, d2[..., n - 1 :])
     d1_gradient[..., :K] += first
     d2_gradient[..., n - 1 :] += last
-    A, B = found.A[..., 1:], found.B[..., 1:].flip(-1)
+    A, B = A[..., 1:], B[..., 1:].flip(-1)
     d1_gradient[..., K:] += A[:, :r]
     d1_gradient[..., : m - 1] -= A[:, r:]
     d2_gradient[..., : n - 1] += B[:, :r]
@@ -180,5 +187,5 @@ def _convolution_gradients(v: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, Ten
     return back[0, ..., : a.shape[-1]], back[1, ..., : b.shape[-1]]
 
 
-LDR = Kernel(2, _ldr_dense, by_outer=_ldr_gradients, passes=12)
-TOEPLITZ_PAIR = Kernel(2, _pair_dense, by_outer=_pair_gradients, passes=12)
+LDR = Kernel(_ldr_dense, by_outer=_ldr_gradients, passes=12)
+TOEPLITZ_PAIR = Kernel(_pair_dense, by_outer=_pair_gradients, passes=12)

@@ -67,5 +67,5 @@ def _low_rank_by_rows(tensors: Tensors, g: Tensor, x: Tensor) -> list[Tensor]:
     return [B_gradient, A_gradient]
 
 
-KRONECKER = Kernel(2, _kronecker_dense, _kronecker_by_rows, _kronecker_by_outer)
-LOW_RANK = Kernel(2, _low_rank_dense, _low_rank_by_rows)
+KRONECKER = Kernel(_kronecker_dense, _kronecker_by_rows, _kronecker_by_outer)
+LOW_RANK = Kernel(_low_rank_dense, _low_rank_by_rows, outer_pays=False)  # H has m n entries where g and x are narrowed
