@@ -142,9 +142,10 @@ def _prefers_fused(structures: tuple[tuple[Work, ...], ...], rows: int, dtype: t
 def _fft_seconds(work: tuple[Work, ...], rows: int, dtype: torch.dtype, training: bool) -> float:
     """Forward, and in training twice for the backward pass and once more to compute again what was not kept."""
     costs = _costs(dtype)
-    transforms = rows * sum(part.transforms for part in work)
+    transforms = rows * sum(KERNELS[part.kernel].product * part.transforms for part in work)
+    others = sum(KERNELS[part.kernel].product * part.others for part in work)
     seconds = costs.call + transforms * costs.transform * (STREAMED if transforms > CACHED else 1)
-    return (4 if training else 1) * (seconds + rows * sum(part.others for part in work) * costs.narrow)
+    return (4 if training else 1) * (seconds + rows * others * costs.narrow)
 
 
 def _fused_seconds(work: tuple[Work, ...], rows: int, dtype: torch.dtype, training: bool) -> float:
