@@ -35,7 +35,7 @@ def asked(config: RunConfig) -> dict[str, Any]:
         },
         "dataset": {
             "name": dataset.name,
-            "revision": data.data_revision(dataset.name, path=dataset.path),
+            "revision": data.data_revision(dataset.name, **dataset.origin()),
             "fraction": dataset.fraction if dataset.fraction < 1 else None,
             "columns": dataset.origin()["columns"],
             "evaluate_on": dataset.evaluate_on,

@@ -17,6 +17,7 @@ from surm.models.backbone import Backbone, check_image_size
 from surm.models.fused import split_fused_projections
 from surm.models.hub import HubFiles
 from surm.shared.assets import Asset
+from surm.shared.errors import ModelError
 from surm.shared.registry import nearest
 
 __all__ = [
@@ -257,9 +258,9 @@ def _check(name: str, entry: ModelEntry, image_size: int | None) -> None:
     if image_size is None:
         return
     if entry.modality == "text":
-        raise ValueError(f"image_size={image_size}: {name} reads text, so leave image_size out.")
+        raise ModelError(f"image_size={image_size}: {name} reads text, so leave image_size out.")
     if entry.fixed_size not in (None, image_size):
-        raise ValueError(
+        raise ModelError(
             f"image_size={image_size}: {name} takes {entry.fixed_size} pixels and no other size; leave image_size out."
         )
     if entry.patch is not None:
@@ -274,7 +275,7 @@ def _entry(name: str, source: str | None, revision: str | None, path: str | None
         return _unlisted(name, source, revision, path)
     if name not in MODELS:
         close = nearest(name, MODELS)
-        raise ValueError(
+        raise ModelError(
             f"There is no model {name!r}: choose one of {', '.join(MODELS)}, or say with model.source="
             f"{'|'.join(SOURCES)} where it comes from{f'; did you mean {close}?' if close else '.'}"
         )
@@ -283,9 +284,9 @@ def _entry(name: str, source: str | None, revision: str | None, path: str | None
         files = replace(entry.weights, revision=revision or entry.revision, path=path)
         return replace(entry, revision=files.revision, weights=files)
     if path is not None:
-        raise ValueError(f"model.path={path}: {name} is not read from a folder; leave the path out.")
+        raise ModelError(f"model.path={path}: {name} is not read from a folder; leave the path out.")
     if revision not in (None, entry.revision):
-        raise ValueError(f"Model {name} has revision {entry.revision}, not {revision}; leave the revision out.")
+        raise ModelError(f"Model {name} has revision {entry.revision}, not {revision}; leave the revision out.")
     return entry
 
 
@@ -293,18 +294,18 @@ def _entry(name: str, source: str | None, revision: str | None, path: str | None
 def _unlisted(name: str, source: str, revision: str | None, path: str | None) -> ModelEntry:
     if source not in SOURCES:
         close = nearest(source, SOURCES)
-        raise ValueError(
+        raise ModelError(
             f"model.source={source}: allowed are {', '.join(SOURCES)}{f'; did you mean {close}?' if close else '.'}"
         )
     if name in MODELS:
-        raise ValueError(f"model.name={name} model.source={source}: {name} has a source already; leave it out.")
+        raise ModelError(f"model.name={name} model.source={source}: {name} has a source already; leave it out.")
     if source == "local" and path is None:
-        raise ValueError(f"model.name={name} model.source=local: give the model's folder as model.path=<folder>.")
+        raise ModelError(f"model.name={name} model.source=local: give the model's folder as model.path=<folder>.")
     revision = revision or "main"
     if source == "timm":
         repository = import_module("surm.models.from_timm").repository(name)
         if repository is None and path is None:
-            raise ValueError(f"model.name={name}: timm has no weights of it; give a folder with some as model.path.")
+            raise ModelError(f"model.name={name}: timm has no weights of it; give a folder with some as model.path.")
         files = HubFiles(repository, revision, path, config={"architecture": name})
     else:
         files = HubFiles(name if source == "transformers" else None, revision, path)

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
+from surm.shared.errors import ModelError
+
 HEAD_STD = 0.02  # of BERT's and of timm's own classifiers
 
 
@@ -43,6 +45,6 @@ def initialise_head(module: nn.Module, head: tuple[str, ...]) -> None:
 def check_image_size(image_size: int, patch: int) -> None:
     """Refuse, in one sentence, a size in pixels that does not divide into patches."""
     if image_size < patch or image_size % patch:
-        raise ValueError(
+        raise ModelError(
             f"image_size={image_size}: the model's patches are {patch} pixels wide; give a multiple of it."
         )

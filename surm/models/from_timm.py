@@ -9,6 +9,7 @@ from timm.data.config import resolve_data_config
 
 from surm.models.backbone import Backbone, initialise_head
 from surm.models.hub import HubFiles
+from surm.shared.errors import ModelError
 from surm.shared.registry import nearest
 
 
@@ -41,12 +42,12 @@ def repository(name: str) -> str | None:
     """
     if not timm.is_model(name):
         close = nearest(name, timm.list_models())
-        raise ValueError(f"model.name={name}: timm has no such model{f'; did you mean {close}?' if close else '.'}")
+        raise ModelError(f"model.name={name}: timm has no such model{f'; did you mean {close}?' if close else '.'}")
     try:
         found = timm.get_pretrained_cfg(name)
     except RuntimeError:
         tags = timm.list_models(f"{name.split('.')[0]}.*", pretrained=True)
-        raise ValueError(f"model.name={name}: timm has no such weights; choose one of {', '.join(tags)}.") from None
+        raise ModelError(f"model.name={name}: timm has no such weights; choose one of {', '.join(tags)}.") from None
     return found.hf_hub_id if found else None
 
 
@@ -68,7 +69,7 @@ def build(name: str, files: HubFiles, image_size: int | None = None) -> Any:
             options |= {"img_size": image_size} if model.pretrained_cfg["fixed_input_size"] else {}
         return timm.create_model(name, num_classes=0, **options)
     except (AssertionError, RuntimeError, TypeError, ValueError) as error:
-        raise ValueError(f"timm cannot build {name.removeprefix('local-dir:')}: {_one_line(error)}") from None
+        raise ModelError(f"timm cannot build {name.removeprefix('local-dir:')}: {_one_line(error)}") from None
 
 
 def _load_weights(module: Any, files: HubFiles) -> None:
@@ -83,7 +84,7 @@ def _load_weights(module: Any, files: HubFiles) -> None:
     try:
         module.load_state_dict(state)
     except RuntimeError as error:
-        raise ValueError(f"The weights of {files.name} are not those of the model: {_one_line(error)}") from None
+        raise ModelError(f"The weights of {files.name} are not those of the model: {_one_line(error)}") from None
 
 
 def _head(module: Any) -> tuple[str, ...]:

@@ -23,6 +23,7 @@ from transformers.utils import logging
 
 from surm.models.backbone import Backbone, initialise_head
 from surm.models.hub import HubFiles
+from surm.shared.errors import ModelError, ModelNotFoundError
 
 AUTO_CLASSES = {"text": AutoModelForSequenceClassification, "image": AutoModelForImageClassification}
 INTERPOLATIONS = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")  # in PIL's numbering
@@ -47,7 +48,7 @@ def load(files: HubFiles, content_hash: str, *, num_labels: int, image_size: int
     head = _head(module)
     lacking = {*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])}
     if strangers := sorted(key for key in lacking if not key.startswith(tuple(f"{name}." for name in head))):
-        raise ValueError(
+        raise ModelError(
             f"The weights of {files.name} are not those of the model: {len(strangers)} tensors are missing or of "
             f"another shape, such as {strangers[0]}."
         )
@@ -85,7 +86,7 @@ def facts(files: HubFiles) -> dict[str, Any]:
     try:
         width = described.hidden_size
     except AttributeError:
-        raise ValueError(
+        raise ModelError(
             f"{files.name}: a {config['model_type']} has no single hidden_size; choose a model of one width."
         ) from None
     if kind == "text":
@@ -106,7 +107,7 @@ def modality(config: Mapping[str, Any]) -> str:
         return "text"
     if kind in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES:
         return "image"
-    raise ValueError(f"model_type={kind} in config.json: transformers classifies neither text nor images with it.")
+    raise ModelError(f"model_type={kind} in config.json: transformers classifies neither text nor images with it.")
 
 
 @contextmanager
@@ -146,7 +147,9 @@ def _preprocessing(folder: Path, files: HubFiles, image_size: int | None) -> dic
         with quiet():
             processor = read(folder, local_files_only=True)
     except (OSError, ValueError):
-        raise FileNotFoundError(f"{files.name} has no preprocessor_config.json: fetch it beside the weights.") from None
+        raise ModelNotFoundError(
+            f"{files.name} has no preprocessor_config.json: fetch it beside the weights."
+        ) from None
     resized: int = processor.size.get("shortest_edge") or processor.size["height"]
     cropped: int = processor.crop_size["height"] if getattr(processor, "do_center_crop", False) else resized
     return {

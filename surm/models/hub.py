@@ -20,6 +20,7 @@ WEIGHT_FILES = (
     "pytorch_model-*.bin",
     "open_clip_model.safetensors",
 )
+from surm.shared.errors import ModelError, ModelNotFoundError
 
 _REASONS = {
     "RepositoryNotFoundError": "the hub has no such repository",
@@ -66,16 +67,16 @@ class HubFiles:
         folder = self._folder(DESCRIPTION_FILES)
         file = folder / "config.json"
         if not file.is_file():
-            raise FileNotFoundError(f"{self.name} holds no config.json{self._way_out()}")
+            raise ModelNotFoundError(f"{self.name} holds no config.json{self._way_out()}")
         try:
             found: dict[str, Any] = json.loads(file.read_text())
         except ValueError:
-            raise ValueError(f"{file} is not valid JSON{self._way_out()}") from None
+            raise ModelError(f"{file} is not valid JSON{self._way_out()}") from None
         for key, expected in self.config.items():
             # timm writes the name of the weights, behind the dot, elsewhere.
             wanted = expected.split(".")[0] if key == "architecture" else expected
             if key != "model_args" and found.get(key) != wanted:
-                raise ValueError(
+                raise ModelError(
                     f"{self.name} holds another model: its config.json says {key}={found.get(key)}, "
                     f"not {wanted}{self._way_out()}"
                 )
@@ -92,7 +93,7 @@ class HubFiles:
             found = sorted(self._folder((*DESCRIPTION_FILES, pattern)).glob(pattern))
             if found:
                 return found
-        raise FileNotFoundError(f"{self.name} holds no model.safetensors or pytorch_model.bin{self._way_out()}")
+        raise ModelNotFoundError(f"{self.name} holds no model.safetensors or pytorch_model.bin{self._way_out()}")
 
     def read_weights(self) -> dict[str, Tensor]:
         """All tensors by name, on the processor."""
@@ -115,7 +116,7 @@ class HubFiles:
         if self.path is not None:
             folder = Path(self.path).expanduser()
             if not folder.is_dir():
-                raise FileNotFoundError(f"model.path={self.path} is no folder{self._way_out()}")
+                raise ModelNotFoundError(f"model.path={self.path} is no folder{self._way_out()}")
             return folder
         assert self.repository is not None
         return _snapshot(self.repository, self.revision, patterns, self._way_out())
@@ -137,7 +138,7 @@ def _snapshot(repository: str, revision: str, patterns: tuple[str, ...], way_out
         reason = (
             "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else _REASONS.get(type(error).__name__, "no network")
         )
-        raise FileNotFoundError(
+        raise ModelNotFoundError(
             f"{repository} at revision {revision} is not on this machine and cannot be fetched, {reason}{way_out}"
         ) from None
     return Path(folder)
