@@ -31,7 +31,7 @@ def asked(config: RunConfig) -> dict[str, Any]:
             "name": model.name,
             "source": model.source,
             "revision": models.model_revision(model.name, **model.origin()),
-            "image_size": model.image_size,
+            "image_size": model.image_size or models.model_image_size(model.name, source=model.source),
         },
         "dataset": {
             "name": dataset.name,

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from surm.experiments.plan import Experiment, load_scale, load_scale_experiments
 from surm.methods.names import label
-from surm.shared.errors import ConfigError, Interrupted, RecordError, RunError, StorageError, TrackingError
+from surm.shared.errors import Interrupted, UserError
 from surm.shared.processes import is_main
 
 STORAGE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EFBIG, errno.EIO, errno.ENOTDIR)
@@ -27,7 +27,7 @@ def command() -> Iterator[None]:
     """Show an expected error as one sentence with a non-zero exit code; anything else is a bug and keeps its trace."""
     try:
         yield
-    except (ConfigError, RecordError, RunError, StorageError, TrackingError, FileNotFoundError) as error:
+    except (UserError, FileNotFoundError) as error:
         sys.exit(f"Error: {error}" if is_main() else 1)
     except OSError as error:
         if error.errno not in STORAGE_ERRORS:

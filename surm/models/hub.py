@@ -2,14 +2,21 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+import math
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
 from torch import Tensor
+
+from surm.shared.errors import ModelError, ModelNotFoundError
 
 DESCRIPTION_FILES = ("*.json", "*.txt", "*.model")  # configuration, image processor, tokenizer: kilobytes
 # The first kind that is there is taken; OpenCLIP's own format is what some CLIP repositories hold.
@@ -20,7 +27,6 @@ WEIGHT_FILES = (
     "pytorch_model-*.bin",
     "open_clip_model.safetensors",
 )
-from surm.shared.errors import ModelError, ModelNotFoundError
 
 _REASONS = {
     "RepositoryNotFoundError": "the hub has no such repository",
@@ -55,10 +61,10 @@ class HubFiles:
         return f"{self.repository} at revision {self.revision}" if self.path is None else f"model.path={self.path}"
 
     def check(self) -> None:
-        """Refuse a `path` that is no folder, or without configuration or weights; nothing is read of the weights."""
+        """Refuse a `path` that is no folder, or without configuration or whole weights; of these the heads are read."""
         if self.path is not None:
             self.read_config()
-            self.weight_files()
+            self.weight_elements()
 
     def read_config(self) -> dict[str, Any]:
         """The content of config.json, or of `config` where that is known and no folder is given."""
@@ -70,8 +76,10 @@ class HubFiles:
             raise ModelNotFoundError(f"{self.name} holds no config.json{self._way_out()}")
         try:
             found: dict[str, Any] = json.loads(file.read_text())
-        except ValueError:
+        except (ValueError, RecursionError):
             raise ModelError(f"{file} is not valid JSON{self._way_out()}") from None
+        if not isinstance(found, dict):
+            raise ModelError(f"{file} holds {type(found).__name__}, not settings by name{self._way_out()}")
         for key, expected in self.config.items():
             # timm writes the name of the weights, behind the dot, elsewhere.
             wanted = expected.split(".")[0] if key == "architecture" else expected
@@ -97,15 +105,52 @@ class HubFiles:
 
     def read_weights(self) -> dict[str, Tensor]:
         """All tensors by name, on the processor."""
-        from safetensors.torch import load_file
-
         state: dict[str, Tensor] = {}
-        for file in self.weight_files():
-            if file.suffix == ".safetensors":
-                state |= load_file(file)
-            else:
-                state |= torch.load(file, map_location="cpu", weights_only=True)
+        for file in self._whole_weight_files():
+            with self._reading(file):
+                state |= load_file(file) if file.suffix == ".safetensors" else _load_pickled(file)
         return state
+
+    def weight_elements(self) -> int:
+        """The numbers in the weight files, from what they say of themselves; refuses cut, empty or missing ones."""
+        total = 0
+        for file in self._whole_weight_files():
+            with self._reading(file):
+                if file.suffix == ".safetensors":
+                    with safe_open(file, "pt") as opened:  # compares the file's size with its table of contents
+                        names = list(opened.keys())
+                        total += sum(math.prod(opened.get_slice(name).get_shape()) for name in names)
+                else:
+                    total += sum(tensor.numel() for tensor in _load_pickled(file).values())
+        return total
+
+    def _whole_weight_files(self) -> list[Path]:
+        """`weight_files`, of sharded ones every shard and the index that assigns tensors to them."""
+        files = self.weight_files()
+        kind, _, shards = files[0].stem.partition("-")
+        count = re.fullmatch(r"\d+-of-(\d+)", shards)
+        if count is None:
+            return files
+        index = files[0].with_name(f"{kind}{files[0].suffix}.index.json")
+        if len(files) != int(count[1]):
+            raise ModelNotFoundError(f"{self.name} holds {len(files)} of {int(count[1])} weight files{self._way_out()}")
+        try:
+            assigned = set(json.loads(index.read_text())["weight_map"].values())
+        except FileNotFoundError:
+            return files
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            raise ModelError(f"{index} is damaged{self._way_out()}") from None
+        if lost := sorted(map(str, assigned - {file.name for file in files})):
+            raise ModelNotFoundError(f"{index} names {lost[0]}, which is not there{self._way_out()}")
+        return files
+
+    @contextmanager
+    def _reading(self, file: Path) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # of a cut or foreign file; safetensors and torch have no common class
+            reason = " ".join(str(error).split())[:150].rstrip(".:") or type(error).__name__
+            raise ModelError(f"{file} is no weight file, or a part of one ({reason}){self._way_out()}") from None
 
     def sha256(self) -> str:
         """Hash of the weight file; of the files' hashes, in order of name, where they are sharded."""
@@ -142,6 +187,13 @@ def _snapshot(repository: str, revision: str, patterns: tuple[str, ...], way_out
             f"{repository} at revision {revision} is not on this machine and cannot be fetched, {reason}{way_out}"
         ) from None
     return Path(folder)
+
+
+def _load_pickled(file: Path) -> dict[str, Tensor]:
+    """Tensors of a .bin file; no code in it is run. Mapped into memory where its format allows it."""
+    with suppress(RuntimeError):  # not torch's zip format
+        return cast(dict[str, Tensor], torch.load(file, map_location="cpu", weights_only=True, mmap=True))
+    return cast(dict[str, Tensor], torch.load(file, map_location="cpu", weights_only=True))
 
 
 @cache
