@@ -344,9 +344,9 @@ def _picture_files(files: Sequence[Path], name: str) -> list[Path] | None:
         return None
     column = _column(files, name)
     paths = [files[0].parent / cell for cell in column.cells]
-    if lost := next((index for index, path in enumerate(paths) if not path.is_file()), None):
+    if lost := [index for index, path in enumerate(paths) if not path.is_file()]:
         raise DataNotFoundError(
-            f"{column.row(lost)}, names {paths[lost]}, which is not there: give paths below {files[0].parent}."
+            f"{column.row(lost[0])}, names {paths[lost[0]]}, which is not there: give paths below {files[0].parent}."
         )
     return paths
 
