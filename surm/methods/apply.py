@@ -16,6 +16,7 @@ from surm.models.fused import split_fused_projections
 from surm.shared.registry import look_up
 from surm.structures import STRUCTURES, option_names, structure_class
 from surm.tuners import SurmConfig
+from surm.tuners.bypass import refuse_bypassed
 from surm.tuners.targets import FUSED_PARTS, projection_names
 
 FORMS = ("weight", "adapter")
@@ -108,12 +109,13 @@ def _norms(module: nn.Module) -> set[nn.Parameter]:
 
 
 def _attention(module: nn.Module) -> set[nn.Parameter]:
-    return {parameter for layer in _projections(module, ["q", "k", "v", "o"]) for parameter in layer.parameters()}
+    return {parameter for _, layer in _projections(module, ["q", "k", "v", "o"]) for parameter in layer.parameters()}
 
 
-def _projections(module: nn.Module, parts: list[str]) -> Iterator[nn.Linear]:
+def _projections(module: nn.Module, parts: list[str]) -> Iterator[tuple[str, nn.Linear]]:
     endings = tuple(f".{ending}" for ending in projection_names(module, parts))
-    return (layer for name, layer in module.named_modules() if isinstance(layer, nn.Linear) and name.endswith(endings))
+    layers = ((name, layer) for name, layer in module.named_modules() if isinstance(layer, nn.Linear))
+    return ((name, layer) for name, layer in layers if name.endswith(endings))
 
 
 Apply = Callable[[Backbone, Settings, Settings, int], nn.Module]
@@ -147,6 +149,9 @@ def apply_method(
     """
     name = settings["name"]
     apply = _peft if is_peft_method(name) else {**IN_WEIGHTS, **IN_PLACE}.get(name, _structured)
+    if uses_placement(name) and placement and placement["form"] == "weight":
+        targets = [name for name, _ in _projections(backbone.module, placement["parts"])]
+        refuse_bypassed(backbone.module, targets, lambda: backbone.module(**backbone.example()))
     return apply(backbone, settings, placement or {}, steps)
 
 

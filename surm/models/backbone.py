@@ -3,7 +3,8 @@
 import math
 from dataclasses import dataclass
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from surm.shared.errors import ModelError
@@ -34,6 +35,13 @@ class Backbone:
     crop: float = 1.0
     interpolation: str = "bicubic"
     input_name: str = "x"
+
+    def example(self) -> dict[str, Tensor]:
+        """One input of the module, on its device: an image of zeros, or four tokens."""
+        device = next(self.module.parameters()).device
+        if self.image_size is None:
+            return {"input_ids": torch.zeros(1, 4, dtype=torch.long, device=device)}
+        return {self.input_name: torch.zeros(1, 3, self.image_size, self.image_size, device=device)}
 
 
 def initialise_head(module: nn.Module, head: tuple[str, ...]) -> None:
