@@ -31,11 +31,11 @@ def asked(config: RunConfig) -> dict[str, Any]:
             "name": model.name,
             "source": model.source,
             "revision": models.model_revision(model.name, **model.origin()),
-            "image_size": model.image_size,
+            "image_size": model.image_size or models.model_image_size(model.name, source=model.source),
         },
         "dataset": {
             "name": dataset.name,
-            "revision": data.data_revision(dataset.name, path=dataset.path),
+            "revision": data.data_revision(dataset.name, **dataset.origin()),
             "fraction": dataset.fraction if dataset.fraction < 1 else None,
             "columns": dataset.origin()["columns"],
             "evaluate_on": dataset.evaluate_on,

@@ -5,14 +5,19 @@ imported only when its task is asked for. A family of tasks that are read from a
 `read`, `check`, `revision` and the table `FACTS`, see `Family`.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib import import_module
 from typing import Protocol, cast
 
+import numpy as np
+
 from surm.data.base import Corpus, Split, Task, complement, share
-from surm.data.hub import DataFacts
+from surm.data.hub import DataFacts, one_line
+from surm.data.pictures import check_pictures
+from surm.shared.errors import DataError, DataNotFoundError, UserError
 from surm.shared.registry import look_up
 
 __all__ = [
@@ -42,7 +47,7 @@ class Family(Protocol):
 
     def check(self, name: str, path: str | None, columns: Mapping[str, str]) -> None: ...
 
-    def revision(self, name: str, path: str | None) -> str: ...
+    def revision(self, name: str, path: str | None, columns: Mapping[str, str]) -> str: ...
 
 
 @dataclass(frozen=True)
@@ -91,8 +96,8 @@ def load_task(
     fraction, seed: train on a seeded part of the training examples, each label's share kept; a smaller part of one seed
     is inside a larger one.
     columns: of a `table`, what its columns are: text, text_pair, image, label.
-    Raises `ValueError` for a name that does not exist or data of another layout, and `FileNotFoundError` for a package
-    that is not installed or files that are not there; each is one sentence that names the way out.
+    Raises `DataError`, one sentence that names the file or row and the way out, for data that cannot be read as they
+    are (`DataNotFoundError` for files that are not there), and `ValueError` for a name that does not exist.
     """
     _check_fraction(fraction)
     corpus = _corpus(name, path, _frozen(columns))
@@ -102,7 +107,12 @@ def load_task(
         train, evaluation = train.subset(complement(corpus.held_out, len(train))), train.subset(corpus.held_out)
         also = {}
     elif evaluate_on != "test":
-        raise ValueError(f"evaluate_on={evaluate_on}: choose test or selection.")
+        raise DataError(f"evaluate_on={evaluate_on}: choose test or selection.")
+    if not len(train) or not len(evaluation):
+        raise DataError(
+            f"dataset.evaluate_on={evaluate_on}: all {len(corpus.train)} training rows of {name} would be on one side: "
+            "give more rows of different content."
+        )
     if fraction < 1:
         train = share(train, fraction, seed, regression=corpus.regression, key=corpus.key)
     return Task(
@@ -122,7 +132,7 @@ def load_task(
 
 
 def data_hash(name: str, *, path: str | None = None, columns: Mapping[str, str] | None = None) -> str:
-    """sha256 over the raw inputs and labels of all splits, or over the files that hold them; no image is decoded."""
+    """sha256 over the raw inputs and labels of all splits, or over the files that hold them."""
     return _corpus(name, path, _frozen(columns)).content_hash
 
 
@@ -132,13 +142,16 @@ def data_modality(name: str, *, columns: Mapping[str, str] | None = None) -> str
     return known or ("image" if "image" in (columns or {}) else "text")
 
 
-def data_revision(name: str, *, path: str | None = None) -> str:
+def data_revision(name: str, *, path: str | None = None, columns: Mapping[str, str] | None = None) -> str:
     """The revision that a run's signature holds, without reading a public data set.
 
     A user's own data (`table`, `image_folder`) are named by twelve digits of the hash of their files.
     """
     entry = look_up(DATASETS, name, "dataset")
-    return entry.revision or _file(entry).revision(name, _text(path))
+    if entry.revision:
+        return entry.revision
+    with _one_sentence(name, path):
+        return _file(entry).revision(name, _text(path), dict(columns or {}))
 
 
 def data_facts(name: str) -> DataFacts:
@@ -149,7 +162,7 @@ def data_facts(name: str) -> DataFacts:
     entry = look_up(DATASETS, name, "dataset")
     facts = {} if entry.revision else _file(entry).FACTS
     if name not in facts:
-        raise ValueError(f"Nothing is known of {name} before it is read: it comes as a package or is a user's own.")
+        raise DataError(f"Nothing is known of {name} before it is read: it comes as a package or is a user's own.")
     return facts[name]
 
 
@@ -163,20 +176,25 @@ def primary_metric(name: str, *, path: str | None = None, columns: Mapping[str, 
 
 
 def check_data(name: str, *, path: str | None = None, columns: Mapping[str, str] | None = None) -> None:
-    """Refuse, before any model loads, files that are not there, have other columns or no row.
+    """Refuse, before any model loads and anything is written, data that could not be trained on.
 
-    Reads folders and the heads of files; what is still to be downloaded is not looked at.
-    Raises `ValueError` or `FileNotFoundError`, one sentence that names the way out.
+    What is given as a path is read as a whole, each picture decoded once; of the two data sets of millions of pictures
+    the folders are listed, and the rest is left to `load_task`. What is still to be downloaded is not looked at.
+    Raises `DataError` or `ValueError`, one sentence that names the way out.
     """
     entry = look_up(DATASETS, name, "dataset")
     _check_settings(name, entry, path, columns or {})
-    if not entry.revision:
+    if entry.revision:
+        return
+    with _one_sentence(name, path):
         _file(entry).check(name, _text(path), dict(columns or {}))
+    if path is not None and name not in ("imagenet1k", "inat2021"):
+        _corpus(name, path, _frozen(columns))
 
 
 def _check_fraction(fraction: float) -> None:
     if not 0 < fraction <= 1:
-        raise ValueError(
+        raise DataError(
             f"dataset.fraction={fraction}: give a share of the training split above 0 and at most 1, such as 0.02 for "
             "2 %."
         )
@@ -184,9 +202,9 @@ def _check_fraction(fraction: float) -> None:
 
 def _check_settings(name: str, entry: DatasetEntry, path: str | None, columns: Mapping[str, str]) -> None:
     if path is not None and entry.revision:
-        raise ValueError(f"dataset.path={path}: {name} comes as a package and is read from there; leave the path out.")
+        raise DataError(f"dataset.path={path}: {name} comes as a package and is read from there; leave the path out.")
     if columns and name != "table":
-        raise ValueError(f"dataset.columns is for dataset=table alone: the columns of {name} are known; leave it out.")
+        raise DataError(f"dataset.columns is for dataset=table alone: the columns of {name} are known; leave it out.")
 
 
 def _frozen(columns: Mapping[str, str] | None) -> tuple[tuple[str, str], ...]:
@@ -203,14 +221,60 @@ def _file(entry: DatasetEntry) -> Family:
 
 def _corpus(name: str, path: str | None, columns: tuple[tuple[str, str], ...]) -> Corpus:
     _check_settings(name, look_up(DATASETS, name, "dataset"), path, dict(columns))
-    return _read(name, _text(path), columns)
+    with _one_sentence(name, path):
+        return _read(name, _text(path), columns)
+
+
+@contextmanager
+def _one_sentence(name: str, path: str | None) -> Iterator[None]:
+    """Whatever reading data raises, as `DataError`; errors of this package's own data sets stay as they are."""
+    try:
+        yield
+    except UserError:
+        raise
+    except FileNotFoundError as error:
+        raise DataNotFoundError(f"{error.filename} is not there." if error.filename else str(error)) from error
+    except OSError as error:
+        raise DataError(
+            f"{error.filename or path or name} cannot be read ({error.strerror or error}): see that it is there, whole "
+            "and readable."
+        ) from error
+    except Exception as error:
+        if path is None:
+            raise
+        raise DataError(
+            f"dataset.path={path}: {name} cannot be read from it ({type(error).__name__}: {one_line(error)}); see that "
+            "the files are whole and laid out as conf/dataset says."
+        ) from error
 
 
 @cache
 def _read(name: str, path: str | None, columns: tuple[tuple[str, str], ...]) -> Corpus:
     entry = DATASETS[name]
     if not entry.revision:
-        return _file(entry).read(name, path, dict(columns))
+        corpus = _file(entry).read(name, path, dict(columns))
+        _check_corpus(name, path, corpus)
+        return corpus
     file, function = entry.loader.split(".")
     read: Callable[[], Corpus] = getattr(import_module(f"surm.data.{file}"), function)
     return read()
+
+
+def _check_corpus(name: str, path: str | None, corpus: Corpus) -> None:
+    """Refuse what every kind of data set needs: two rows to train on, one to evaluate, labels, whole pictures."""
+    where = name if path is None else f"dataset.path={path}"
+    splits = {"train": corpus.train, "reported": corpus.test, **corpus.also}
+    for split, wanted in (("train", 2), ("reported", 1)):
+        if len(splits[split]) < wanted:
+            raise DataError(f"{where}: the {split} split has {len(splits[split])} rows; give at least {wanted}.")
+    for split, rows in splits.items():
+        if lost := np.flatnonzero(~np.isfinite(rows.labels)).tolist():
+            raise DataError(
+                f"{where}: row {lost[0] + 1} of the {split} split has the label {rows.labels[lost[0]]}; correct it or "
+                "drop the row."
+            )
+    if not corpus.regression and len(np.unique(corpus.train.labels)) < 2:
+        label = corpus.label_names[int(corpus.train.labels[0])]
+        raise DataError(f"{where}: the training rows have one label, {label[:40]}; a classification needs two or more.")
+    if corpus.modality == "image":
+        check_pictures({split: rows.inputs for split, rows in splits.items()}, corpus.content_hash)

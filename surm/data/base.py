@@ -7,7 +7,7 @@ they are the same on every platform, with every library version and for every se
 import hashlib
 import json
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -150,23 +150,6 @@ class Corpus:
             for raw, label in zip(split.inputs, split.labels.tolist(), strict=True):
                 total.update(f"{digest(raw)} {label}\n".encode())
         return total.hexdigest()
-
-
-def files_hash(files: Iterable[Path]) -> str:
-    """Hexadecimal sha256 over the sizes and bytes of files, in the order given."""
-    total = hashlib.sha256()
-    for path in files:
-        total.update(f"{path.stat().st_size}\n".encode())
-        with path.open("rb") as file:
-            while block := file.read(2**22):
-                total.update(block)
-    return total.hexdigest()
-
-
-def listing_hash(root: Path, files: Iterable[Path]) -> str:
-    """Hexadecimal sha256 over the sorted relative paths and the sizes of files below `root`; none is opened."""
-    lines = sorted(f"{path.relative_to(root).as_posix()} {path.stat().st_size}\n" for path in files)
-    return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def share(split: Split, fraction: float, seed: int, *, regression: bool, key: Callable[[Any], str]) -> Split:

@@ -3,14 +3,10 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 from torch.nn.functional import interpolate
 from torch.nn.utils.rnn import pad_sequence
@@ -19,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from surm.data.base import MAX_TOKENS, Split
 from surm.data.image_cache import cached_images
+from surm.data.pictures import decode
 from surm.models.backbone import Backbone
 
 CACHE_BYTES = 512 * 2**20
@@ -87,7 +84,7 @@ def _resizer(backbone: Backbone) -> Callable[[Any], Tensor]:
     shorter = math.floor(size / crop)
 
     def resize(raw: Any) -> Tensor:
-        pixels = torch.from_numpy(_decode(raw)).permute(2, 0, 1)
+        pixels = torch.from_numpy(decode(raw) if isinstance(raw, bytes | Path) else raw).permute(2, 0, 1)
         height, width = pixels.shape[1:]
         if crop == 1:
             target = (size, size)
@@ -102,14 +99,6 @@ def _resizer(backbone: Backbone) -> Callable[[Any], Tensor]:
         return resized[:, top : top + size, left : left + size]
 
     return resize
-
-
-def _decode(raw: Any) -> NDArray[np.uint8]:
-    if isinstance(raw, bytes | Path):
-        with Image.open(BytesIO(raw) if isinstance(raw, bytes) else raw) as image:
-            return np.array(image.convert("RGB"))
-    pixels: NDArray[np.uint8] = raw
-    return pixels
 
 
 def _image_encoder(backbone: Backbone, resize: Callable[[Any], Tensor]) -> Callable[[Any], Example]:

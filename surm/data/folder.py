@@ -2,7 +2,7 @@
 
 Under the path lie `train/<class>/*` and one of `test/<class>/*`, `val/<class>/*` and `validation/<class>/*`, the first
 of which is the reported split. Of ImageNet-1k and iNaturalist 2021 that is `val`: the test splits' labels are not
-public.
+public. Names that begin with a dot are left out.
 """
 
 import os
@@ -13,11 +13,15 @@ from pathlib import Path
 
 import numpy as np
 
-from surm.data.base import Corpus, Split, listing_hash
+from surm.data.base import Corpus, Split
+from surm.data.hashing import contents_hash
 from surm.data.hub import DataFacts
+from surm.shared.errors import DataError, DataNotFoundError
 
 EVALUATIONS = ("test", "val", "validation")
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm")
+# Pictures that are not read: left out in silence they would be missing where a user counts on them.
+UNREAD = (".heic", ".heif", ".avif", ".jp2", ".jxl", ".jfif", ".svg", ".psd", ".tga", ".dng", ".cr2", ".nef", ".npy")
 
 
 @dataclass(frozen=True)
@@ -61,13 +65,12 @@ def read(name: str, path: str | None, columns: Mapping[str, str]) -> Corpus:
     root, evaluation = _root(name, path)
     classes = _classes(name, root / "train")
     if unknown := set(_classes(name, root / evaluation)) - set(classes):
-        raise ValueError(
+        raise DataError(
             f"{root / evaluation} has the class {min(unknown)}, which {root / 'train'} has not: give both the same."
         )
     train, test = (_split(root / split, classes) for split in ("train", evaluation))
-    for split, found in (("train", train), (evaluation, test)):
-        if not len(found):
-            raise ValueError(f"{root / split} holds no image: put them into one folder a class.")
+    if not len(test):
+        raise DataError(f"{root / evaluation} holds no image: put them into one folder a class.")
     # A public data set has its number of classes, and thus its head, even where folders were left out.
     absent = range(len(classes), FACTS[name].num_labels) if name in FACTS else ()
     return Corpus(
@@ -81,15 +84,16 @@ def read(name: str, path: str | None, columns: Mapping[str, str]) -> Corpus:
 
 
 def check(name: str, path: str | None, columns: Mapping[str, str]) -> None:
-    """Refuse, in one sentence, a path without the two splits, or one without an image."""
+    """Refuse, in one sentence, a path without the two splits, or a class without an image."""
     root, evaluation = _root(name, path)
+    classes = _classes(name, root / "train")
     for split in ("train", evaluation):
-        if not any(next(_images(root / split / label), None) for label in _classes(name, root / split)):
-            raise ValueError(f"{root / split} holds no image: put them into one folder a class.")
+        if not len(_split(root / split, classes)):
+            raise DataError(f"{root / split} holds no image: put them into one folder a class.")
 
 
-def revision(name: str, path: str | None) -> str:
-    """The release of a public data set; a user's own is named by the hash of its files' names and sizes."""
+def revision(name: str, path: str | None, columns: Mapping[str, str]) -> str:
+    """The release of a public data set; a user's own is named by the hash of its files."""
     if name in FOLDERS:
         return FOLDERS[name].revision
     return _hash(*_root(name, path))[:12]
@@ -100,48 +104,67 @@ def _root(name: str, path: str | None) -> tuple[Path, str]:
     source = f"; it is {FACTS[name].download}" if name in FACTS else ""
     layout = f"{name} is read from dataset.path=..., a folder with train/<class>/* and test|val|validation/<class>/*"
     if path is None:
-        raise FileNotFoundError(f"{layout}, which was not given{source}.")
+        raise DataNotFoundError(f"{layout}, which was not given{source}.")
     root = Path(path).expanduser()
     found = [split for split in EVALUATIONS if (root / split).is_dir()]
     if not (root / "train").is_dir() or not found:
         missing = " and no ".join(
             ["train"] * (not (root / "train").is_dir()) + ["test, val or validation"] * (not found)
         )
-        raise FileNotFoundError(f"dataset.path={path} has no {missing}: {layout}{source}.")
+        raise DataNotFoundError(f"dataset.path={path} has no {missing}: {layout}{source}.")
     return root, found[0]
 
 
 def _classes(name: str, folder: Path) -> tuple[str, ...]:
-    classes = tuple(sorted(entry.name for entry in os.scandir(folder) if entry.is_dir()))
+    classes = tuple(sorted(_folders(folder)))
     if len(classes) < 2 and folder.name == "train":
-        raise ValueError(f"{folder} has {len(classes)} folders of a class: {name} needs two or more.")
+        raise DataError(f"{folder} has {len(classes)} folders of a class: {name} needs two or more.")
     if name in FACTS and len(classes) > FACTS[name].num_labels:
-        raise ValueError(
+        raise DataError(
             f"{folder} has {len(classes)} classes, but {name} has {FACTS[name].num_labels}: give its folder in "
             "dataset.path."
         )
     return classes
 
 
+def _folders(folder: Path) -> Iterator[str]:
+    """Names of the classes; tools keep folders of their own under hidden names, such as .ipynb_checkpoints."""
+    return (entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
+
+
 def _split(folder: Path, classes: tuple[str, ...]) -> Split:
-    of_class = [sorted(_images(folder / label)) if (folder / label).is_dir() else [] for label in classes]
+    """The images of each class; of the reported split a class may lack its folder, or leave it empty."""
+    of_class = [_images(folder / label) if (folder / label).is_dir() else [] for label in classes]
     labels = np.repeat(np.arange(len(classes), dtype=np.int64), [len(files) for files in of_class])
     return Split([file for files in of_class for file in files], labels)
 
 
-def _images(folder: Path) -> Iterator[Path]:
-    for entry in os.scandir(folder):
-        if entry.name.lower().endswith(SUFFIXES) and entry.is_file():
-            yield folder / entry.name
+def _images(folder: Path) -> list[Path]:
+    """The images of one class, sorted.
+
+    Raises `DataError` where some would be left out: of other kinds, in folders further below, behind broken links.
+    """
+    entries = sorted(
+        (entry for entry in os.scandir(folder) if not entry.name.startswith(".") and not entry.is_dir()),
+        key=lambda entry: entry.name,
+    )
+    images = [entry for entry in entries if entry.name.lower().endswith(SUFFIXES)]
+    allowed = ", ".join(SUFFIXES)
+    if unread := next((entry for entry in entries if entry.name.lower().endswith(UNREAD)), None):
+        raise DataError(f"{unread.path} is of a kind that is not read: convert it to one of {allowed}.")
+    if lost := next((entry for entry in images if not entry.is_file()), None):
+        raise DataError(f"{lost.path} is no file, or a link to one that is not there: bring it back or take it out.")
+    if not images and (folder.parent.name == "train" or any(os.scandir(folder))):
+        raise DataError(
+            f"{folder} holds no image that ends in {allowed}: put some straight into it, or take the class out of "
+            "both splits."
+        )
+    return [folder / entry.name for entry in images]
 
 
 @cache
 def _hash(root: Path, evaluation: str) -> str:
-    images = (
-        image
-        for split in ("train", evaluation)
-        for label in os.scandir(root / split)
-        if label.is_dir()
-        for image in _images(Path(label.path))
+    splits = [root / split for split in ("train", evaluation)]
+    return contents_hash(
+        root, [file for split in splits for label in _folders(split) for file in _images(split / label)]
     )
-    return listing_hash(root, images)

@@ -16,6 +16,7 @@ from surm.data.base import MAX_TOKENS, Corpus, Split, majority_baseline
 from surm.data.hub import (
     DataFacts,
     HubSource,
+    check_cells,
     check_columns,
     check_source,
     integer_labels,
@@ -23,6 +24,7 @@ from surm.data.hub import (
     read_parquet,
     source_hash,
 )
+from surm.shared.errors import DataError
 
 REPOSITORY = "nyu-mll/glue"
 REVISION = "bcdcba79d07bc864c1c254ccfcedcce55bcc9a8c"
@@ -99,10 +101,18 @@ def read(name: str, path: str | None, columns: Mapping[str, str]) -> Corpus:
     check_columns(name, files, (*task.texts, "label"))
     splits = {}
     for split, rows in read_parquet(files).items():
+        for column in task.texts:
+            check_cells(name, split, rows, column, "string", "large_string")
+        check_cells(name, split, rows, "label", *(("int", "uint") if task.label_names else ("float", "double", "int")))
         labelled = rows.select(np.flatnonzero(np.asarray(rows.with_format("numpy")["label"][:]) != -1))
+        if not len(labelled):
+            raise DataError(
+                f"The {split} files of {name} have no labels, -1 in every row, as GLUE's test files have: "
+                "give labelled ones."
+            )
         texts = [labelled[column][:] for column in task.texts]
         if task.label_names:
-            labels = integer_labels(name, labelled, "label", len(task.label_names))
+            labels = integer_labels(name, split, labelled, "label", len(task.label_names))
         else:
             labels = np.asarray(labelled.with_format("numpy")["label"][:], dtype=np.float64)
         inputs = texts[0] if len(texts) == 1 else list(zip(*texts, strict=True))
@@ -126,7 +136,7 @@ def check(name: str, path: str | None, columns: Mapping[str, str]) -> None:
     check_source(name, _source(name), _task(name).splits, path, (*_task(name).texts, "label"))
 
 
-def revision(name: str, path: str | None) -> str:
+def revision(name: str, path: str | None, columns: Mapping[str, str]) -> str:
     """The commit of the hub's repository."""
     return REVISION
 

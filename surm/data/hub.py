@@ -7,10 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from surm.data.base import Labels, files_hash
+from surm.data.base import Labels
+from surm.data.hashing import files_hash
+from surm.shared.errors import DataError, DataNotFoundError
 
 if TYPE_CHECKING:
     from datasets import Dataset
+    from pyarrow import ChunkedArray, Schema
 
 
 @dataclass(frozen=True)
@@ -53,14 +56,14 @@ Files = dict[str, list[Path]]  # of each split, in order of name
 def parquet_files(name: str, source: HubSource, splits: Sequence[str], path: str | None) -> Files:
     """The files of each split: below `path`, or else downloaded into the hub's own cache.
 
-    Raises `FileNotFoundError`, one sentence with the command that helps, without network, folder or files.
+    Raises `DataNotFoundError`, one sentence with the command that helps, without network, folder or files.
     """
     if path is None:
         folder = _snapshot(name, source, splits, download=True)
     else:
         folder = Path(path).expanduser()
         if not folder.is_dir():
-            raise FileNotFoundError(
+            raise DataNotFoundError(
                 f"dataset.path={path} is no folder: give the folder with the parquet files of {name}, made by "
                 f"{source.command}."
             )
@@ -69,7 +72,7 @@ def parquet_files(name: str, source: HubSource, splits: Sequence[str], path: str
     files = {split: sorted(folder.glob(f"{split}-*.parquet")) for split in splits}
     missing = [split for split, found in files.items() if not found]
     if missing:
-        raise FileNotFoundError(
+        raise DataNotFoundError(
             f"{folder} has no {' and no '.join(f'{split}-*.parquet' for split in missing)}, which {name} needs; "
             f"{source.command} brings them."
         )
@@ -91,35 +94,63 @@ def check_source(name: str, source: HubSource, splits: Sequence[str], path: str 
 
 def check_columns(name: str, files: Mapping[str, Iterable[Path]], columns: Iterable[str]) -> None:
     """Refuse, in one sentence, parquet files without these columns or without a row; reads their footers alone."""
-    from pyarrow import ArrowInvalid
-    from pyarrow.parquet import ParquetFile
-
     for split, of_split in files.items():
         rows = 0
         for path in of_split:
-            try:
-                with ParquetFile(path) as file:
-                    found, rows = file.schema_arrow.names, rows + file.metadata.num_rows
-            except ArrowInvalid:
-                raise ValueError(f"{path} is no parquet file, or a part of one: download it again.") from None
-            missing = [column for column in columns if column not in found]
+            schema, of_file = parquet_schema(path)
+            rows += of_file
+            missing = [column for column in columns if column not in schema.names]
             if missing:
-                raise ValueError(
-                    f"{path} has the columns {', '.join(found)}, but {name} needs {', '.join(missing)}: "
+                raise DataError(
+                    f"{path} has the columns {', '.join(schema.names)}, but {name} needs {', '.join(missing)}: "
                     "give the folder of the right data set in dataset.path."
                 )
         if rows == 0:
-            raise ValueError(f"The {split} files of {name} hold no row: download them again.")
+            raise DataError(f"The {split} files of {name} hold no row: download them again.")
+
+
+def parquet_schema(file: Path) -> "tuple[Schema, int]":
+    """The columns with their types, and the number of rows, from the footer alone."""
+    from pyarrow import ArrowException
+    from pyarrow.parquet import ParquetFile
+
+    try:
+        with ParquetFile(file) as opened:
+            return opened.schema_arrow, opened.metadata.num_rows
+    except (ArrowException, OSError):
+        raise DataError(f"{file} is no parquet file, or a part of one: write or download it again.") from None
+
+
+def read_column(file: Path, name: str) -> "ChunkedArray":
+    """One column of one file."""
+    from pyarrow import ArrowException
+    from pyarrow.parquet import read_table
+
+    try:
+        return read_table(file, columns=[name], partitioning=None).column(name)
+    except (ArrowException, OSError, KeyError) as error:
+        raise DataError(f"{file} is damaged ({one_line(error)}): write or download it again.") from None
 
 
 def read_parquet(files: Mapping[str, Sequence[Path]]) -> "dict[str, Dataset]":
     """The rows of each split, mapped into memory."""
     from datasets import load_dataset
 
-    return {
-        split: load_dataset("parquet", data_files={split: [str(path) for path in of_split]}, split=split)
-        for split, of_split in files.items()
-    }
+    found = {}
+    for split, of_split in files.items():
+        try:
+            found[split] = load_dataset("parquet", data_files={split: [str(file) for file in of_split]}, split=split)
+        except Exception as error:  # of a damaged page, of types that differ; no common class
+            raise DataError(
+                f"{of_split[0].parent}: the {split} files cannot be read together ({one_line(error)}): write or "
+                "download them again, with the same columns and types in each."
+            ) from None
+    return found
+
+
+def one_line(error: BaseException) -> str:
+    """What a library says is wrong, short enough for a sentence."""
+    return " ".join(str(error.__cause__ or error).split())[:200].rstrip(".:") or type(error).__name__
 
 
 def source_hash(files: Mapping[str, Iterable[Path]]) -> str:
@@ -127,12 +158,32 @@ def source_hash(files: Mapping[str, Iterable[Path]]) -> str:
     return files_hash(path for of_split in files.values() for path in of_split)
 
 
-def integer_labels(name: str, rows: "Dataset", column: str, num_labels: int) -> Labels:
-    """A column of class indices; `ValueError`, one sentence, for one that is not below `num_labels`."""
+def check_cells(name: str, split: str, rows: "Dataset", column: str, *kinds: str) -> None:
+    """Refuse, in one sentence, a column that is not of one of Arrow's types, or that has an empty cell.
+
+    kinds: the starts of the types' names, such as "string" or "int".
+    """
+    found = rows.data.column(column)
+    if not str(found.type).startswith(kinds):
+        raise DataError(
+            f"The column {column} of the {split} files of {name} holds {found.type}, not {' or '.join(kinds)}: give "
+            "the folder of the right data set in dataset.path."
+        )
+    if found.null_count:
+        row = found.is_null().to_pylist().index(True) + 1
+        raise DataError(
+            f"The column {column} of the {split} files of {name} is empty in {found.null_count} of {len(found)} rows, "
+            f"the first of which is row {row}: fill them or drop the rows."
+        )
+
+
+def integer_labels(name: str, split: str, rows: "Dataset", column: str, num_labels: int) -> Labels:
+    """A column of class indices; `DataError`, one sentence, for one that is not below `num_labels`."""
+    check_cells(name, split, rows, column, "int", "uint")
     labels = np.asarray(rows.with_format("numpy")[column][:], dtype=np.int64)
     if len(labels) and not 0 <= labels.min() <= labels.max() < num_labels:
-        raise ValueError(
-            f"{name} has labels from {labels.min()} to {labels.max()}, but {num_labels} classes: "
+        raise DataError(
+            f"The {split} files: {name} has labels from {labels.min()} to {labels.max()}, but {num_labels} classes: "
             "give the folder of the right data set in dataset.path."
         )
     return labels
@@ -145,14 +196,20 @@ def class_names(rows: "Dataset", column: str, num_labels: int) -> tuple[str, ...
 
 
 class ImageBytes(Sequence[Any]):
-    """The encoded image files of one column, as bytes, each read when it is asked for."""
+    """The encoded image files of one column, as bytes, each read when it is asked for.
 
-    def __init__(self, rows: "Dataset", column: str) -> None:
+    folder: where the file lies that a row names in place of bytes, as `datasets` allows; None: there is none.
+    """
+
+    def __init__(self, rows: "Dataset", column: str, folder: Path | None = None) -> None:
         from datasets import Image
 
         undecoded = isinstance(rows.features[column], Image)
         self.rows = rows.cast_column(column, Image(decode=False)) if undecoded else rows
-        self.column = column
+        self.column, self.folder = column, folder
+        kind = str(self.rows.data.column(column).type)
+        if not (kind.startswith(("binary", "large_binary")) or (kind.startswith("struct") and "bytes:" in kind)):
+            raise DataError(f"The column {column} holds {kind}, not the bytes of image files: name another column.")
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -161,7 +218,17 @@ class ImageBytes(Sequence[Any]):
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
         value = self.rows[int(index)][self.column]
-        return value["bytes"] if isinstance(value, dict) else value
+        if isinstance(value, bytes):
+            return value
+        content, name = (value or {}).get("bytes"), (value or {}).get("path")
+        if content is None and name and self.folder and (self.folder / name).is_file():
+            return self.folder / name
+        if content is None:
+            raise DataError(
+                f"Row {int(index) + 1} of {self.column} holds no image{f', nor is {name} there' if name else ''}: fill "
+                "it or drop the row."
+            )
+        return content
 
 
 def _snapshot(name: str, source: HubSource, splits: Sequence[str], *, download: bool) -> Path:
@@ -178,7 +245,7 @@ def _snapshot(name: str, source: HubSource, splits: Sequence[str], *, download: 
         )
     except Exception as error:  # what the hub's client raises without network has no common class
         reason = "HF_HUB_OFFLINE is set" if HF_HUB_OFFLINE else type(error).__name__
-        raise FileNotFoundError(
+        raise DataNotFoundError(
             f"{name} is not on this machine and could not be downloaded from {source.repository} ({reason}): where "
             f"there is a network, {source.command}."
         ) from None

@@ -79,8 +79,8 @@ def read(name: str, path: str | None, columns: Mapping[str, str]) -> Corpus:
     check_columns(name, files, (data.image, data.label))
     rows = read_parquet(files)
     train, test = (
-        Split(ImageBytes(rows[split], data.image), integer_labels(name, rows[split], data.label, data.num_labels))
-        for split in SPLITS
+        Split(ImageBytes(of_split, data.image), integer_labels(name, split, of_split, data.label, data.num_labels))
+        for split, of_split in rows.items()
     )
     names = class_names(rows["train"], data.label, data.num_labels)
     return Corpus("image", names, train, test, source_hash=source_hash(files))
@@ -92,6 +92,6 @@ def check(name: str, path: str | None, columns: Mapping[str, str]) -> None:
     check_source(name, data.source, SPLITS, path, (data.image, data.label))
 
 
-def revision(name: str, path: str | None) -> str:
+def revision(name: str, path: str | None, columns: Mapping[str, str]) -> str:
     """The commit of the hub's repository."""
     return DATA[name].source.revision

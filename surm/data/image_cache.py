@@ -4,7 +4,7 @@ Per image on one core: a photograph (JPEG, 500 x 375) is decoded and resized to 
 (PNG, 32 x 32) in 0.21 ms; reading 3 x 224 x 224 bytes of such a file takes 0.08 ms. Hence a split is cached where its
 images have at least as many pixels as a model sees, and only if it is too large for `EncodedDataset`'s own memory.
 
-The file lies in `$SURM_CACHE`, or else `~/.cache/surm`, which may be deleted at any time. Its name is a hash of the
+The file lies in the `cache_folder`. Its name is a hash of the
 split's content, the size, crop and interpolation, and the versions of what decodes and resizes. It is written beside
 its place and renamed, under a lock: two processes build it once, and a killed one leaves no half of it.
 """
@@ -30,6 +30,7 @@ from rich.progress import Progress
 from torch import Tensor
 
 from surm.data.base import Split
+from surm.data.hashing import cache_folder
 
 LARGEST_FILE = 32 * 2**30  # bytes
 PROBED = 16  # images, whose size in pixels decides
@@ -64,7 +65,7 @@ def cached_images(split: Split, size: int, settings: dict[str, Any], resize: Res
     needed = len(split) * 3 * size**2
     if not _pays(split, size) or needed > LARGEST_FILE:
         return None
-    root = Path(os.environ.get("SURM_CACHE") or Path.home() / ".cache" / "surm").expanduser()
+    root = cache_folder()
     file = root / f"{_key(split, size, settings)}.npy"
     try:
         root.mkdir(parents=True, exist_ok=True)
@@ -104,10 +105,8 @@ def _pays(split: Split, size: int) -> bool:
 
 
 def _key(split: Split, size: int, settings: dict[str, Any]) -> str:
-    # The content hash of a folder of images covers names and sizes; here a file that was written anew must count too.
-    stamps = [f"{raw} {raw.stat().st_mtime_ns}" for raw in split.inputs] if isinstance(split.inputs[0], Path) else []
     versions = {"pillow": PIL.__version__, "torch": torch.__version__}
-    question = {"split": split.identity, "stamps": stamps, "size": size, "settings": settings, "versions": versions}
+    question = {"split": split.identity, "size": size, "settings": settings, "versions": versions}
     return hashlib.sha256(json.dumps(question, sort_keys=True).encode()).hexdigest()[:32]
 
 

@@ -5,14 +5,17 @@ Read in the layout that NOAH, FacT and their successors share: beside the images
 on the 800 and evaluating on the 200.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from surm.data.base import Corpus, Split, files_hash, listing_hash
+from surm.data.base import Corpus, Split
+from surm.data.hashing import contents_hash, files_hash
 from surm.data.hub import DataFacts
+from surm.shared.errors import DataError, DataNotFoundError
 
 LISTS = ("train800.txt", "val200.txt", "test.txt")
 
@@ -62,7 +65,7 @@ def read(name: str, path: str | None, columns: Mapping[str, str]) -> Corpus:
     )
     for split in (train, val, test):
         if not 0 <= split.labels.min() <= split.labels.max() < task.num_labels:
-            raise ValueError(
+            raise DataError(
                 f"{folder} has labels from {split.labels.min()} to {split.labels.max()}, but {name} has "
                 f"{task.num_labels} classes: give the folder of {name} in dataset.path."
             )
@@ -75,7 +78,7 @@ def read(name: str, path: str | None, columns: Mapping[str, str]) -> Corpus:
         test,
         selection=np.arange(len(train), len(everything), dtype=np.int64),
         key=lambda file: file.relative_to(folder).as_posix(),
-        source_hash=files_hash(folder / file for file in LISTS)[:32] + _listing(folder, images)[:32],
+        source_hash=files_hash(folder / file for file in LISTS)[:32] + contents_hash(folder, images)[:32],
     )
 
 
@@ -85,10 +88,10 @@ def check(name: str, path: str | None, columns: Mapping[str, str]) -> None:
     for file in LISTS:
         first = folder / _lines(name, folder / file)[0][0]
         if not first.is_file():
-            raise FileNotFoundError(f"{folder / file} names {first}, which is not there: unpack the images beside it.")
+            raise DataNotFoundError(f"{folder / file} names {first}, which is not there: unpack the images beside it.")
 
 
-def revision(name: str, path: str | None) -> str:
+def revision(name: str, path: str | None, columns: Mapping[str, str]) -> str:
     """The benchmark's own name: its lists have no versions."""
     return "vtab-1k"
 
@@ -100,32 +103,29 @@ def _task(name: str) -> VtabTask:
 def _folder(name: str, path: str | None) -> Path:
     usual = f"unpack vtab-1k.zip, as NOAH and FacT link to it, and give dataset.path=.../vtab-1k/{_task(name).folder}"
     if path is None:
-        raise FileNotFoundError(f"{name} is not downloaded by this project: {usual}.")
+        raise DataNotFoundError(f"{name} is not downloaded by this project: {usual}.")
     folder = Path(path).expanduser()
     if (folder / _task(name).folder / LISTS[0]).is_file():  # the archive's own folder was given
         folder /= _task(name).folder
     missing = [file for file in LISTS if not (folder / file).is_file()]
     if missing:
-        raise FileNotFoundError(f"dataset.path={path} has no {', '.join(missing)}, which {name} needs: {usual}.")
+        raise DataNotFoundError(f"dataset.path={path} has no {', '.join(missing)}, which {name} needs: {usual}.")
     return folder
 
 
 def _lines(name: str, file: Path) -> list[tuple[str, int]]:
     lines = []
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
+    try:
+        text = file.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise DataError(f"{file} is no text in UTF-8: unpack the archive again.") from None
+    for number, line in enumerate(text.splitlines(), start=1):
         if not line.strip():
             continue
         image, _, label = line.strip().rpartition(" ")
-        if not image or not label.isdigit():
-            raise ValueError(f'{file}, line {number}, is "{line}": a line of {name} is "relative/path label".')
+        if not image or not re.fullmatch("[0-9]{1,9}", label):
+            raise DataError(f'{file}, line {number}, is "{line[:100]}": a line of {name} is "relative/path label".')
         lines.append((image, int(label)))
     if not lines:
-        raise ValueError(f"{file} names no image: unpack the archive again.")
+        raise DataError(f"{file} names no image: unpack the archive again.")
     return lines
-
-
-def _listing(folder: Path, images: set[Path]) -> str:
-    try:
-        return listing_hash(folder, images)
-    except FileNotFoundError as error:
-        raise FileNotFoundError(f"{error.filename} is listed but not there: unpack the archive again.") from None

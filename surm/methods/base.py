@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from surm.methods.schema import StructureConfig
 from surm.models.backbone import Backbone
 from surm.structures.options import Option
+from surm.tuners.bypass import refuse_bypassed
+from surm.tuners.targets import projection_names
 
 FORMS = ("weight", "adapter")
 Settings = Mapping[str, Any]
@@ -113,6 +115,11 @@ class Method:
             ValueError: one sentence, where the method does not fit the backbone.
         """
         self.head = backbone.head
+        if self.uses_placement and placement and placement["form"] == "weight":
+            endings = tuple(f".{ending}" for ending in projection_names(backbone.module, placement["parts"]))
+            layers = ((name, layer) for name, layer in backbone.module.named_modules() if isinstance(layer, nn.Linear))
+            targets = [name for name, _ in layers if name.endswith(endings)]
+            refuse_bypassed(backbone.module, targets, lambda: backbone.module(**backbone.example()))
         self.module = self._apply(backbone, placement or {}, steps)
         self._trained = frozenset(self._names_of_trained())
         self._peak = self._count(self.trained_parameters())

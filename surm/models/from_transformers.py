@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,12 @@ from transformers.models.auto.modeling_auto import (
 )
 from transformers.utils import logging
 
-from surm.models.backbone import Backbone, initialise_head
+from surm.models.backbone import Backbone, check_images, check_size, initialise_head, one_line
 from surm.models.hub import HubFiles
+from surm.shared.errors import ModelError, ModelNotFoundError
 
 AUTO_CLASSES = {"text": AutoModelForSequenceClassification, "image": AutoModelForImageClassification}
+MOST_BLOCKS = 1000  # a larger number is a slip, and building them would take all memory
 INTERPOLATIONS = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")  # in PIL's numbering
 
 
@@ -47,15 +50,16 @@ def load(files: HubFiles, content_hash: str, *, num_labels: int, image_size: int
     head = _head(module)
     lacking = {*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])}
     if strangers := sorted(key for key in lacking if not key.startswith(tuple(f"{name}." for name in head))):
-        raise ValueError(
+        raise ModelError(
             f"The weights of {files.name} are not those of the model: {len(strangers)} tensors are missing or of "
             f"another shape, such as {strangers[0]}."
         )
     if kind == "image":
         images = _preprocessing(folder, files, image_size)
         backbone = Backbone(module, head, kind, content_hash, input_name="pixel_values", **images)
+        check_images(files.name, backbone)
     else:
-        backbone = Backbone(module, head, kind, content_hash, tokenizer=_tokenizer(folder, module))
+        backbone = Backbone(module, head, kind, content_hash, tokenizer=_tokenizer(folder, files, module))
     initialise_head(module, head)
     return backbone
 
@@ -75,7 +79,12 @@ def build(config: Mapping[str, Any], num_labels: int) -> Any:
     """A module of the shape that a config.json describes, with random weights."""
     described = model_config(config)
     described.num_labels = num_labels
-    return AUTO_CLASSES[modality(config)].from_config(described)  # type: ignore[no-untyped-call]
+    try:
+        return AUTO_CLASSES[modality(config)].from_config(described)  # type: ignore[no-untyped-call]
+    except Exception as error:  # of whatever the file says
+        raise ModelError(
+            f"transformers cannot build the {config['model_type']} that config.json describes: {one_line(error)}."
+        ) from None
 
 
 def facts(files: HubFiles) -> dict[str, Any]:
@@ -85,7 +94,7 @@ def facts(files: HubFiles) -> dict[str, Any]:
     try:
         width = described.hidden_size
     except AttributeError:
-        raise ValueError(
+        raise ModelError(
             f"{files.name}: a {config['model_type']} has no single hidden_size; choose a model of one width."
         ) from None
     if kind == "text":
@@ -94,19 +103,39 @@ def facts(files: HubFiles) -> dict[str, Any]:
     return {"modality": kind, "width": width, "fixed_size": getattr(described, "image_size", None)}
 
 
+def check(files: HubFiles) -> None:
+    """Refuse, in one sentence, a folder whose files do not fit together, before its weights are read."""
+    with torch.device("meta"), torch.random.fork_rng(devices=[]):
+        backbone = skeleton(files, "none", num_labels=2)
+    check_size(files.name, backbone.module, backbone.head, files.weight_elements())
+    folder = files.locate()
+    if backbone.modality == "text":
+        _tokenizer(folder, files, backbone.module)
+    else:
+        check_images(files.name, replace(backbone, **_preprocessing(folder, files, None)))
+
+
 def model_config(config: Mapping[str, Any]) -> PreTrainedConfig:
     """transformers' own view of a config.json, defaults filled in."""
-    return CONFIG_MAPPING[config["model_type"]].from_dict(dict(config))
+    try:
+        with quiet():
+            described: PreTrainedConfig = CONFIG_MAPPING[config["model_type"]].from_dict(dict(config))
+    except Exception as error:  # of whatever the file says
+        raise ModelError(f"config.json describes no {config['model_type']}: {one_line(error)}.") from None
+    layers = getattr(described, "num_hidden_layers", 0)
+    if isinstance(layers, int) and layers > MOST_BLOCKS:
+        raise ModelError(f"num_hidden_layers={layers} in config.json is more than {MOST_BLOCKS}: correct the file.")
+    return described
 
 
 def modality(config: Mapping[str, Any]) -> str:
     """`text` or `image`: which of the two a model of this config.json classifies."""
-    kind = config.get("model_type")
+    kind = str(config.get("model_type"))
     if kind in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES:
         return "text"
     if kind in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES:
         return "image"
-    raise ValueError(f"model_type={kind} in config.json: transformers classifies neither text nor images with it.")
+    raise ModelError(f"model_type={kind} in config.json: transformers classifies neither text nor images with it.")
 
 
 @contextmanager
@@ -130,23 +159,55 @@ def _head(module: Any) -> tuple[str, ...]:
     return tuple(name for name, size in sizes.items() if size and name != body)
 
 
-def _tokenizer(folder: Path, module: Any) -> PreTrainedTokenizerBase:
-    with quiet():
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+def _tokenizer(folder: Path, files: HubFiles, module: Any) -> PreTrainedTokenizerBase:
+    """The tokenizer of a folder; transformers makes one up, which knows no word, where there are no files of it."""
+    try:
+        with quiet():
+            tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+            special = {*tokenizer.all_special_ids}
+            words = [index for index in tokenizer.get_vocab().values() if index not in special]
+    except Exception as error:  # of a damaged file; no common class
+        raise ModelError(
+            f"{files.name} has no tokenizer that can be read ({one_line(error)}): fetch tokenizer.json, or the "
+            "vocabulary, beside the weights."
+        ) from None
+    if not words:
+        raise ModelNotFoundError(
+            f"{files.name} has no tokenizer that knows a word: fetch tokenizer.json, or the vocabulary, beside the "
+            "weights."
+        )
+    embedded = getattr(module.config, "vocab_size", None)
+    if isinstance(embedded, int) and sum(index >= embedded for index in words) > len(words) / 2:
+        raise ModelError(
+            f"The tokenizer of {files.name} knows {len(words)} tokens, but the model embeds {embedded}: give the "
+            "files of one model."
+        )
     if tokenizer.pad_token is None:  # models that generate text were trained without padding
         tokenizer.pad_token = tokenizer.eos_token
+    if tokenizer.pad_token is None:
+        raise ModelError(
+            f"The tokenizer of {files.name} has neither a padding nor an end token: name one in its files."
+        )
     module.config.pad_token_id = tokenizer.pad_token_id
     return tokenizer
 
 
 def _preprocessing(folder: Path, files: HubFiles, image_size: int | None) -> dict[str, Any]:
     """Size in pixels, mean, standard deviation, crop and interpolation, as the model's image processor says."""
+    if not any((folder / f"{name}_config.json").is_file() for name in ("preprocessor", "processor")):
+        raise ModelNotFoundError(f"{files.name} has no preprocessor_config.json: fetch it beside the weights.")
     read: Any = AutoImageProcessor.from_pretrained
     try:
         with quiet():
-            processor = read(folder, local_files_only=True)
-    except (OSError, ValueError):
-        raise FileNotFoundError(f"{files.name} has no preprocessor_config.json: fetch it beside the weights.") from None
+            return _stated(read(folder, local_files_only=True), image_size)
+    except Exception as error:  # of whatever the file says
+        raise ModelError(
+            f"{folder / 'preprocessor_config.json'} does not say how images are prepared ({one_line(error)}): fetch it "
+            "again."
+        ) from None
+
+
+def _stated(processor: Any, image_size: int | None) -> dict[str, Any]:
     resized: int = processor.size.get("shortest_edge") or processor.size["height"]
     cropped: int = processor.crop_size["height"] if getattr(processor, "do_center_crop", False) else resized
     return {

@@ -23,7 +23,6 @@ from surm.shared.assets import Asset
 ARCHITECTURE = "vit_small_patch14_dinov2"
 HEAD = ("head",)
 PATCH = 14  # pixels
-IMAGE_SIZE = 42  # pixels: nine patches, for a laptop's processor
 
 # Hugging Face's DINOv2 names -> timm's, for what needs no more than a new name.
 RENAMED = (
@@ -36,7 +35,7 @@ RENAMED = (
 )
 
 
-def load_builtin(weights: Asset, content_hash: str, *, num_labels: int, image_size: int = IMAGE_SIZE) -> Backbone:
+def load_builtin(weights: Asset, content_hash: str, *, num_labels: int, image_size: int) -> Backbone:
     """The built-in vision model at `image_size` pixels (a multiple of 14), with a new head."""
     state = read_onnx(onnx.load(weights.locate()))
     grid = [image_size // PATCH] * 2
@@ -51,7 +50,7 @@ def load_builtin(weights: Asset, content_hash: str, *, num_labels: int, image_si
     return backbone
 
 
-def skeleton(weights: Asset, content_hash: str, *, num_labels: int, image_size: int = IMAGE_SIZE) -> Backbone:
+def skeleton(weights: Asset, content_hash: str, *, num_labels: int, image_size: int) -> Backbone:
     """The same model without weights, for the meta device."""
     module = cast(VisionTransformer, timm.create_model(ARCHITECTURE, num_classes=num_labels, img_size=image_size))
     return Backbone(module, HEAD, "image", content_hash, image_size, IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)

@@ -39,3 +39,19 @@ class TrackingError(UserError, RuntimeError):
 
 class Interrupted(RuntimeError):  # noqa: N818 (asked for, no error)
     """A run was asked to stop: its checkpoint and record are written."""
+
+
+class DataError(UserError, ValueError):
+    """A data set that cannot be read as asked; the message names the file or row and the way out."""
+
+
+class DataNotFoundError(DataError, FileNotFoundError):
+    """Files of a data set that are not there."""
+
+
+class ModelError(UserError, ValueError):
+    """A model that cannot be loaded as asked; the message names the file or setting and the way out."""
+
+
+class ModelNotFoundError(ModelError, FileNotFoundError):
+    """Files of a model that are not there."""

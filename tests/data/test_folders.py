@@ -68,7 +68,7 @@ def test_vtab_hash_covers_lists_and_images(tmp_path):
     hashes = [data_hash("vtab/dtd", path=path)]
     for spoil in (
         lambda copy: (copy / "test.txt").write_text((copy / "test.txt").read_text().replace(" 0\n", " 1\n")),
-        lambda copy: (copy / "images" / "test" / "000000.jpg").write_bytes(b"another image"),
+        lambda copy: (copy / "images" / "test" / "000000.jpg").write_bytes(picture(np.random.default_rng(9), "JPEG")),
     ):
         copy = tmp_path / str(len(hashes))
         shutil.copytree(path, copy)

@@ -73,17 +73,6 @@ def test_everything_that_moves_a_pixel_has_a_file_of_its_own(split, folder, monk
     assert len(files(folder, ".npy")) == 8
 
 
-def test_a_file_that_was_written_anew_is_read_anew(split, tmp_path):
-    for index, content in enumerate(split.inputs):
-        (tmp_path / f"{index}.png").write_bytes(content)
-    paths = replace(split, inputs=[tmp_path / f"{index}.png" for index in range(COUNT)])
-    before = cache(paths)[0]
-    (tmp_path / "0.png").write_bytes(split.inputs[1])
-    os.utime(tmp_path / "0.png", ns=(1, 1))
-    assert not cache(paths)[0].equal(before)
-    assert cache(paths)[0].equal(top_left(split.inputs[1]))
-
-
 @pytest.mark.parametrize(
     "change",
     [
