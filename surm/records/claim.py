@@ -115,15 +115,17 @@ class Claim:
 
 def living_holder(folder: Path) -> Holder | None:
     """Who works on a run now, or None; what a process of this host left of its claim when it died is cleared away."""
+    if not os.path.lexists(folder / "claim.json"):  # without a look at the lock, which is free for who takes it
+        return None
     try:
         lock = (folder / "claim.lock").open("rb")
-    except OSError:  # nobody has ever claimed it
+    except OSError:  # nobody has ever held it
         return None
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)  # shared: those who look do not meet
         except BlockingIOError:
-            return _read(folder) or Holder("", 0, "")  # about to write its claim
+            return _read(folder) or Holder("", 0, "")  # its claim is damaged
         return _holder_elsewhere(folder)
 
 
