@@ -83,7 +83,7 @@ def build(name: str, files: HubFiles, image_size: int | None = None) -> Any:
             options |= {"img_size": image_size} if model.pretrained_cfg["fixed_input_size"] else {}
         return timm.create_model(name, num_classes=0, **options)
     except Exception as error:  # of whatever config.json says
-        raise ModelError(f"timm cannot build {name.removeprefix('local-dir:')}: {one_line(error)}") from None
+        raise ModelError(f"timm cannot build {name.removeprefix('local-dir:')}: {one_line(error)}.") from None
 
 
 def _check_depth(config: Mapping[str, Any]) -> None:
@@ -104,7 +104,7 @@ def _load_weights(module: Any, files: HubFiles) -> None:
     try:
         module.load_state_dict(state)
     except RuntimeError as error:
-        raise ModelError(f"The weights of {files.name} are not those of the model: {one_line(error)}") from None
+        raise ModelError(f"The weights of {files.name} are not those of the model: {one_line(error)}.") from None
 
 
 def _head(module: Any) -> tuple[str, ...]:

@@ -122,9 +122,10 @@ def model_config(config: Mapping[str, Any]) -> PreTrainedConfig:
             described: PreTrainedConfig = CONFIG_MAPPING[config["model_type"]].from_dict(dict(config))
     except Exception as error:  # of whatever the file says
         raise ModelError(f"config.json describes no {config['model_type']}: {one_line(error)}.") from None
-    layers = getattr(described, "num_hidden_layers", 0)
-    if isinstance(layers, int) and layers > MOST_BLOCKS:
-        raise ModelError(f"num_hidden_layers={layers} in config.json is more than {MOST_BLOCKS}: correct the file.")
+    for key, most in (("hidden_size", 2**20), ("num_attention_heads", 2**20), ("num_hidden_layers", MOST_BLOCKS)):
+        value = getattr(described, key, 1)
+        if isinstance(value, int) and not 1 <= value <= most:
+            raise ModelError(f"{key}={value} in config.json is not between 1 and {most}: correct or fetch the file.")
     return described
 
 

@@ -60,22 +60,21 @@ def suspects(model: nn.Module, layers: Iterable[str]) -> list[str]:
     found = []
     for name in layers:
         parent, _, child = name.rpartition(".")
-        if _reads_weight(type(model.get_submodule(parent)), child):
+        kinds = type(model.get_submodule(parent)).__mro__
+        files = {kind.__module__ for kind in kinds if issubclass(kind, nn.Module) and kind is not nn.Module}
+        if any(_reads_weight(file, child) for file in files):
             found.append(name)
     return found
 
 
 @cache
-def _reads_weight(kind: type[nn.Module], child: str) -> bool:
-    files = {base.__module__ for base in kind.__mro__ if issubclass(base, nn.Module) and base is not nn.Module}
-    for file in files:
-        try:
-            source = inspect.getsource(sys.modules[file])
-        except (OSError, TypeError, KeyError):  # typed at a prompt, or compiled: a forward pass will tell
-            return True
-        if re.search(rf"\.{re.escape(child)}\.weight\b", source):
-            return True
-    return False
+def _reads_weight(file: str, child: str) -> bool:
+    """Whether the source of a module by this name reads the weight of a layer called `child`."""
+    try:
+        source = inspect.getsource(sys.modules[file])
+    except (OSError, TypeError, KeyError):  # typed at a prompt, or compiled: a forward pass will tell
+        return True
+    return re.search(rf"\.{re.escape(child)}\.weight\b", source) is not None
 
 
 class _Observer(TorchFunctionMode):
@@ -94,11 +93,11 @@ class _Observer(TorchFunctionMode):
     def __enter__(self) -> "_Observer":
         for name, module in self.modules.items():
             self.hooks.append(module.register_forward_pre_hook(lambda *_, name=name: self.called.add(name)))
-        super().__enter__()
+        super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
     def __exit__(self, *error: Any) -> None:
-        super().__exit__(*error)
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
         for hook in self.hooks:
             hook.remove()
 
