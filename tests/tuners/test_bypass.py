@@ -7,11 +7,11 @@ import pytest
 import timm
 import torch
 from peft import get_peft_model
-from surm.methods.apply import apply_method
 from torch import nn
 from torch.nn.functional import linear
 
 from surm import SurmConfig
+from surm.methods.registry import make_method
 from surm.models.backbone import Backbone
 from surm.tuners.bypass import refuse_bypassed, suspects, watch
 
@@ -73,7 +73,7 @@ def test_no_method_trains_what_its_model_bypasses(method):
     backbone = Backbone(module, ("head",), "image", "none", 32, (0.5,) * 3, (0.5,) * 3)
     settings = {"name": method, "rank": 2, "alpha": 1.0, "dropout": 0.0, "arguments": {}, "parametrization": None}
     with pytest.raises(ValueError, match=r"Beit uses the weight of blocks\.0\.attn\.qkv and 1 more without calling"):
-        apply_method(backbone, settings, {"form": "weight", "parts": ["q", "k", "v"]})
+        make_method(settings).apply(backbone, {"form": "weight", "parts": ["q", "k", "v"]})
 
 
 class Block(nn.Module):

@@ -76,8 +76,8 @@ class Mini(TwoFactors, Family):
     name = "mini"
     option_rules: ClassVar = {
         "rank": count(),
-        "width": Option(3, is_count, "an integer of at least 1"),
-        "seed": Option(0, lambda value: isinstance(value, int), "an integer"),
+        "width": Option(int, 3, is_count, "an integer of at least 1"),
+        "seed": Option(int, 0, lambda value: isinstance(value, int), "an integer"),
     }
 
     @classmethod
