@@ -51,7 +51,7 @@ def put_names_last(layer: nn.Module) -> None:
 def _name_last(layer: Any, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
     for key in [key for key in state_dict if key.startswith(prefix)]:
         name, *rest = key.removeprefix(prefix).split(".")
-        if name in layer.adapter_layer_names:
+        if _is_by_adapter(layer, name):
             state_dict[prefix + ".".join([name, *rest[1:-1], rest[0], rest[-1]])] = state_dict.pop(key)
 
 
@@ -59,5 +59,9 @@ def _name_first(layer: Any, state_dict: dict[str, Any], prefix: str, *_: Any) ->
     for key in [key for key in state_dict if key.startswith(prefix)]:
         name, *rest = key.removeprefix(prefix).split(".")
         # PEFT puts the name of the adapter that it fills in front itself.
-        if name in layer.adapter_layer_names and rest[0] not in getattr(layer, name):
+        if _is_by_adapter(layer, name) and rest[0] not in getattr(layer, name):
             state_dict[prefix + ".".join([name, rest[-2], *rest[:-2], rest[-1]])] = state_dict.pop(key)
+
+
+def _is_by_adapter(layer: nn.Module, name: str) -> bool:
+    return name.startswith("surm_") and isinstance(getattr(layer, name, None), nn.ModuleDict)

@@ -22,7 +22,6 @@ class SharingTuner(BaseTuner):
     called `surm_shared.<adapter>.<number>.<parameter>`, with a number for each family and its options.
     """
 
-    adapter_layer_names = ("surm_shared",)
     peft_config: dict[str, SurmConfig]  # type: ignore[assignment]
     surm_shared: nn.ModuleDict  # by adapter, lists of `SharedTensors`
 
