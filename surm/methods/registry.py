@@ -11,17 +11,14 @@ from surm.shared.registry import look_up
 from surm.structures import STRUCTURES
 
 METHODS: dict[str, type[Method]] = {
-    **dict.fromkeys(STRUCTURES, Structured),
-    **{
-        method.name: method
-        for method in (Bottleneck, Lora, LoraFA, BitFit, LayerNormTuning, AttentionTuning, LinearProbe, Full, AdaLora)
-    },
+    method.name: method
+    for method in (Bottleneck, Lora, LoraFA, BitFit, LayerNormTuning, AttentionTuning, LinearProbe, Full, AdaLora)
 }
-"""By name; sums of structures and the rest of PEFT's own methods have names beside these."""
+"""By name; structures, their sums and the rest of PEFT's own methods have names beside these."""
 
 
 def method_class(name: str) -> type[Method]:
-    """The class of a method: a key of `METHODS`, several structures joined by "+", or `peft_<method>`.
+    """The class of a method: a structure, several joined by "+", a key of `METHODS`, or `peft_<method>`.
 
     Raises:
         ValueError: one sentence, for an unknown name.
@@ -32,7 +29,7 @@ def method_class(name: str) -> type[Method]:
         for part in name.split("+"):
             look_up(STRUCTURES, part, "structure")
         return Structured
-    return look_up(METHODS, name, "method")
+    return look_up(dict.fromkeys(STRUCTURES, Structured) | METHODS, name, "method")
 
 
 def make_method(settings: Settings) -> Method:
@@ -48,6 +45,7 @@ _KINDS = {
     name: option.kind
     for options in (
         *(structure.option_rules for structure in STRUCTURES.values()),
+        Structured.options,
         *(method.options for method in METHODS.values()),
     )
     for name, option in options.items()

@@ -52,7 +52,7 @@ class Hankel(Family):
 @pytest.fixture(autouse=True)
 def _added(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(STRUCTURES, Hankel.name, Hankel)  # step 2: the registry
-    monkeypatch.setitem(names._NAMES, Hankel.name, "Hankel")  # step 3: what tables call it
+    monkeypatch.setitem(names.METHODS, Hankel.name, names.Style("Hankel", names.BLUE, "8", filled=True))  # step 3: what tables call it
     conf = tmp_path / "conf"
     shutil.copytree(CONFIG_DIRECTORY, conf)
     (conf / "structure" / "hankel.yaml").write_text("# Constant along antidiagonals.\nname: hankel\n")  # step 4
@@ -102,6 +102,6 @@ def test_what_is_derived() -> None:
 @pytest.mark.slow
 def test_it_runs_to_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    reproduce("smoke_digits", ["model=tiny_vit", *SHRUNK, "structure=linear_probe,hankel"], monkeypatch)
+    reproduce("smoke/digits", ["model=tiny_vit", *SHRUNK, "structure=linear_probe,hankel"], monkeypatch)
     table = (tmp_path / "outputs" / "tables" / "smoke_digits.md").read_text()
     assert "| Hankel |" in table
