@@ -253,8 +253,8 @@ def _compose_by_node(members: Sequence[list[str]], *, files: bool) -> list[Membe
     """The members of a sweep over runs.
 
     A node of the configuration is composed once for each of its own values, not once for each member: composing takes
-    some 80 ms, and a table of the paper has hundreds of members. No node of `conf/` refers to another; where an override
-    does, each member is composed as a whole.
+    some 80 ms, and a table of the paper has hundreds of members. No node of `conf/` refers to another; where an
+    override does, each member is composed as a whole.
     """
     refers = any("${" in override for member in members for override in member)
     fixed = set(members[0]).intersection(*members)
