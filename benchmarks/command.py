@@ -4,6 +4,7 @@ import argparse
 import importlib
 import json
 import os
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,9 @@ from benchmarks.layers import EVERY_PLAIN, SHOWN_PLAIN, Layer, configured, layer
 from benchmarks.result import FLOOR, Cell, worse_than_plain
 from benchmarks.steps import METHODS, MODELS, measure_steps
 from surm.records.provenance import where
-from surm.records.storage import write_json
+from surm.records.storage import check_output, write_json
 from surm.shared.errors import ConfigError
+from surm.shared.options import Parser, count
 from surm.shared.paths import REPOSITORY
 from surm.shared.registry import look_up
 from surm.structures.backends import BACKENDS
@@ -33,7 +35,7 @@ QUICK_SECONDS = 90.0  # of rounds, in a command that promises 2 minutes
 
 
 def options() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser()
+    parser = Parser()
     mode = parser.add_mutually_exclusive_group()
     mode.add_argument(
         "--quick", action="store_true", help="width 768, 2,048 tokens, float32, in 2 minutes (the default)"
@@ -42,19 +44,21 @@ def options() -> argparse.ArgumentParser:
     mode.add_argument("--steps", action="store_true", help="whole training steps of the built-in models")
     mode.add_argument("--calibrate", action="store_true", help="what the cost model needs to know of this machine")
     mode.add_argument("--draw", type=Path, metavar="FILE", help="the table and the picture of a result that is stored")
-    parser.add_argument("--width", type=_count, nargs="+", help="of the layers")
-    parser.add_argument("--tokens", type=_count, nargs="+", help="rows of the layers' input")
+    parser.add_argument("--width", type=count(65_536), nargs="+", help="of the layers")
+    parser.add_argument("--tokens", type=count(10_000_000), nargs="+", help="rows of the layers' input")
     parser.add_argument("--dtype", choices=DTYPES, nargs="+", help="of the layers and their input")
     parser.add_argument("--model", choices=(*MODELS, "tiny_vit", "tiny_bert"), nargs="+", default=list(MODELS))
-    parser.add_argument("--batch", type=_count, nargs="+", default=[32, 64], help="examples of a whole step")
+    parser.add_argument("--batch", type=count(100_000), nargs="+", default=[32, 64], help="examples of a whole step")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
-    parser.add_argument("--threads", type=_count, help="by default torch's own number")
+    parser.add_argument("--threads", type=count(1024), help="by default torch's own number")
     parser.add_argument("--backend", choices=BACKENDS, default="auto", help="of this project's structures")
-    parser.add_argument("--rounds", type=_count, default=15, help="that are counted")
+    parser.add_argument("--rounds", type=count(1_000_000), default=15, help="that are counted")
     parser.add_argument("--only", nargs="+", metavar="NAME", help="rows to measure beside the reference")
     parser.add_argument("--peft", action="append", default=[], metavar="MODULE:CLASS", help="a configuration of PEFT's")
     parser.add_argument("--kwargs", action="append", default=[], metavar="JSON", help="its arguments")
-    parser.add_argument("--save", metavar="NAME", help="write results/benchmark/NAME.json, not below outputs/benchmark")
+    parser.add_argument(
+        "--save", type=_name, metavar="NAME", help="write results/benchmark/NAME.json, not below outputs/benchmark"
+    )
     return parser
 
 
@@ -72,16 +76,19 @@ def run(arguments: argparse.Namespace) -> Iterator[Any]:
     name = next((mode for mode in ("full", "steps", "calibrate") if getattr(arguments, mode)), "quick")
     path = REPOSITORY / "results" if arguments.save else Path("outputs")
     path = path / "benchmark" / f"{arguments.save or name}.json"
+    check_output(path.parent)
     if arguments.calibrate:
         return _calibrate(device, path)
     cells = _steps(arguments, device) if arguments.steps else _layers(arguments, device)
     return _measure(cells, arguments, device, path)
 
 
-def _count(text: str) -> int:
-    if not (text.isdecimal() and int(text) >= 1):
-        raise argparse.ArgumentTypeError(f"{text} is not possible: give a whole number of at least 1.")
-    return int(text)
+def _name(text: str) -> str:
+    if not re.fullmatch(r"\w[\w.-]*", text, re.ASCII):
+        raise argparse.ArgumentTypeError(
+            f"{text} is not possible: give a name of letters, digits, and _ . - between them"
+        )
+    return text
 
 
 def _device(name: str) -> torch.device:
@@ -169,7 +176,7 @@ def _added_layer(path: str, text: str, widths: Sequence[int]) -> Layer:
         for width in widths:
             configured(config, given, width)
     except (TypeError, ValueError) as error:
-        raise ConfigError(f"--kwargs {text}: {name} refuses it ({error}).") from None
+        raise ConfigError(f"--kwargs {text}: {name} refuses it ({' '.join(str(error).split())}).") from None
     words = ", ".join(f"{key}={value}" for key, value in given.items())
     return peft_layer(f"{name.removesuffix('Config')} {words}".strip(), config, **given)
 

@@ -8,32 +8,51 @@ Writes <to>/analysis/<signature>.json (`to` is output_dir if not given), and the
 """
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from surm.experiments.cli import command, console
-from surm.records.storage import write_json
-from surm.report.studies import weights as analysis
+from surm.records.storage import check_output, write_json
+from surm.report.studies import weights as report
 from surm.shared.errors import ConfigError
 from surm.studies.weights import Given, analyse
 
 SETTINGS = ("run", "output_dir", "to", "model_path", "dataset_path")
 
 
-def main(run: str = "", output_dir: str = "outputs", to: str = "", **paths: str) -> None:
-    if not run:
+def main(arguments: Sequence[str]) -> None:
+    settings = read_settings(arguments)
+    output_dir = settings.get("output_dir", "outputs")
+    folder = Path(settings.get("to", output_dir))
+    check_output(folder)
+    given = Given(settings.get("model_path"), settings.get("dataset_path"))
+    analyses = {name: analyse(name, output_dir, console.print, given) for name in settings["run"].split(",")}
+    for signature, analysis in analyses.items():  # none is written before all are there
+        write_json(folder / "analysis" / f"{signature}.json", analysis)
+        print(report.by_layer(analysis))
+    table = report.write(folder)
+    console.print(f"Analyses: {folder / 'analysis'}; table: {table}; figure: {folder / report.FIGURE}")
+
+
+def read_settings(arguments: Sequence[str]) -> dict[str, str]:
+    """Settings as key=value, checked.
+
+    Raises:
+        ConfigError: one sentence.
+    """
+    settings: dict[str, str] = {}
+    for argument in arguments:
+        key, _, value = argument.partition("=")
+        if key not in SETTINGS:
+            raise ConfigError(f"{argument}: settings are written as key=value, and are {', '.join(SETTINGS)}.")
+        if key in settings or not value:
+            raise ConfigError(f"{argument}: give {key} once, and with a value.")
+        settings[key] = value
+    if "run" not in settings:
         raise ConfigError("give run=<signature>, or several with commas; `make status` lists runs.")
-    folder = Path(to or output_dir)
-    for signature in run.split(","):
-        found = analyse(signature, output_dir, console.print, Given(**paths))
-        write_json(folder / "analysis" / f"{signature}.json", found)
-        print(analysis.by_layer(found))
-    table = analysis.write(folder)
-    console.print(f"Analyses: {folder / 'analysis'}; table: {table}; figure: {folder / analysis.FIGURE}")
+    return settings
 
 
 if __name__ == "__main__":
     with command():
-        settings = dict(argument.partition("=")[::2] for argument in sys.argv[1:])
-        if unknown := set(settings) - set(SETTINGS):
-            raise ConfigError(f"{', '.join(sorted(unknown))}: the settings are {', '.join(SETTINGS)}.")
-        main(**settings)
+        main(sys.argv[1:])

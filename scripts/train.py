@@ -11,7 +11,7 @@ import sys
 import hydra
 from omegaconf import DictConfig
 
-from surm.config.command import check_command, is_question, is_sweep
+from surm.config.command import check_command, check_question, is_question, is_sweep
 from surm.config.compose import TRAIN, register_schema
 from surm.experiments.cli import command
 from surm.experiments.launch import launcher_of
@@ -29,6 +29,7 @@ if __name__ == "__main__":
     arguments = sys.argv[1:]
     with command():
         if is_question(arguments):
+            check_question(arguments, TRAIN)
             register_schema()
             answer()
             sys.exit()

@@ -1,9 +1,10 @@
 """What a run or a study is asked: dataclass schemas, and checks that need more than one field."""
 
-import math
+import re
 from collections.abc import Sequence
 
-from surm.config.schema import RunConfig
+from surm.config.bounds import check_bounds, check_lists
+from surm.config.schema import RunConfig, TableConfig
 from surm.data import check_data, data_modality
 from surm.methods.base import FORMS
 from surm.methods.registry import method_class
@@ -24,6 +25,8 @@ def validate(config: RunConfig, *, files: bool = True) -> None:
     Raises:
         ConfigError: one sentence with the value, the rule it breaks and what is allowed.
     """
+    check_lists(config)
+    check_table(config.table)
     try:
         check_model(config.model.name, **config.model.origin(), image_size=config.model.image_size)
         if files:
@@ -52,61 +55,33 @@ def validate(config: RunConfig, *, files: bool = True) -> None:
         raise ConfigError(
             f"placement.parts={parts}: give one or more of {', '.join(PARTS)}, each once, as in placement=weight_qv."
         )
-    if not 0 < config.dataset.fraction <= 1:
-        raise ConfigError(f"dataset.fraction={config.dataset.fraction}: give a share above 0 and at most 1.")
-
-    _at_least("seed", config.seed, 0)
-    for name in (
-        "epochs",
-        "batch_size",
-        "gradient_accumulation",
-        "eval_batch_size",
-        "evaluate_every",
-        "log_every",
-        "checkpoint_every",
-    ):
-        _at_least(f"trainer.{name}", getattr(config.trainer, name), 1)
-    _at_least("trainer.workers", config.trainer.workers, 0)
-    for name in ("max_steps", "threads"):
-        _at_least(f"trainer.{name}", getattr(config.trainer, name), 1)
-    _at_least("model.image_size", config.model.image_size, 1)
-    _above_zero("optim.lr", config.optim.lr)
-    _above_zero("optim.head_lr", config.optim.head_lr)
-    _above_zero("optim.max_grad_norm", config.optim.max_grad_norm)
-    _within("optim.weight_decay", config.optim.weight_decay, 0.0, math.inf)
-    _within("optim.warmup_ratio", config.optim.warmup_ratio, 0.0, 1.0)
-    _within("optim.beta1", config.optim.beta1, 0.0, 1.0)
-    _within("optim.beta2", config.optim.beta2, 0.0, 1.0)
     structure, form = config.structure, config.placement.form
     try:
         method = method_class(structure.name)
         method.resolve(structure, form, model_width(config.model.name, **config.model.origin()))
     except (TypeError, ValueError) as error:
         raise ConfigError(f"structure.name={structure.name}: {error}") from None
+    check_bounds(config)
     try:
         method.check_form(form)
     except ValueError as error:
         raise FormError(f"structure={structure.name} placement.form={form}: {error}") from None
 
 
+def check_table(table: TableConfig) -> None:
+    """Refuse names of an experiment that would be written or read outside their folders.
+
+    Raises:
+        ConfigError: one sentence.
+    """
+    for key, name in (("name", table.name), ("published", table.published)):
+        if name and not re.fullmatch(r"\w[\w.-]*", name):
+            raise ConfigError(f"table.{key}={name}: it names a file; give letters, digits, and _ . - between them.")
+
+
 def _one_of(key: str, value: str, allowed: Sequence[str]) -> None:
     if value not in allowed:
         raise ConfigError(f"{key}={value}: allowed are {', '.join(allowed)}{hint(value, allowed)}")
-
-
-def _at_least(key: str, value: int | None, lowest: int) -> None:
-    if value is not None and value < lowest:
-        raise ConfigError(f"{key}={value}: give a whole number of at least {lowest}.")
-
-
-def _above_zero(key: str, value: float | None) -> None:
-    if value is not None and not 0 < value < math.inf:
-        raise ConfigError(f"{key}={value}: give a finite number above 0.")
-
-
-def _within(key: str, value: float, low: float, high: float) -> None:
-    if not low <= value < high:
-        raise ConfigError(f"{key}={value}: give a number from {low} to below {high}.")
 
 
 def ignored_line(config: RunConfig) -> str | None:

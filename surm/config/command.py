@@ -22,8 +22,10 @@ from surm.config.compose import (
     parse_overrides,
     register_schema,
     sweep_members,
+    sweep_values,
     to_dataclasses,
 )
+from surm.records.storage import check_output
 from surm.shared.errors import ConfigError
 from surm.shared.paths import CONFIG_DIRECTORY
 from surm.shared.processes import several
@@ -61,19 +63,37 @@ def check_command(arguments: Sequence[str], entry: Entry[Config]) -> list[Member
         )
     if multirun and several():
         raise ConfigError("-m: several processes share one run, not a sweep; a sweep takes hydra/launcher=joblib.")
-    for override in parse_overrides(overrides):
-        _check_group(override, entry)
-        _check_sweep(override, multirun=multirun)
     with composer():
+        for override in parse_overrides(overrides):
+            _check_sweep(override, multirun=multirun)
+            _check_group(override, entry)
         members = sweep_members(overrides, entry) if multirun else [overrides]
         root: Any = entry.schema()
         for member in members:
             if entry.resolve is not None:  # which settings there are follows from the groups' values
                 chosen = [override for override in member if override.partition("=")[0] in _groups_of(entry)]
-                root = to_dataclasses(compose_config(chosen, entry), entry)
+                root = to_dataclasses(compose_config(chosen, entry), entry, chosen)
             for override in parse_overrides(member):
                 _check_setting(override, root, entry)
-        return compose_members(members, entry, files=True)
+        checked = compose_members(members, entry, files=True)
+    for folder in {member.config.output_dir for member in checked}:
+        check_output(folder)
+    return checked
+
+
+def check_question(arguments: Sequence[str], entry: Entry[Any]) -> None:
+    """Refuse overrides that Hydra cannot compose, before it answers a question such as `--cfg job`.
+
+    Raises:
+        ConfigError: one sentence.
+    """
+    overrides = [argument for argument in arguments if "=" in argument and not argument.startswith("-")]
+    with composer():
+        for override in parse_overrides(overrides):
+            _check_sweep(override, multirun=is_sweep(arguments))
+            _check_group(override, entry)
+        if not is_sweep(arguments):
+            to_dataclasses(compose_config(overrides, entry), entry, overrides)
 
 
 def check_launcher(name: str, *, multirun: bool = True) -> None:
@@ -131,9 +151,9 @@ def _check_group(override: Override, entry: Entry[Any]) -> None:
     """A group's value must exist, and an experiment must be one of this script's; the message names the nearest."""
     key, known = override.get_key_element(), _groups_of(entry)
     for value in _values(override) if key in known else []:
-        if value not in (*known[key], "null"):
+        if value not in known[key]:
             raise ConfigError(f"{key}={value}: conf/{key} has {', '.join(known[key])}{hint(value, known[key])}")
-        if key == "experiment" and value != "null" and entry_of(value) is not entry:
+        if key == "experiment" and entry_of(value) is not entry:
             raise ConfigError(f"{override.input_line}: this file is for {entry_of(value).script}; start that.")
 
 
@@ -157,6 +177,8 @@ def _check_setting(override: Override, root: Any, entry: Entry[Any]) -> None:
     """A setting's dotted path must exist; the message names the nearest one."""
     key = override.get_key_element().lstrip("+~")
     if key == "hydra" or is_hydras(key) or key in _groups_of(entry):
+        if key == "hydra" or override.is_delete():
+            raise ConfigError(f"{override.input_line}: a node is chosen, not left out; write {key}=<one of its files>.")
         return
     node: Any = root
     for depth, step in enumerate(key.split(".")):
@@ -166,6 +188,8 @@ def _check_setting(override: Override, root: Any, entry: Entry[Any]) -> None:
         if step not in known:
             _unknown_setting(override, key.split(".")[:depth], step, known, entry)
         node = getattr(node, step)
+    if override.is_delete():
+        raise ConfigError(f"{override.input_line}: a setting has a value; write {key}=<value>.")
     if is_dataclass(node):
         raise ConfigError(
             f"{override.input_line}: {key} holds several settings; set one, such as {key}.{fields(node)[0].name}=..."
@@ -175,7 +199,7 @@ def _check_setting(override: Override, root: Any, entry: Entry[Any]) -> None:
 def _values(override: Override) -> list[str]:
     """What an override gives: its one value, or those of a sweep."""
     if override.is_sweep_override():
-        return [str(value) for value in override.sweep_string_iterator()]
+        return sweep_values(override)
     return [str(override.value()) if override.value() is not None else "null"]
 
 

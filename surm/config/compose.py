@@ -3,9 +3,11 @@
 `hydra.main` would create folders before a typo is seen, and composes each member of a sweep as a whole.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any, Generic, TypeVar
 
 from hydra import compose, initialize_config_dir
@@ -13,7 +15,7 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import Override, RangeSweep
 from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
@@ -22,10 +24,12 @@ from omegaconf.errors import OmegaConfBaseException
 from surm.config.checks import validate
 from surm.config.machine import cores_each, gpus, gpus_each, workers
 from surm.config.schema import RunConfig
-from surm.shared.errors import ConfigError, FormError
+from surm.shared.errors import ConfigError, FormError, UserError
 from surm.shared.paths import CONFIG_DIRECTORY
 
 Config = TypeVar("Config")
+
+MOST_MEMBERS = 10_000  # of a sweep
 
 
 @dataclass(frozen=True)
@@ -95,17 +99,19 @@ def composer() -> Iterator[None]:
 
 @contextmanager
 def one_sentence(overrides: Sequence[str]) -> Iterator[None]:
-    """Hydra's and OmegaConf's errors as a `ConfigError` that names the overrides."""
+    """What Hydra and OmegaConf raise for overrides, of whatever type, as a `ConfigError` that names them."""
     try:
         yield
-    except (HydraException, OmegaConfBaseException) as error:
+    except UserError:
+        raise
+    except Exception as error:
         reason = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
         raise ConfigError(f"{' '.join(overrides)}: {first_line(reason)}.") from None
 
 
 def first_line(error: BaseException) -> str:
     """An error's first line, without its full stop."""
-    return str(error).splitlines()[0].rstrip(".")
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
 
 
 def groups() -> dict[str, list[str]]:
@@ -126,15 +132,26 @@ def launchers() -> list[str]:
 
 
 def parse_overrides(overrides: Sequence[str]) -> list[Override]:
-    """Overrides as Hydra reads them.
+    """Overrides as Hydra reads them; glob(...) is of the files of `conf/`.
 
     Raises:
         ConfigError: one is not of the form key=value.
     """
+    hydra = GlobalHydra.instance().hydra
+    parser = OverridesParser.create(hydra.config_loader if hydra else None)
+    return [_parse(override, parser) for override in overrides]
+
+
+def _parse(override: str, parser: OverridesParser) -> Override:
     try:
-        return OverridesParser.create().parse_overrides(list(overrides))
-    except HydraException as error:
-        raise ConfigError(f"{' '.join(overrides)}: {first_line(error)}; write settings as key=value.") from None
+        return parser.parse_overrides([override])[0]
+    except Exception as error:  # the grammar's functions raise types of their own
+        key, equals, value = override.partition("=")
+        if isinstance(error, HydraException) and str(error).startswith("Lexer") and key and equals:
+            raise ConfigError(
+                f"{override}: Hydra takes a value with such characters in quotes of its own: '{key}=\"{value}\"'."
+            ) from None
+        raise ConfigError(f"{override}: {first_line(error)}; write settings as key=value.") from None
 
 
 def is_hydras(override: str) -> bool:
@@ -148,25 +165,31 @@ def compose_config(overrides: Sequence[str], entry: Entry[Any], *, with_hydra: b
         return compose(entry.name, overrides=list(overrides), return_hydra_config=with_hydra)
 
 
-def to_dataclasses(config: DictConfig, entry: Entry[Config]) -> Config:
-    """A composed configuration as dataclasses, not yet checked."""
-    typed_config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(entry.schema), config))
-    assert isinstance(typed_config, entry.schema)
-    if entry.resolve is not None:
-        entry.resolve(config, typed_config)
+def to_dataclasses(config: DictConfig, entry: Entry[Config], overrides: Sequence[str] = ()) -> Config:
+    """A composed configuration as dataclasses, not yet checked.
+
+    overrides: what it was composed of, for the message.
+    """
+    with one_sentence(overrides):
+        if missing := sorted(OmegaConf.missing_keys(config)):
+            raise ConfigError(f"{missing[0]}=???: give a value.")
+        typed_config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(entry.schema), config))
+        assert isinstance(typed_config, entry.schema)
+        if entry.resolve is not None:
+            entry.resolve(config, typed_config)
     return typed_config
 
 
-def typed(config: DictConfig, entry: Entry[Config]) -> Config:
-    """A composed configuration as dataclasses, checked."""
-    typed_config = to_dataclasses(config, entry)
+def typed(config: DictConfig, entry: Entry[Config], overrides: Sequence[str] = ()) -> Config:
+    """A composed configuration as dataclasses, checked; `overrides` as for `to_dataclasses`."""
+    typed_config = to_dataclasses(config, entry, overrides)
     entry.validate(typed_config)
     return typed_config
 
 
 def compose_run(overrides: Sequence[str]) -> RunConfig:
     """One run's checked configuration."""
-    return typed(compose_config(overrides, TRAIN), TRAIN)
+    return typed(compose_config(overrides, TRAIN), TRAIN, overrides)
 
 
 # --- overrides to the members of a sweep; all inside `composer()` -----------------------------------------------------
@@ -187,15 +210,39 @@ def sweep_members(overrides: Sequence[str], entry: Entry[Any] = TRAIN) -> list[l
     single = [o.input_line or "" for o in parsed if not o.is_sweep_override()]
     own = compose_config(single, entry, with_hydra=True).hydra.sweeper.params or {}
     from_file = [f"{key}={value}" for key, value in own.items() if key not in swept]
-    batches = BasicSweeper.split_arguments(parse_overrides([*from_file, *overrides]), max_batch_size=None)
-    return [list(member) for member in batches[0]]
+    every = parse_overrides([*from_file, *overrides])
+    members = math.prod(len(sweep_values(override)) for override in every if override.is_sweep_override())
+    if members > MOST_MEMBERS:
+        raise ConfigError(f"{' '.join(overrides)}: a sweep has at most {MOST_MEMBERS:,} members; divide it.")
+    with one_sentence(overrides):
+        return [list(member) for member in BasicSweeper.split_arguments(every, max_batch_size=None)[0]]
+
+
+def sweep_values(override: Override) -> list[str]:
+    """The values of a sweep over one setting.
+
+    Raises:
+        ConfigError: there are none, too many, or none that can be counted.
+    """
+    text = override.input_line or ""
+    with one_sentence([text]):
+        if not override.is_discrete_sweep():
+            raise ConfigError(f"{text}: a sweep takes single values; list them with commas, or write choice or range.")
+        value = override.value()  # a range that is to be shuffled would be unrolled at once
+        every = map(str, value.range()) if isinstance(value, RangeSweep) else override.sweep_string_iterator()
+        values = list(islice(every, MOST_MEMBERS + 1))
+    if not values:
+        raise ConfigError(f"{text}: that is no value at all; give at least one.")
+    if len(values) > MOST_MEMBERS:
+        raise ConfigError(f"{text}: a sweep has at most {MOST_MEMBERS:,} members; divide it.")
+    return values
 
 
 def compose_members(members: Sequence[list[str]], entry: Entry[Any], *, files: bool) -> list[Member[Any]]:
     """The members of a sweep, given by their overrides, with checked configurations and without the holes."""
     if entry is TRAIN:
         return _compose_by_node(members, files=files)
-    return [Member(_told(member), typed(compose_config(member, entry), entry)) for member in members]
+    return [Member(_told(member), typed(compose_config(member, entry), entry, member)) for member in members]
 
 
 def _told(member: Sequence[str]) -> list[str]:
@@ -206,8 +253,10 @@ def _compose_by_node(members: Sequence[list[str]], *, files: bool) -> list[Membe
     """The members of a sweep over runs.
 
     A node of the configuration is composed once for each of its own values, not once for each member: composing takes
-    some 80 ms, and a table of the paper has hundreds of members. No node of `conf/` refers to another.
+    some 80 ms, and a table of the paper has hundreds of members. No node of `conf/` refers to another; where an
+    override does, each member is composed as a whole.
     """
+    refers = any("${" in override for member in members for override in member)
     fixed = set(members[0]).intersection(*members)
 
     def swept(member: list[str]) -> dict[str, list[str]]:
@@ -217,7 +266,10 @@ def _compose_by_node(members: Sequence[list[str]], *, files: bool) -> list[Membe
                 by_node.setdefault(_node(override), []).append(override)
         return by_node
 
-    first = to_dataclasses(compose_config(members[0], TRAIN), TRAIN)
+    def composed_whole(overrides: list[str]) -> RunConfig:
+        return to_dataclasses(compose_config(overrides, TRAIN), TRAIN, overrides)
+
+    first = composed_whole(members[0])
     nodes = {tuple(values): getattr(first, node) for node, values in swept(members[0]).items()}
     composed: list[Member[RunConfig]] = []
     for member in members:
@@ -226,9 +278,9 @@ def _compose_by_node(members: Sequence[list[str]], *, files: bool) -> list[Membe
             if tuple(values) not in nodes:
                 # The other nodes need some value: the first member's.
                 others = [override for override in members[0] if override in fixed or _node(override) != node]
-                nodes[tuple(values)] = getattr(to_dataclasses(compose_config([*others, *values], TRAIN), TRAIN), node)
+                nodes[tuple(values)] = getattr(composed_whole([*others, *values]), node)
             chosen[node] = nodes[tuple(values)]
-        config = replace(first, **chosen)
+        config = composed_whole(member) if refers else replace(first, **chosen)
         with suppress(FormError):
             validate(config, files=files)
             composed.append(Member(_told(member), config))

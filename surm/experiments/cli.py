@@ -15,9 +15,13 @@ from rich.console import Console
 from surm.config.compose import is_hydras
 from surm.experiments.plan import Experiment, load_scale, load_scale_experiments
 from surm.shared.errors import Interrupted, UserError
+from surm.shared.options import Parser, count
 from surm.shared.processes import is_main
 
-STORAGE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EFBIG, errno.EIO, errno.ENOTDIR)
+STORAGE_ERRORS = (
+    *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG, errno.EIO),
+    *(errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ELOOP, errno.ENAMETOOLONG),
+)
 
 console = Console(soft_wrap=True, highlight=False, quiet=not is_main())
 # PEFT asks transformers for a property under its old name; nobody here can act on the warning.
@@ -64,10 +68,10 @@ def _reader_has_left() -> bool:
 
 def experiment_parser(description: str | None, *, seeds: bool = True) -> argparse.ArgumentParser:
     """The options that choose experiments and settings, for `chosen_experiments`."""
-    parser = argparse.ArgumentParser(description=description)
+    parser = Parser(description=description)
     parser.add_argument("--scale", default="laptop", help="a folder of conf/experiment, or a file of conf/scale")
     if seeds:
-        parser.add_argument("--seeds", type=int, help="number of seeds in place of the experiment's own")
+        parser.add_argument("--seeds", type=count(1000), help="number of seeds in place of the experiment's own")
     parser.add_argument("--only", metavar="EXPERIMENT", help="one experiment: digits, or laptop/digits")
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="settings for every run")
     return parser

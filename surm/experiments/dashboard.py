@@ -3,7 +3,6 @@
 A workspace has one set of runs for all its panels, so an experiment is a saved view of its own, beside one of all.
 """
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from wandb.sdk.lib.service.service_connection import WandbApiFailedError
 from wandb_workspaces import expr
 
 from surm.experiments.plan import Experiment, TrainingRun, training_runs
+from surm.records.storage import write_json
 from surm.shared.errors import ConfigError, TrackingError
 
 STRUCTURE = "structure.name"  # of a run's configuration
@@ -112,8 +112,7 @@ def _runs_of(experiments: list[str]) -> Any:
 
 def write_views(views: Sequence[ws.Workspace], file: Path) -> None:
     """Write what W&B would store, without a server: a JSON list of its own views."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps([view._spec for view in views], indent=1) + "\n")
+    write_json(file, [view._spec for view in views])
 
 
 def save_views(views: Sequence[ws.Workspace]) -> list[str]:

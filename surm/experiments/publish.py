@@ -16,7 +16,7 @@ from surm.experiments.plan import (
     scales,
 )
 from surm.records.record import Record, read_records
-from surm.records.storage import write_atomically
+from surm.records.storage import check_output, write_atomically
 from surm.report import page as reporting
 from surm.report.plan import ComparisonPlan, GridPlan, Plan, StudyPlan
 from surm.shared.paths import PUBLISHED, REPOSITORY, RESULTS
@@ -48,6 +48,7 @@ def report(
     """
     if lacking := [str(folder) for folder in records if not folder.is_dir()]:
         raise FileNotFoundError(f"{', '.join(lacking)} is no folder of records: give folders like outputs/runs.")
+    check_output(output)
     variables = [f"SCALE={scale.name}"] if scale.name != "laptop" and scale.name in scales() else []
     plans = [report_plan(experiment) for experiment in experiments]
     page = reporting.build(

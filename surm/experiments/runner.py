@@ -8,7 +8,7 @@ from surm.experiments.cli import console
 from surm.experiments.plan import Planned
 from surm.experiments.sweep import Launcher, Sweep
 from surm.records.record import Record
-from surm.shared.errors import Claimed, RecordError, RunError, StorageError
+from surm.shared.errors import Claimed, UserError
 from surm.shared.processes import lone_launch
 
 
@@ -55,7 +55,7 @@ def attempt(planned: Planned, bars: Progress | None = None, overall: "Bar | None
         return _execute(planned, bars, overall)
     except Claimed as elsewhere:
         bars.console.print(f"  left alone: {elsewhere}")
-    except (RunError, RecordError, StorageError) as failure:
+    except UserError as failure:
         bars.console.print(f"  failed: {failure}")
     return None
 

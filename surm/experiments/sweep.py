@@ -12,6 +12,7 @@ from pathlib import Path
 
 from surm.experiments.cli import console
 from surm.experiments.plan import Planned
+from surm.records.storage import check_output
 from surm.shared.errors import LaunchError
 
 POLL = 2.0  # seconds between two looks at what others do
@@ -128,6 +129,8 @@ def run_all(runs: Sequence[Planned], launcher: Launcher) -> int:
         The number of runs that are not finished.
     """
     sweep = Sweep(runs)
+    for folder in {run.output_dir for run in sweep.runs}:
+        check_output(folder)
     if finished := [run for run in sweep.runs if sweep.status(run) == "finished"]:
         launcher.show_finished(finished, len(sweep.runs))
     try:

@@ -9,7 +9,7 @@ from typing import Any, Never
 
 from safetensors import SafetensorError
 
-from surm.shared.errors import RecordError, StorageError
+from surm.shared.errors import ConfigError, RecordError, StorageError
 
 
 @contextmanager
@@ -28,6 +28,26 @@ def storing(path: Path) -> Iterator[None]:
             f"{file} cannot be written ({reason}): make room or choose another output_dir; what was there before is "
             "untouched."
         ) from None
+
+
+def check_output(folder: str | Path) -> None:
+    """Refuse a folder of results that cannot be written to, before anything is computed; writes nothing.
+
+    Raises:
+        ConfigError: one sentence with the folder and the way out.
+    """
+    path = Path(folder)
+    if not str(folder).strip() or str(folder).startswith("~"):
+        raise ConfigError(f"output_dir={str(folder)!r} names no folder: write it out, as in /home/me/outputs.")
+    try:
+        place = next(place for place in (path, *path.absolute().parents) if place.exists() or place.is_symlink())
+        fault = None if place.is_dir() else "is no folder"
+        if fault is None and not os.access(place, os.W_OK | os.X_OK):
+            fault = "is read-only"
+    except OSError as error:
+        place, fault = path, f"cannot be used ({error.strerror})"
+    if fault:
+        raise ConfigError(f"{place} {fault}: choose another folder, such as output_dir=outputs.")
 
 
 def write_atomically(path: Path, content: bytes) -> None:

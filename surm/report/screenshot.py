@@ -5,6 +5,8 @@ import subprocess
 import tempfile
 from pathlib import Path
 
+from surm.shared.errors import StorageError
+
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 SIZE = 1200, 1180  # pixels
 
@@ -20,7 +22,7 @@ def take_picture(page: Path, path: Path) -> None:
         raise FileNotFoundError(f"no browser for the picture: install one of {', '.join(BROWSERS)}.")
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as profile:
-        subprocess.run(
+        done = subprocess.run(
             [
                 browser,
                 "--headless",
@@ -32,6 +34,7 @@ def take_picture(page: Path, path: Path) -> None:
                 f"--screenshot={path.absolute()}",
                 page.absolute().as_uri(),
             ],
-            check=True,
             capture_output=True,
         )
+    if done.returncode or not path.is_file():
+        raise StorageError(f"{path} cannot be made: {browser} ended with exit code {done.returncode}.")

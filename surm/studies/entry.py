@@ -9,6 +9,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from surm import structures
+from surm.config.bounds import GREATEST, MILLION, Bounds, check_bounds, check_lists
+from surm.config.checks import check_table
 from surm.config.compose import Entry, compose_config, first_line, register, typed
 from surm.config.schema import TableConfig
 from surm.records.recorded import Recorded
@@ -25,12 +27,35 @@ class ApproximateConfig:
     output_dir: str = "outputs"
 
 
+STUDY_BOUNDS = {
+    "study.draws": Bounds(1, 10_000),
+    "study.low_rank": Bounds(1, 10_000),
+    "study.terms": Bounds(1, 10_000),
+    "study.cold_starts": Bounds(1, 10_000),
+    "study.tolerance": Bounds(0, 1, above=True),
+    "study.descent_steps": Bounds(1, MILLION),
+    "study.descent_rate": Bounds(0, GREATEST, above=True),
+    "study.near_rank": Bounds(1, 10_000),
+    "study.seeds": Bounds(0, 2**32 - 1),
+    "study.epochs": Bounds(1, MILLION),
+    "study.points": Bounds(1, MILLION),
+    "study.noise": Bounds(0, GREATEST),
+    "study.rate": Bounds(0, GREATEST, above=True),
+    "study.rates": Bounds(0, GREATEST, above=True),
+}
+"""As `surm.config.bounds.BOUNDS`; a study's own checks may narrow them."""
+
+
 def validate_study(config: ApproximateConfig) -> None:
     """Refuse a study that cannot be computed.
 
     Raises:
         ConfigError: one sentence with the value, the rule it breaks and what is allowed.
     """
+    check_lists(config)
+    check_table(config.table)
+    check_lists(config.study, "study.")
+    check_bounds(config.study, STUDY_BOUNDS, "study.")
     try:
         STUDIES[config.study.name].validate(config.study)
     except ValueError as error:
@@ -59,7 +84,7 @@ APPROXIMATE = register(
 
 def compose_study(overrides: Sequence[str]) -> ApproximateConfig:
     """One study's checked configuration; call inside `composer()`."""
-    return typed(compose_config(overrides, APPROXIMATE), APPROXIMATE)
+    return typed(compose_config(overrides, APPROXIMATE), APPROXIMATE, overrides)
 
 
 @dataclass(frozen=True)

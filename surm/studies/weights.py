@@ -22,7 +22,7 @@ from surm.models import load_backbone, weights_hash
 from surm.models.backbone import Backbone
 from surm.records.record import Record, read_record
 from surm.records.recorded import RunFolder, signature
-from surm.shared.errors import ConfigError, RecordError
+from surm.shared.errors import ConfigError, RecordError, UserError
 from surm.shared.paths import PUBLISHED
 from surm.shared.threads import one_thread
 from surm.tuners.targets import FUSED_PARTS as PARTS
@@ -79,9 +79,35 @@ def analyse(
         ConfigError: there is no such run, or its method updates no matrix.
         RecordError: the run's weights are not on this machine; the sentence holds the command that repeats it.
     """
+    if not re.fullmatch("[0-9a-f]{12}", name):
+        raise ConfigError(f"run={name}: a run's signature is 12 digits of 0-9 and a-f; `make status` lists runs.")
+    folder = RunFolder.of(output_dir, name)
+    with _whole(name, folder):
+        return _analyse(name, output_dir, say, given, folder)
+
+
+@contextmanager
+def _whole(name: str, folder: RunFolder) -> Iterator[None]:
+    """Whatever a record or trained weights that do not fit raise, as one sentence."""
+    try:
+        yield
+    except UserError:
+        raise
+    except FileNotFoundError as error:
+        raise RecordError(f"run {name}: {error.filename or error} is not there; repeat the run.") from error
+    except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+        raise RecordError(
+            f"run {name}: its record and the trained weights in {folder.path} do not fit ({type(error).__name__}: "
+            f"{reason}); move that folder away and start the run again."
+        ) from error
+
+
+def _analyse(
+    name: str, output_dir: str | Path, say: Callable[[str], None], given: Given, folder: RunFolder
+) -> dict[str, Any]:
     record = _finished(name, output_dir)
     question = record.asked
-    folder = RunFolder.of(output_dir, name)
     method = make_method(question["structure"])
     adapter = question.get("placement", {}).get("form") == "adapter"
     if not method.trains_matrices and (adapter or not method.uses_placement):

@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import stat
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from accelerate.state import AcceleratorState
 from filelock import FileLock, Timeout
 
 from surm.config.schema import RunConfig
-from surm.shared.errors import ConfigError
+from surm.shared.errors import ConfigError, StorageError
 from surm.shared.processes import several
 
 
@@ -54,7 +55,7 @@ def own_gpu(folder: Path | None = None) -> None:
     if _OWN or len(names) < 2:
         return
     folder = folder or Path(tempfile.gettempdir()) / f"surm-gpus-{os.getuid()}"
-    folder.mkdir(parents=True, exist_ok=True)
+    _own_folder(folder)
     for name, share in ((name, share) for share in itertools.count() for name in names):
         lock = FileLock(folder / f"{name}.{share}.lock")
         try:
@@ -64,6 +65,25 @@ def own_gpu(folder: Path | None = None) -> None:
         _OWN.append(lock)
         os.environ["CUDA_VISIBLE_DEVICES"] = name
         return
+
+
+def _own_folder(folder: Path) -> None:
+    """Make a folder that nobody else can write to, or see that it is one: others know its name.
+
+    Raises:
+        StorageError: somebody else was there first, or a link leads elsewhere.
+    """
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except FileExistsError:  # a file or a link to nowhere
+        pass
+    except OSError as error:
+        raise StorageError(f"{folder} cannot be made ({error.strerror}): set TMPDIR to a folder of your own.") from None
+    found = folder.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o022:
+        raise StorageError(
+            f"{folder} is no folder of this user alone: remove it, or set TMPDIR to a folder of your own."
+        )
 
 
 def checkpoint_activations(module: Any) -> None:

@@ -1,20 +1,23 @@
 """One run: find its record, or claim it, train, and leave one."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
+from safetensors import SafetensorError
 
 from surm.config.run import Run
+from surm.config.schema import RunConfig
 from surm.data import data_hash
 from surm.models import weights_hash
 from surm.records.claim import Claim
 from surm.records.provenance import where
 from surm.records.record import Record
-from surm.shared.errors import Interrupted, RecordError, RunError, StorageError
+from surm.shared.errors import ConfigError, Interrupted, RecordError, RunError, StorageError, UserError
 from surm.shared.processes import is_main, main_decides
 from surm.training.device import accelerator, out_of_memory
 from surm.training.interrupt import stop_at_signal
@@ -34,6 +37,7 @@ def execute(run: Run, *, report: Report | None = None, say: Callable[[str], None
         The run's record, with status `finished`.
 
     Raises:
+        DataError, ModelError, ConfigError: files or settings that cannot be used; nothing is written.
         Claimed: another process works on it.
         RecordError: data or weights differ from those of the finished run, or a file is damaged.
         StorageError: a file cannot be written; an older checkpoint is as before.
@@ -46,28 +50,52 @@ def execute(run: Run, *, report: Report | None = None, say: Callable[[str], None
     device = accelerator(config)
     if not is_main():
         say = report = _silent
-    hashes = {
-        "data": data_hash(config.dataset.name, **config.dataset.origin()),
-        "weights": weights_hash(config.model.name, **config.model.origin()),
-    }
     claim = Claim(run.folder.path)
+    with _set_up(config):  # nothing is written before all of it is there
+        hashes = {
+            "data": data_hash(config.dataset.name, **config.dataset.origin()),
+            "weights": weights_hash(config.model.name, **config.model.origin()),
+        }
+        record = main_decides(partial(_finished, run, hashes))
+        loop = Loop(run, device, claim, report, say) if record is None else None
     try:
-        record = main_decides(partial(_begin, run, claim, hashes))
-        if record is not None:
-            say(f"run {run.signature} is finished already: {run.folder.record}")
-            return record
-        return _carry_out(run, device, hashes, claim, report, say)
+        if loop is not None:
+            record = main_decides(partial(_begin, run, claim, hashes))
+            if record is None:
+                return _carry_out(run, device, hashes, claim, loop)
+        assert record is not None
+        say(f"run {run.signature} is finished already: {run.folder.record}")
+        return record
     finally:
         claim.release()
 
 
+@contextmanager
+def _set_up(config: RunConfig) -> Iterator[None]:
+    """What files of other hands raise while data and model are read, as one sentence; nothing has been written.
+
+    Raises:
+        ConfigError: the files cannot be used.
+        RunError: the device has no room for the model.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except torch.OutOfMemoryError:
+        raise RunError(out_of_memory(config)) from None
+    except (ValueError, OSError, RuntimeError, LookupError, TypeError, SafetensorError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+        raise ConfigError(
+            f"model={config.model.name} dataset={config.dataset.name}: set-up fails with {type(error).__name__} "
+            f"({reason}); see that the files of both are whole and that the settings fit them."
+        ) from error
+
+
 def _begin(run: Run, claim: Claim, hashes: dict[str, str]) -> Record | None:
-    """The finished record, or None with the run claimed for this process."""
-    record = _finished(run, hashes)
-    if record is None:
-        claim.take()
-        record = _finished(run, hashes)  # since the first look, by another process
-    return record
+    """None with the run claimed for this process, or the record that another has finished since the first look."""
+    claim.take()
+    return _finished(run, hashes)
 
 
 def _finished(run: Run, hashes: dict[str, str]) -> Record | None:
@@ -89,8 +117,7 @@ def _carry_out(
     device: Accelerator,
     hashes: dict[str, str],
     claim: Claim,
-    report: Report | None,
-    say: Callable[[str], None],
+    loop: Loop,
 ) -> Record:
     """Train, and leave the record of whatever happened."""
     config = run.config
@@ -103,7 +130,7 @@ def _carry_out(
             config=run.asked,
             directory=Path(config.output_dir) / "wandb",
         )
-    loop = Loop(run, device, claim, tracker.log, report, say)
+    loop.log = tracker.log
     status, error = "failed", None
     try:
         with stop_at_signal(loop.stop):

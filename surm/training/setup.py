@@ -19,7 +19,7 @@ from surm.data.order import EpochBatches
 from surm.methods.base import Method
 from surm.methods.registry import make_method
 from surm.models import load_backbone
-from surm.shared.errors import ConfigError
+from surm.shared.errors import ConfigError, UserError
 from surm.training.device import checkpoint_activations
 from surm.training.optim import parameter_groups
 
@@ -59,6 +59,8 @@ def prepare(run: Run, accelerator: Accelerator) -> Setup:
         backbone = load_backbone(model.name, num_labels=task.num_labels, image_size=model.image_size, **origin)
         total_parameters = sum(parameter.numel() for parameter in backbone.module.parameters())
         module = method.apply(backbone, run.asked.get("placement"), steps)
+    except UserError:
+        raise
     except ValueError as error:
         raise ConfigError(f"structure={config.structure.name} on model={model.name}: {error}") from None
     if trainer.gradient_checkpointing:

@@ -268,7 +268,7 @@ def test_the_schedule_warms_up_linearly_and_falls_to_zero(tmp_path: Path) -> Non
 def test_weight_decay_leaves_structure_parameters_alone_by_default(tmp_path: Path) -> None:
     def decayed(*overrides: str) -> int:
         config = configure(tmp_path, *overrides)
-        loop = train.Loop(config, accelerator(config.config), Claim(tmp_path), quiet, None, quiet)
+        loop = train.Loop(config, accelerator(config.config), Claim(tmp_path), None, quiet)
         groups = loop.optimizer.param_groups
         return sum(p.numel() for group in groups if group["weight_decay"] > 0 for p in group["params"])
 

@@ -1,6 +1,5 @@
 """Weight analyses as a table and a figure, beside the paper's Fig. 11."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,9 +12,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from surm.methods.names import label, style_of
+from surm.records.storage import read_json
 from surm.report.drawing import draw_band, legend_below, line_of, marks, save, tidy
 from surm.report.gather import REFERENCE
 from surm.report.table import Formats, table_of
+from surm.shared.errors import RecordError
 from surm.shared.paths import PAPER
 
 TABLE = Path("tables") / "weight_analysis.md"
@@ -57,8 +58,18 @@ Analysis = Mapping[str, Any]
 
 def read(folder: Path) -> list[dict[str, Any]]:
     """The analyses of a folder, by task, method and seed."""
-    analyses = [json.loads(path.read_text()) for path in folder.glob("*.json")]
+    analyses = [_read(path) for path in folder.glob("*.json")]
     return sorted(analyses, key=lambda found: (_task(found), _order(found), label(found["asked"]), _seed(found)))
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        analysis: dict[str, Any] = read_json(path)
+        table_of(pd.DataFrame(analysis["rows"]).assign(matrix="")[list(LAYER_COLUMNS)], LAYER_COLUMNS).markdown()
+        _task(analysis), _order(analysis), label(analysis["asked"]), _seed(analysis), analysis["measures"]
+    except (RecordError, LookupError, AttributeError, TypeError, ValueError) as error:
+        raise RecordError(f"{path} is no analysis ({error}): move it away and analyse its run again.") from None
+    return analysis
 
 
 def write(folder: Path, paper: Path = PAPER) -> Path:
