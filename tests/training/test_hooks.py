@@ -104,7 +104,7 @@ def test_a_method_with_state_and_two_stages_goes_on_bit_for_bit(tmp_path: Path) 
     assert resumed.happened["resumed_from_steps"] == stops
     for key in ("metrics", "history", "trainable_parameters", "peak_trainable_parameters"):
         assert resumed.happened[key] == whole.happened[key]
-    folders = (tmp_path / name / "runs" / whole["signature"] for name in ("whole", "parts"))
+    folders = (tmp_path / name / "runs" / whole.signature for name in ("whole", "parts"))
     one, other = ((folder / "trained.safetensors").read_bytes() for folder in folders)
     assert one == other
 

@@ -74,7 +74,7 @@ def test_adalora_goes_on_bit_for_bit_in_every_part_of_its_schedule(tmp_path: Pat
     assert resumed.happened["resumed_from_steps"] == stops
     for key in ("metrics", "best_epoch_metrics", "history", "trainable_parameters"):
         assert resumed.happened[key] == whole.happened[key]
-    folders = [tmp_path / name / "runs" / whole["signature"] / "adapter" for name in ("whole", "parts")]
+    folders = [tmp_path / name / "runs" / whole.signature / "adapter" for name in ("whole", "parts")]
     one, other = ((folder / "adapter_model.safetensors").read_bytes() for folder in folders)
     assert one == other
     patterns = [json.loads((folder / "adapter_config.json").read_text())["rank_pattern"] for folder in folders]
@@ -139,7 +139,7 @@ def test_kill_9_in_an_adalora_run_moves_no_digit(tmp_path: Path, moment: int) ->
     options = ["structure=peft_adalora", "structure.arguments.deltaT=4", "structure.arguments.init_r=4", *longer]
     run = configure(tmp_path / "whole", *options)
     whole = execute(run, say=quiet)
-    folder = tmp_path / "killed" / "runs" / whole["signature"]
+    folder = tmp_path / "killed" / "runs" / whole.signature
     process = start(tmp_path / "killed", *options)
     deadline = time.monotonic() + 300
     while time.monotonic() < deadline and process.poll() is None and _step(folder) < moment:
