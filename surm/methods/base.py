@@ -182,7 +182,13 @@ class Method:
         return {}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Take back what `state_dict` gave, on the CPU; the optimiser exists, the parameters get their values next."""
+        """Take back what `state_dict` gave, on the CPU; the optimiser exists, the parameters get their values next.
+
+        Raises:
+            ValueError: what does not fit, in a few words; nothing is then changed.
+        """
+        if state:
+            raise ValueError(f"it holds {next(iter(state))!r} of a method, and {type(self).__name__} keeps nothing")
 
 
 def is_head(parameter_name: str, head: tuple[str, ...]) -> bool:

@@ -137,9 +137,22 @@ class AdaLora(OfPeft):
         parameters = dict(self._tuner.model.named_parameters())
         kept: dict[str, dict[str, Tensor]] = {key: {} for key in (*self._averages, "rank_pattern")}
         for key, value in state.items():
-            what, name = key.split("/", 1)
+            what, _, name = key.partition("/")
+            if what not in kept:
+                raise ValueError(f"it holds {key!r}, which AdaLoRA does not keep")
             kept[what][name] = value
         pattern = kept.pop("rank_pattern")
+        adapted = {name for name in parameters if "lora_" in name}
+        for average, values in kept.items():
+            # Until the ranks are final all are averaged, afterwards none.
+            if values.keys() != (set() if pattern and not values else adapted):
+                raise ValueError(f"AdaLoRA's {average} is of other parameters than this run trains")
+            for name, value in values.items():
+                if value.shape != parameters[name].shape or not value.isfinite().all():
+                    raise ValueError(f"AdaLoRA's {average} of {name} does not fit its parameter")
+        for name, value in pattern.items():
+            if parameters.get(name) is None or value.dtype != torch.bool or value.numel() != parameters[name].numel():
+                raise ValueError(f"AdaLoRA's rank_pattern of {name} does not fit its parameter")
         self._config.rank_pattern = {name: value.tolist() for name, value in pattern.items()} or None
         for average, values in kept.items():
             on_device = {name: value.to(parameters[name].device) for name, value in values.items()}

@@ -18,6 +18,7 @@ from typing import NamedTuple, TypeVar, cast
 
 import torch
 from torch import Tensor
+from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
 from surm.structures.autocast import autocasts
@@ -83,9 +84,42 @@ def product(structure: Structure, x: Tensor, backend: str = "auto") -> Tensor:
         if autocasts(x):
             x = x.to(torch.get_autocast_dtype(x.device.type))
         return updated_linear(x, None, None, structure.m, updates(structure, x))
-    if torch.is_grad_enabled():
-        return cast(Tensor, checkpoint(structure, x, use_reentrant=False, preserve_rng_state=False))
-    return cast(Tensor, structure(x))
+    if not (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (x, *structure.factors()))):
+        return cast(Tensor, structure(x))
+    compute = structure if torch.compiler.is_compiling() else _recomputable(structure, x)
+    return cast(Tensor, checkpoint(compute, x, use_reentrant=False, preserve_rng_state=False))
+
+
+def _recomputable(structure: Structure, x: Tensor) -> Callable[[Tensor], Tensor]:
+    """The structure, to be called on x now and again in the backward pass, which must then see the same numbers.
+
+    Raises:
+        RuntimeError: in a later call, in autograd's words: x or a parameter was changed in place since the first one.
+    """
+    parameters = dict(structure.named_parameters())
+    versions = _versions(x, structure)
+
+    def compute(x: Tensor) -> Tensor:
+        current = dict(structure.named_parameters())
+        if any(current[name] is not parameter for name, parameter in parameters.items()):
+            # Called within `torch.func.functional_call`, whose parameters are gone by now.
+            return cast(Tensor, functional_call(structure, parameters, (x,)))
+        for (tensor, version), (_, before) in zip(_versions(x, structure), versions, strict=True):
+            if version != before:
+                raise RuntimeError(
+                    "one of the variables needed for gradient computation has been modified by an inplace operation: "
+                    f"[{tensor.type()} {list(tensor.shape)}] is at version {version}; expected version {before} "
+                    "instead. It is the input or a parameter of a layer with a structured update: call backward() "
+                    "before the optimiser's step, or forward again after it."
+                )
+        return cast(Tensor, structure(x))
+
+    return compute
+
+
+def _versions(x: Tensor, structure: Structure) -> list[tuple[Tensor, int]]:
+    """What a product reads, with how many times each was changed in place; inference tensors never are."""
+    return [(tensor, 0 if tensor.is_inference() else tensor._version) for tensor in (x, *structure.factors())]
 
 
 def updates(structure: Structure, x: Tensor, rows: slice | None = None, alpha: float = 1.0) -> list[Update]:

@@ -74,6 +74,10 @@ class Structure(nn.Module, ABC):
         """
         if matrix.ndim != 2:
             raise ValueError(f"{cls.name}: nearest takes one matrix, not a tensor of shape {tuple(matrix.shape)}.")
+        if not matrix.isfinite().all():
+            raise ValueError(
+                f"{cls.name}: nearest takes a finite matrix; this one has an entry that is NaN or infinite."
+            )
         # Made without storage first, so that nothing is drawn from the caller's random generator.
         member = cls(*matrix.shape, device="meta", dtype=torch.float64, **options).to_empty(device=matrix.device)
         with torch.no_grad():

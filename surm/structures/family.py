@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from surm.structures import projection
 from surm.structures.base import Device, Fit, Structure
 from surm.structures.kernels import KERNELS, Kernel
-from surm.structures.work import Work, row_work
+from surm.structures.work import Work, counted_row_work
 
 UPDATE_STD = 0.02  # of what is otherwise zero, under init_weights=False
 
@@ -40,8 +40,7 @@ class Family(Structure):
         for name, shape in shapes.items():
             self.register_parameter(name, nn.Parameter(torch.empty(shape, device=device, dtype=dtype)))
         # Once, as every call of a layer asks for it.
-        key = type(self), self.m, self.n, repr(self.options)
-        self.work = Work(self.kernel, self.m, self.n, *row_work(self, self.n, key))
+        self.work = Work(self.kernel, self.m, self.n, *self.row_work())
 
     @torch.no_grad()
     def reset_parameters(self, init_weights: bool | str = True) -> None:
@@ -60,6 +59,13 @@ class Family(Structure):
     def generators(self, dtype: torch.dtype) -> list[Tensor]:
         """What the kernel takes, in `dtype`: differentiable functions of the parameters, here the parameters."""
         return self._factors(dtype)
+
+    def row_work(self) -> tuple[float, float]:
+        """`transforms` and `others` of its `Work`, here counted on its product.
+
+        A family whose product needs more than its parameters, such as tensors that a model shares, says them itself.
+        """
+        return counted_row_work(self, self.n, (type(self), self.m, self.n, repr(self.options)))
 
     def summands(self) -> list[Structure]:
         return [self]

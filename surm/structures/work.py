@@ -68,7 +68,7 @@ PRODUCTS = {aten.mm: _product, aten.bmm: _product}
 _counted: dict[Hashable, tuple[float, float]] = {}  # every layer of a model has structures of the same few sizes
 
 
-def row_work(structure: nn.Module, n: int, key: Hashable) -> tuple[float, float]:
+def counted_row_work(structure: nn.Module, n: int, key: Hashable) -> tuple[float, float]:
     """`transforms` and `others` of one row of x (..., n), remembered under the key; nothing is computed."""
     if key not in _counted:
         one, two = (_work(structure, rows, n) for rows in (1, 2))  # what does not grow with the rows is no row's

@@ -47,9 +47,7 @@ class Loop:
         self.outcome = Outcome(setup, accelerator.device)
 
     def train(self) -> None:
-        """All steps that are left, an evaluation after each epoch, a checkpoint every few steps."""
-        if main_decides(self.run.folder.checkpoint.exists):
-            self._resume()
+        """All steps that are left after `resume`, an evaluation after each epoch, a checkpoint every few steps."""
         trainer, progress = self.config.trainer, self.outcome.progress
         started = time.perf_counter() - progress.seconds
         batches = self._batches(progress.step)
@@ -175,8 +173,15 @@ class Loop:
         progress.scaler = scaler.state_dict() if scaler is not None else None
         save_checkpoint(self.run.folder.checkpoint, self.method, self.optimizer.optimizer, progress)
 
-    def _resume(self) -> None:
-        progress = load_checkpoint(self.run.folder.checkpoint, self.method, self.optimizer.optimizer)
+    def resume(self) -> None:
+        """Go on from the checkpoint, if there is one.
+
+        Raises:
+            RecordError: it is not one of this run.
+        """
+        if not main_decides(self.run.folder.checkpoint.exists):
+            return
+        progress = load_checkpoint(self.run.folder.checkpoint, self.method, self.optimizer.optimizer, self.steps)
         if progress.scaler is not None and self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(progress.scaler)
         if not is_main():  # the checkpoint holds the main process's random numbers

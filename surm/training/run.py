@@ -131,6 +131,12 @@ def _carry_out(
             directory=Path(config.output_dir) / "wandb",
         )
     loop.log = tracker.log
+    try:
+        loop.resume()
+    except RecordError:  # the record of what was reached stays
+        if is_main():
+            tracker.finish(loop.happened(), "interrupted")
+        raise
     status, error = "failed", None
     try:
         with stop_at_signal(loop.stop):

@@ -45,8 +45,9 @@ def _right_gradient(G: Tensor, X: Tensor, A: Tensor) -> Tensor:
     """Of B: sum over rows of G^T A X."""
     count, n1, n2 = X.shape
     turned = A.mT @ G
-    # In n1 products of equal length, as one of this shape would run on one core.
-    return torch.bmm(turned.view(n1, count, G.shape[-1]).mT, X.view(n1, count, n2)).sum(dim=0)
+    # In n1 products of equal length, as one of this shape would run on one core; not views, as the input of a layer and
+    # its output's gradient may be transposed or expanded.
+    return torch.bmm(turned.reshape(n1, count, G.shape[-1]).mT, X.reshape(n1, count, n2)).sum(dim=0)
 
 
 # sum_t B_t A_t with B (P, m, r) and A (P, r, n), the terms side by side.
