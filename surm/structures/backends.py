@@ -96,7 +96,7 @@ def _recomputable(structure: Structure, x: Tensor) -> Callable[[Tensor], Tensor]
     Raises:
         RuntimeError: in a later call, in autograd's words: x or a parameter was changed in place since the first one.
     """
-    parameters = dict(structure.named_parameters())
+    parameters: dict[str, Tensor] = dict(structure.named_parameters())
     versions = _versions(x, structure)
 
     def compute(x: Tensor) -> Tensor:

@@ -52,7 +52,8 @@ class Hankel(Family):
 @pytest.fixture(autouse=True)
 def _added(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(STRUCTURES, Hankel.name, Hankel)  # step 2: the registry
-    monkeypatch.setitem(names.METHODS, Hankel.name, names.Style("Hankel", names.BLUE, "8", filled=True))  # step 3: what tables call it
+    hankel = names.Style("Hankel", names.BLUE, "8", filled=True)
+    monkeypatch.setitem(names.METHODS, Hankel.name, hankel)  # step 3: what tables call it
     conf = tmp_path / "conf"
     shutil.copytree(CONFIG_DIRECTORY, conf)
     (conf / "structure" / "hankel.yaml").write_text("# Constant along antidiagonals.\nname: hankel\n")  # step 4
