@@ -256,7 +256,7 @@ def _compose_by_node(members: Sequence[list[str]], *, files: bool) -> list[Membe
     some 80 ms, and a table of the paper has hundreds of members. No node of `conf/` refers to another; where an
     override does, each member is composed as a whole.
     """
-    refers = any("${" in override for member in members for override in member)
+    refers = any("$" in override for member in members for override in member)
     fixed = set(members[0]).intersection(*members)
 
     def swept(member: list[str]) -> dict[str, list[str]]:

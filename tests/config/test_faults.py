@@ -17,13 +17,16 @@ from surm.studies.entry import APPROXIMATE, STUDY_BOUNDS
 from surm.studies.registry import STUDIES
 
 BAD = r"""
-seed=4294967296 | seed=-1 | seed=null | seed= | seed==3 | .seed=3 | seed.=3 | seed..x=3 | seed.x=3 | +seed=3 | ~seed
-seed=0x10 | seed=1e2 | seed='3 4' | seed={ | seed=[ | seed=} | seed=( | seed=a:b | seed | =3 | seed=??? | seed=[1]
-seed=1.5
-seed='${seed}' | seed='${' | seed='${eval:3}' | seed='${oc.env:HOME}' | seed='${oc.decode:a}' | seed='${optim.lr}'
+seed=4294967296 | seed=-1 | seed=null | seed= | seed==3 | .seed=3 | seed.=3 | seed..x=3 | seed.x=3 | +seed=3
+~seed
+seed=0x10 | seed=1e2 | seed='3 4' | seed={ | seed=[ | seed=} | seed=( | seed=a:b | seed | =3 | seed=???
+seed=[1] | seed=1.5
+seed='${seed}' | seed='${' | seed='${eval:3}' | seed='${oc.env:HOME}' | seed='${oc.decode:a}'
+seed='${optim.lr}'
 optim.lr='${oc.env:NOPE}' | optim.lr='${nope}' | optim.lr='${nores:1}' | output_dir='${hydra:runtime.cwd}'
 model.name='${model}' | model='${x}' | optim.lr='${structure.name}' | table.title='${table.title}'
-optim.lr=1e400 | optim.lr=1e300 | optim.lr=0 | optim.lr=[1] | optim.lr={a:1} | optim.head_lr=0 | optim.head_lr=nan
+optim.lr=1e400 | optim.lr=1e300 | optim.lr=0 | optim.lr=[1] | optim.lr={a:1} | optim.head_lr=0
+optim.head_lr=nan
 optim.max_grad_norm=0 | optim.max_grad_norm=inf | optim.weight_decay=nan | optim.weight_decay=-1
 optim.weight_decay=1e308
 optim.beta1=1 | optim.beta2=nan | optim.warmup_ratio=-0.1 | optim.warmup_ratio=1 | optim.schedule=null
@@ -34,7 +37,8 @@ experiment=null
 device=null | output_dir=null | model.name=null | dataset.name=null | structure.name=null | dataset.columns=null
 model=[builtin_vit] | model=[builtin_vit,tiny_vit] | model={a:1} | model=../model/tiny_vit | model=tiny_vit.yaml
 structure=
-~model | ~model.name | ~structure | +model=vit_b16 | +x.y=3 | model@foo=tiny_vit | structure@model=lora | hydra=null
+~model | ~model.name | ~structure | +model=vit_b16 | +x.y=3 | model@foo=tiny_vit | structure@model=lora
+hydra=null
 experiment=[laptop/digits] | experiment=../experiment/laptop/digits | experiment=~ | debug=nothing | local=x
 structure.terms=1000000000 | structure.terms=0.5 | structure.rank=??? | structure=lora structure.rank=100000000
 structure=lora structure.alpha=nan | structure=lora structure.alpha=1e300 | structure.block_size=-1
@@ -48,13 +52,15 @@ structure=peft_vera +structure.arguments={1:2} | structure.name=peft_ | structur
 model.image_size=7000000 | model.image_size=0 | model.image_size=-14
 trainer.threads=100000000 | trainer.threads=0 | trainer.workers=100000 | trainer.workers=-1
 trainer.epochs=1000000000000000000000
-trainer.batch_size=100000000000 | trainer.max_steps=99999999999999999999 | trainer.max_steps=0 | trainer.epochs=3.5
+trainer.batch_size=100000000000 | trainer.max_steps=99999999999999999999 | trainer.max_steps=0
+trainer.epochs=3.5
 trainer.eval_batch_size=0 | trainer.log_every=10000000000 | trainer.checkpoint_every=0
 trainer.gradient_accumulation=0
 trainer.epochs=true | trainer.compile=maybe | trainer.precision=fp8 | device=cuda:0 | device=
 dataset.path=~user | output_dir=~user | 'output_dir="~user"' | output_dir=ü | table.title=Müller | output_dir=
 output_dir=/dev/null
-output_dir=/dev/null/deeper | table.name=../../x | table.name=/x | table.published=../../x | dataset.fraction=nan
+output_dir=/dev/null/deeper | table.name=../../x | table.name=/x | table.published=../../x
+dataset.fraction=nan
 dataset.columns={text:[a]} | dataset.columns.text=1 | dataset.columns=[a] | +dataset.columns.foo=a
 -m seed=range(0,0) | -m seed=range(5,1) | -m seed=range(0,3,0) | -m seed=range(0,2000000000) | -m seed=choice()
 -m seed=interval(0,1) | -m optim.lr=interval(0,1) | -m seed=glob(*) | -m structure=glob(*zz)
@@ -68,8 +74,8 @@ dataset.columns={text:[a]} | dataset.columns.text=1 | dataset.columns=[a] | +dat
 """
 
 BAD_STUDIES = r"""
-study=null | study=nope | study.name=nope | study.draws=0 | study.draws=-1 | study.draws=1000000000 | study.size=3
-~study
+study=null | study=nope | study.name=nope | study.draws=0 | study.draws=-1 | study.draws=1000000000
+study.size=3 | ~study
 study=[psd_fit] | study={a:1} | study='${x}' | study.draws='${nope}' | -m study=glob(*zz) | +study.x=3
 output_dir=null
 study=pinwheel study.seeds=[] | study=pinwheel study.seeds=[a] | study=pinwheel study.seeds=[4294967296]
