@@ -8,10 +8,8 @@ from typing import Any
 
 import pytest
 
-from surm.experiments.status import print_plan, status
 from surm.records.record import read_records
-from surm.report import page as reporting
-from surm.report import svg, view
+from surm.report import view
 from surm.report.drawing import Picture
 from surm.report.page import build
 from surm.report.plan import ComparisonPlan, GridPlan, Plan, StudyPlan
