@@ -198,5 +198,5 @@ def _conditions(record: Record) -> str:
     """What a step's time depends on beside the method, as text."""
     asked = record.asked
     trainer = [asked["trainer"].get(key) for key in ("batch_size", "gradient_accumulation", "precision")]
-    same = [asked["model"], asked["dataset"]["name"], trainer, record.where["machine"]]
+    same = [asked["model"], asked["dataset"]["name"], trainer, record.where.get("machine")]
     return json.dumps(same, sort_keys=True)

@@ -9,7 +9,6 @@ from typing import Any
 from surm.experiments.cli import console
 from surm.experiments.forecast import Forecast, total
 from surm.experiments.plan import Experiment, Planned
-from surm.methods.names import label
 from surm.records.record import read_records
 from surm.records.recorded import canonical
 from surm.shared.errors import RecordError
@@ -22,11 +21,11 @@ def print_plan(experiments: Sequence[Experiment]) -> None:
 
     Time is that of equal or similar runs in the records; for the paper's own data, hours of one GPU by `forecast`.
     """
-    known = read_records(PUBLISHED, Path("outputs/runs"), name=label)
+    known = read_records(PUBLISHED, Path("outputs/runs"))
     by_question: dict[str, list[float]] = {}
     for record in known.values():
-        if record.finished:
-            by_question.setdefault(_cost_key(record.asked), []).append(record.happened["seconds"])
+        if record.finished and (seconds := record.happened.get("seconds")):
+            by_question.setdefault(_cost_key(record.asked), []).append(seconds)
     left: dict[str, float | Forecast | None] = {}
     for experiment in experiments:
         header = ("signature", "method", "on", "rate", "seed", "status", "parameters", "head", "about")

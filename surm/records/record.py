@@ -158,14 +158,14 @@ class Records(dict[str, Record]):
         ]
 
 
-def read_records(*folders: Path, name: Callable[[Mapping[str, Any]], str] | None = None) -> Records:
+def read_records(*folders: Path, check: Callable[[Record], object] | None = None) -> Records:
     """All records below `folders` by signature: `<signature>/record.json` of runs or `<signature>.json` as published.
 
     A damaged file is left out and named in `damaged`; of two records of one signature the later folder's counts.
 
     Args:
         folders: those that do not exist hold no record.
-        name: gives a method its name by what a run was asked; a record that it cannot name is damaged, too.
+        check: looks at what the reader of the records rests on beyond them all, and raises RecordError.
     """
     records: dict[str, Record] = {}
     damaged: dict[Path, str] = {}
@@ -175,12 +175,10 @@ def read_records(*folders: Path, name: Callable[[Mapping[str, Any]], str] | None
                 continue
             try:
                 record = Record.read(file)
-                if name is not None and not record.is_study:
-                    name(record.asked)
+                if check is not None:
+                    check(record)
             except (RecordError, FileNotFoundError) as error:
                 damaged[file] = str(error)
-            except (AttributeError, KeyError, TypeError, ValueError) as error:
-                damaged[file] = f"its method has no name: {error!r}"
             else:
                 records[record.signature] = record
     return Records(records, damaged)

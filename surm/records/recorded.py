@@ -2,15 +2,17 @@
 
 import hashlib
 import json
+import os
 from abc import ABC, abstractmethod
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
-from surm.records.claim import Holder, living_holder
+from surm.records.claim import Claim, Holder, living_holder
 from surm.records.record import Record, read_record
-from surm.shared.errors import RecordError
+from surm.shared.errors import Claimed, RecordError, StorageError
 
 
 def signature(question: dict[str, Any]) -> str:
@@ -55,6 +57,13 @@ class RunFolder:
         """The trained parameters of a method that is no adapter of PEFT's."""
         return self.path / "trained.safetensors"
 
+    def tidy(self) -> None:
+        """Remove what a process that was killed right after the finished record left: checkpoint, claim, half files."""
+        left = (self.checkpoint, self.path / "claim.json", *self.path.glob(".*.tmp"))
+        if any(map(os.path.lexists, left)) and living_holder(self.path) is None:
+            with suppress(Claimed, OSError, StorageError), Claim(self.path):  # else by the next look
+                self.checkpoint.unlink(missing_ok=True)
+
 
 class Recorded(ABC):
     """A question with an identity of its own, whose answer is one record."""
@@ -92,7 +101,10 @@ class Recorded(ABC):
             RecordError: the file is not a record.
         """
         record = self.record()
-        return record if record is not None and record.finished else None
+        if record is None or not record.finished:
+            return None
+        self.folder.tidy()
+        return record
 
     def status(self) -> str:
         """finished | interrupted | failed | damaged | running | missing."""

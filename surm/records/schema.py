@@ -1,5 +1,7 @@
 """What a record file must hold, so that whatever is made of records can rest on it. Further keys are allowed."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, ValidationError
@@ -7,6 +9,8 @@ from pydantic import BaseModel, Field, ValidationError
 from surm.shared.errors import RecordError
 
 Count = Annotated[int, Field(ge=0, lt=2**63)]
+Seconds = Annotated[float, Field(ge=0, le=1e9)]
+Epoch = Annotated[float, Field(ge=0, le=1e9)]
 
 
 class Schema(BaseModel, strict=True, allow_inf_nan=False):
@@ -27,7 +31,7 @@ class AnyRecord(Schema):
     where: Where
 
 
-class Unfinished(Schema):
+class Happened(Schema):
     error: str | None = None
 
 
@@ -40,24 +44,34 @@ class Named(Schema):
 
 class Dataset(Named):
     evaluate_on: str
-    fraction: float = 1.0
+    fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
 
 
 class Optim(Schema):
     lr: float
 
 
+class Structure(Named):
+    factor_shape: Annotated[list[int], Field(min_length=2, max_length=2)] | None = None
+
+
 class Placement(Schema):
     form: str = "weight"
+    parts: list[str] = []
+
+
+class Trainer(Schema):
+    epochs: Epoch | None = None
+    max_steps: Count | None = None
 
 
 class AskedRun(Schema):
     seed: int
     model: Named
     dataset: Dataset
-    structure: Named
+    structure: Structure
     optim: Optim
-    trainer: dict[str, Any]
+    trainer: Trainer
     placement: Placement = Placement()
 
 
@@ -65,29 +79,29 @@ class HistoryRow(Schema):
     """A training loss, or an evaluation."""
 
     step: Count
-    epoch: float
+    epoch: Epoch
     loss: float | None = None
     evaluation: dict[str, float] | None = None
 
 
-class Result(Schema):
+class Result(Happened):
     primary_metric: str
     metrics: dict[str, float]
     best_epoch_metrics: dict[str, float]
     evaluation_examples: Count
     trainable_parameters: Count
     head_parameters: Count
-    total_parameters: Count
+    total_parameters: Annotated[Count, Field(gt=0)]
     history: list[HistoryRow]
     baselines: dict[str, float] = {}
-    seconds: float = 0.0
-    seconds_per_step: float | None = None
+    seconds: Seconds = 0.0
+    seconds_per_step: Seconds | None = None
     peak_memory_bytes: Count | None = None
 
 
 class UnfinishedRun(AnyRecord):
     asked: AskedRun  # type: ignore[assignment]
-    happened: Unfinished  # type: ignore[assignment]
+    happened: Happened  # type: ignore[assignment]
 
 
 class FinishedRun(AnyRecord):
@@ -102,17 +116,19 @@ class AskedPart(Schema):
     study: Named
 
 
-class Rows(Schema):
+class Rows(Happened):
     rows: list[dict[str, Any]]
+    seconds: Seconds = 0.0
 
 
-class Settings(Schema):
-    settings: list[dict[str, Any]]
+class Settings(Happened):
+    settings: dict[str, Any]
+    seconds: Seconds = 0.0
 
 
 class UnfinishedPart(AnyRecord):
     asked: AskedPart  # type: ignore[assignment]
-    happened: Unfinished  # type: ignore[assignment]
+    happened: Happened  # type: ignore[assignment]
 
 
 class FinishedPart(AnyRecord):
@@ -138,7 +154,7 @@ def check(stored: Any) -> None:
     Raises:
         RecordError: where in the file it breaks which rule, in a few words.
     """
-    try:
+    with damage_in_words():
         record = AnyRecord.model_validate(stored)
         if "study" in record.asked:
             finished = FinishedSearch if "settings" in record.happened else FinishedPart
@@ -147,6 +163,17 @@ def check(stored: Any) -> None:
             _check_scores(FinishedRun.model_validate(stored).happened)
         else:
             UnfinishedRun.model_validate(stored)
+
+
+@contextmanager
+def damage_in_words() -> Iterator[None]:
+    """Say where in a record it breaks which rule, in a few words.
+
+    Raises:
+        RecordError: in place of pydantic's error.
+    """
+    try:
+        yield
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         where = ".".join(map(str, first["loc"])) or "it"
@@ -158,3 +185,5 @@ def _check_scores(result: Result) -> None:
     for scores in (result.metrics, result.best_epoch_metrics, *evaluations):
         if result.primary_metric not in scores:
             raise RecordError(f"a score of the primary metric, {result.primary_metric}, is missing")
+        if not -1 <= scores[result.primary_metric] <= 1:
+            raise RecordError(f"a score of the primary metric, {result.primary_metric}, is not from -1 to 1")

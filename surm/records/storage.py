@@ -1,6 +1,7 @@
 """Files that are written whole or not at all, and read whole or not at all."""
 
 import json
+import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -81,7 +82,7 @@ def read_json(path: Path) -> Any:
         RecordError: why it cannot be read, in a few words.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse)
+        return json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse, parse_float=_finite)
     except (FileNotFoundError, NotADirectoryError):
         raise
     except OSError as error:
@@ -99,3 +100,8 @@ def read_json(path: Path) -> Any:
 
 def _refuse(constant: str) -> Never:
     raise RecordError(f"{constant} is no number")
+
+
+def _finite(number: str) -> float:
+    value = float(number)
+    return value if math.isfinite(value) else _refuse(number)

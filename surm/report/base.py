@@ -11,7 +11,7 @@ from surm.report.claims import describe
 from surm.report.drawing import Picture
 from surm.report.plan import Plan
 from surm.report.rules import Claim, Verdict
-from surm.report.table import Table
+from surm.report.table import Table, plain, plain_line
 
 
 @dataclass(frozen=True)
@@ -146,9 +146,11 @@ class Section(ABC):
     def text(self) -> str:
         """The table in Markdown with what belongs below it."""
         table = [self.table().markdown()] if self.has_table else []
-        label = [f"**{self.source.doubt}**\n"] if self.source.doubt else []
-        absent = ["Not in the numbers above:\n", "\n".join(self.absent()) + "\n"] if self.absent() else []
-        return "\n".join([*table, *label, *self.notes(), *absent, *self.elsewhere()])
+        label = [f"**{plain_line(self.source.doubt)}**\n"] if self.source.doubt else []
+        absent = (
+            ["Not in the numbers above:\n", "\n".join(map(plain_line, self.absent())) + "\n"] if self.absent() else []
+        )
+        return "\n".join([*table, *label, *map(plain, self.notes()), *absent, *self.elsewhere()])
 
     @property
     def has_table(self) -> bool:
@@ -162,16 +164,19 @@ class Section(ABC):
             for picture in self.pictures()
             if picture.file
         ]
-        return "\n".join([f"## {self.plan.title}\n", self.text(), *images])
+        return "\n".join([f"## {plain_line(self.plan.title)}\n", self.text(), *images])
 
     def write(self, output: Path, claims: Mapping[str, Claim]) -> None:
         """Write `tables/<name>.md`, which ends with the verdicts, and `tables/<name>.csv` below `output`."""
         judged = [(claims[name], self.judge(claims[name])) for name in self.plan.claims]
-        verdicts = [f"* {verdict}: {describe(claim)}; found {verdict.found or 'nothing'}" for claim, verdict in judged]
+        verdicts = [
+            plain_line(f"* {verdict}: {describe(claim)}; found {verdict.found or 'nothing'}")
+            for claim, verdict in judged
+        ]
         below = ["Verdicts:\n", "\n".join(verdicts) + "\n"] if verdicts else []
         folder = output / "tables"
         folder.mkdir(parents=True, exist_ok=True)
-        text = "\n".join([f"# {self.plan.title}\n", self.text(), *below])
+        text = "\n".join([f"# {plain_line(self.plan.title)}\n", self.text(), *below])
         (folder / f"{self.plan.name}.md").write_text(text, encoding="utf-8")
         (folder / f"{self.plan.name}.csv").write_text(self.file().csv(), encoding="utf-8", newline="")
 

@@ -1,6 +1,7 @@
 """What all figures share: panels, marks, lines, legends; and a figure with its words."""
 
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 from surm.methods.names import Style
 
@@ -118,7 +120,18 @@ def legend_below(figure: Figure, *, columns: int | None = None) -> None:
         )
 
 
+_TICK = re.compile(r"\$(10\^\{-?\d+\}|\\mathdefault\{.*\})\$")
+
+
+def without_mathematics(figure: Figure) -> Figure:
+    """Print every text as it is, a `$` too; ticks that are powers of ten stay formulas."""
+    for text in figure.findobj(Text):
+        if "$" in text.get_text() and not _TICK.fullmatch(text.get_text()):
+            text.set_parse_math(False)
+    return figure
+
+
 def save(figure: Figure, path: Path) -> None:
     """Write a PNG whose bytes do not name the version of the library, and its folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, metadata={"Software": None})
+    without_mathematics(figure).savefig(path, metadata={"Software": None})

@@ -192,7 +192,7 @@ def _limit(axes: Axes, methods: Sequence[Method]) -> None:
     low, high = min(mean.value for mean in means), max(mean.value for mean in means)
     span = max(high - low, 1.0)
     ends = [end for mean in means for end in (mean.value, mean.low, mean.high) if end is not None]
-    axes.set_ylim(max(min(ends), low - span) - 0.1 * span, min(max(*ends), high + span, 100.0) + 0.05 * span)
+    axes.set_ylim(max(min(ends), low - span) - 0.1 * span, min(max(ends), high + span, 100.0) + 0.05 * span)
 
 
 def _draw_baselines(axes: Axes, task: Comparison) -> None:
@@ -240,13 +240,16 @@ def learning_curves(tasks: Sequence[Comparison], *, file: bool = True) -> Pictur
 
 def curves(method: Method) -> dict[str, pd.DataFrame]:
     """Training loss and reported score (percent) of a method by epoch: mean, least and greatest of the seeds."""
-    history = pd.concat([pd.DataFrame(run.happened["history"]) for run in method.finished], ignore_index=True)
+    frames = [pd.DataFrame(run.happened["history"]).assign(metric=run.metric) for run in method.finished]
+    history = pd.concat(frames, ignore_index=True)
     of_quantity = {"loss": history.dropna(subset="loss")} if "loss" in history else {}
     if "evaluation" in history:
         evaluated = history.dropna(subset="evaluation")
-        metric = method.finished[0].metric
-        of_quantity["score"] = evaluated.assign(score=[100 * entry[metric] for entry in evaluated["evaluation"]])
-    return {name: rows.groupby("epoch")[name].agg(["mean", "min", "max"]) for name, rows in of_quantity.items()}
+        pairs = zip(evaluated["evaluation"], evaluated["metric"], strict=True)
+        of_quantity["score"] = evaluated.assign(score=[100 * scores[metric] for scores, metric in pairs])
+    return {
+        name: rows.groupby("epoch")[name].agg(["mean", "min", "max"]) for name, rows in of_quantity.items() if len(rows)
+    }
 
 
 def _draw_curves(task: Comparison, loss_axes: Axes, score_axes: Axes) -> None:

@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from surm.methods.names import label as label_of
 from surm.records.record import Record, read_records
 from surm.report import html
 from surm.report.base import Section, Source, figure_path
@@ -13,9 +12,10 @@ from surm.report.comparison import OneTask
 from surm.report.figures import accuracy_over_parameters
 from surm.report.further import further_plans
 from surm.report.plan import Plan, StudyPlan
+from surm.report.reportable import check_reportable
 from surm.report.rules import Claim
 from surm.report.sections import make_section
-from surm.report.table import markdown
+from surm.report.table import markdown, plain_line
 from surm.report.view import View
 from surm.shared.paths import PAPER
 
@@ -53,7 +53,7 @@ def build(
         further: add a section for the runs and studies that no plan asks for.
     """
     folders = [runs] if isinstance(runs, Path) else runs
-    ours, theirs = read_records(*folders, name=label_of), read_records(published, name=label_of)
+    ours, theirs = read_records(*folders, check=check_reportable), read_records(published, check=check_reportable)
     plans = [*plans, *further_plans(plans, ours)] if further else plans
     sources = [
         Source("published", "published here", theirs, ours, paper, label, evidence, [published]),
@@ -81,7 +81,7 @@ def publish(
     draw: bool = True,
 ) -> Path:
     """Write the same below `output`, from committed records alone; return the page's path. draw: the figures, too."""
-    stored = read_records(records, name=label_of)
+    stored = read_records(records, check=check_reportable)
     source = Source("published", "published here", stored, {}, paper)
     sections = [make_section(plan, source) for plan in plans]
     claims = read_claims(paper)
@@ -109,8 +109,8 @@ def _write_markdown(
     sections: Sequence[Section],
     damaged: Sequence[str],
 ) -> Path:
-    opening = ["# Report\n", f"**{label}**\n"] if label else ["# Report\n"]
-    opening += ["\n".join(f"* {line}" for line in damaged) + "\n"] if damaged else []
+    opening = ["# Report\n", f"**{plain_line(label)}**\n"] if label else ["# Report\n"]
+    opening += ["\n".join(f"* {plain_line(line)}" for line in damaged) + "\n"] if damaged else []
     texts = [section.markdown() for section in sections]
     page = output / "report.md"
     page.write_text("\n".join([*opening, markdown(header, rows), *texts]), encoding="utf-8")

@@ -68,6 +68,8 @@ def estimate_contrast(
     if any(not np.array_equal(run.labels, runs[0].labels) for runs in of_column for run in runs):
         return Estimate(value, seeds, reason="no interval, runs differ in their evaluation examples")
 
+    if unknown := {run.metric for runs in of_column for run in runs} - METRICS.keys():
+        return Estimate(value, seeds, reason=f"no interval, none is known for {', '.join(sorted(unknown))}")
     generator = np.random.default_rng(0)
     draws = [resampled_scores(runs, generator).reshape(DRAWS, len(signs), seeds).mean(axis=2) for runs in of_column]
     by_examples = np.mean([(means * signs).sum(axis=1) for means in draws], axis=0)

@@ -9,6 +9,7 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
 from surm.methods.names import BLUE, GREY, WINE
+from surm.report.drawing import without_mathematics
 
 PIXELS = 4 / 3  # of the screen in a point
 _SHORTEST = 0.8  # of its natural width: a narrower window scrolls the figure, so that its text stays readable
@@ -42,7 +43,7 @@ def to_svg(figure: Figure, name: str, title: str, words: str) -> str:
         axes.patch.set_alpha(0)
     buffer = StringIO()
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
-        figure.savefig(
+        without_mathematics(figure).savefig(
             buffer, format="svg", dpi=72, metadata={"Date": None, "Creator": None, "Format": None, "Type": None}
         )
     text = buffer.getvalue()

@@ -1,5 +1,6 @@
 """A table of cells, written once and printed three times: as Markdown, as CSV and, by the template, as HTML."""
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -52,12 +53,15 @@ class Table:
             for row in self.rows
         ]
         text = markdown([c.heading for c in self.columns], body, right=[c.number for c in self.columns])
-        footnotes = "; ".join(f"[{number}] {note}" for note, number in notes.items())
+        footnotes = "; ".join(f"[{number}] {plain_line(note)}" for note, number in notes.items())
         return f"{text}\n{footnotes}.\n" if footnotes else text
 
     def csv(self) -> str:
         """The values, six significant digits each."""
-        values = {column.name: [row[place].value for row in self.rows] for place, column in enumerate(self.columns)}
+        values = {
+            column.name: [_no_formula(row[place].value) for row in self.rows]
+            for place, column in enumerate(self.columns)
+        }
         return pd.DataFrame(values).to_csv(index=False, float_format="%.6g", lineterminator="\n")
 
     def without_empty_columns(self) -> "Table":
@@ -96,8 +100,28 @@ def table_of(
     return Table(caption, columns, rows)
 
 
+def _no_formula(value: Any) -> Any:
+    """A text that a spreadsheet would compute begins with an apostrophe, as spreadsheets mark text."""
+    return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) else value
+
+
+def plain(text: str) -> str:
+    """A text for Markdown in which records speak: no HTML and no link, whatever they say."""
+    return re.sub(r"<(?=[A-Za-z/!?])", r"\\<", text).replace("](", "]\\(")
+
+
+def plain_line(text: str) -> str:
+    """The same as one line: a heading, an entry of a list."""
+    return " ".join(plain(text).splitlines())
+
+
+def _plain_cell(text: str) -> str:
+    text = re.sub(r"\\(?=[\\|])|\\$", r"\\\\", text)  # a backslash of the text escapes nothing
+    return plain_line(text).replace("|", "\\|")
+
+
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[bool] | None = None) -> str:
     """A Markdown table; `right` says which columns are aligned to the right."""
     rule = ["---:" if aligned else "---" for aligned in right or [False] * len(header)]
-    lines = [header, rule, *([cell.replace("|", "\\|") for cell in row] for row in rows)]
+    lines = [[_plain_cell(cell) for cell in header], rule, *([_plain_cell(cell) for cell in row] for row in rows)]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)

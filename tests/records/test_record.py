@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from surm.methods.names import label
 from surm.records.record import Record, read_record, read_records
 from surm.records.storage import write_atomically, write_json
+from surm.report.reportable import check_reportable
 from surm.shared.errors import RecordError, StorageError
 
 
@@ -203,7 +203,7 @@ def test_the_reason_says_where_in_the_file_and_what_is_wrong(path: Path) -> None
         RUN | {"status": "interrupted", "happened": {"metrics": {}, "history": [], "error": None}},
         RUN | {"status": "failed", "happened": {"error": "no memory"}},
         PART,
-        PART | {"happened": {"settings": [{"loss": 0.5}]}},
+        PART | {"happened": {"settings": {"noise": 0.1}}},
         PART | {"status": "failed", "happened": {"error": "no convergence"}},
     ],
 )
@@ -230,7 +230,7 @@ def test_no_file_is_no_record(tmp_path: Path) -> None:
 def test_a_method_that_has_no_name_is_damage_for_those_who_name_it(path: Path, structure: dict[str, Any]) -> None:
     path.write_bytes(changed(RUN, "asked.structure", structure))
     assert list(read_records(path.parents[1])) == ["abc"]
-    named = read_records(path.parents[1], name=label)
+    named = read_records(path.parents[1], check=check_reportable)
     assert list(named.damaged) == [path]
 
 
