@@ -1,7 +1,7 @@
 """What a record must hold beyond `surm.records.schema`, so that its table, sentences and figures can be made."""
 
 from collections.abc import Mapping
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, Self, TypeAlias
 
 from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
@@ -15,9 +15,9 @@ from surm.shared.errors import RecordError
 Loss = Annotated[float, Field(ge=0, le=1e9)]
 Positive = Annotated[float, Field(gt=0, le=1e9)]
 Share = Annotated[float, Field(ge=0, le=1)]
-Reading = Literal[tuple(pinwheel.READINGS)]  # type: ignore[valid-type]
-Embedding = Literal[pinwheel.EMBEDDINGS]  # type: ignore[valid-type]
-Method = Literal[tuple(pinwheel.FAMILIES)]  # type: ignore[valid-type]
+Reading: TypeAlias = Literal[tuple(pinwheel.READINGS)]  # type: ignore[valid-type]
+Embedding: TypeAlias = Literal[pinwheel.EMBEDDINGS]  # type: ignore[valid-type]
+Method: TypeAlias = Literal[tuple(pinwheel.FAMILIES)]  # type: ignore[valid-type]
 
 
 def check_reportable(record: Record) -> None:
@@ -38,7 +38,7 @@ def check_reportable(record: Record) -> None:
 
 def _require(holds: bool, sentence: str) -> None:
     if not holds:
-        raise PydanticCustomError("incomplete", sentence)  # type: ignore[arg-type]
+        raise PydanticCustomError("incomplete", sentence)
 
 
 # --- matrices fitted by matrices --------------------------------------------------------------------------------------
