@@ -52,7 +52,8 @@ import sys, peft
 before = set(sys.modules)
 import surm
 added = {name.partition(".")[0] for name in set(sys.modules) - before}
-print({name for name in added - sys.stdlib_module_names - {"surm", "torch", "peft"} if not name.startswith("__editable__")})
+strangers = added - sys.stdlib_module_names - {"surm", "torch", "peft"}
+print({name for name in strangers if not name.startswith("__editable__")})
 for name in [name for name in sys.modules if name.partition(".")[0] == "surm"]:
     del sys.modules[name]
 import surm
