@@ -26,7 +26,8 @@ def assert_never_wrong(loss, parameters, right):
     try:
         found = torch.autograd.grad(loss, parameters)
     except RuntimeError as error:
-        assert MODIFIED in str(error)
+        if MODIFIED not in str(error):
+            raise
     else:
         torch.testing.assert_close(found, right)
 
