@@ -96,7 +96,7 @@ def _recomputable(structure: Structure, x: Tensor) -> Callable[[Tensor], Tensor]
     Raises:
         RuntimeError: in a later call, in autograd's words: x or a parameter was changed in place since the first one.
     """
-    parameters = dict(structure.named_parameters())
+    parameters: dict[str, Tensor] = dict(structure.named_parameters())
     versions = _versions(x, structure)
 
     def compute(x: Tensor) -> Tensor:
@@ -139,7 +139,8 @@ def updates(structure: Structure, x: Tensor, rows: slice | None = None, alpha: f
 def transformed() -> bool:
     """Whether a transform of torch.func, forward-mode derivatives or torch.jit.trace look through plain operations."""
     forward_mode = torch.autograd.forward_ad._current_level >= 0
-    return torch._C._are_functorch_transforms_active() or forward_mode or torch.jit.is_tracing()
+    tracing = torch._C._get_tracing_state() is not None
+    return torch._C._are_functorch_transforms_active() or forward_mode or tracing
 
 
 def prefers_fused(structures: Sequence[Structure], x: Tensor) -> bool:

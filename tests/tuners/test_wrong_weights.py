@@ -28,7 +28,7 @@ def assert_refused(folder, low_cpu_mem_usage):
         PeftModel.from_pretrained(net(), folder, low_cpu_mem_usage=low_cpu_mem_usage)
     model = adapt(net(), target_modules=TWO)
     before = model(X)
-    with pytest.raises(ValueError, match=r"not those of the adapter 'other'"):
+    with pytest.raises(ValueError, match=r"not those of the adapter 'other'|has an adapter of form"):
         model.load_adapter(folder, "other", low_cpu_mem_usage=low_cpu_mem_usage)
     assert model(X).equal(before)
 
@@ -37,8 +37,8 @@ def assert_refused(folder, low_cpu_mem_usage):
 @pytest.mark.parametrize("change", CHANGES)
 @pytest.mark.parametrize("structure", ["circulant", "kronecker"])
 def test_a_configuration_of_another_adapter(structure, change, low_cpu_mem_usage, tmp_path):
-    if change == structure:
-        pytest.skip("the same")
+    if change == structure or {change, structure} == {"circulant", "skew_circulant"}:
+        pytest.skip("the same parameters")
     saved(tmp_path, structure)
     path = tmp_path / "adapter_config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **CHANGES[change]}))
