@@ -137,8 +137,10 @@ def updates(structure: Structure, x: Tensor, rows: slice | None = None, alpha: f
 
 
 def transformed() -> bool:
-    """Whether this runs in a transform of torch.func, which can look through plain operations only."""
-    return torch._C._are_functorch_transforms_active()
+    """Whether a transform of torch.func, forward-mode derivatives or torch.jit.trace look through plain operations."""
+    forward_mode = torch.autograd.forward_ad._current_level >= 0
+    tracing = torch._C._get_tracing_state() is not None
+    return torch._C._are_functorch_transforms_active() or forward_mode or tracing
 
 
 def prefers_fused(structures: Sequence[Structure], x: Tensor) -> bool:

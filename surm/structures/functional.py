@@ -17,10 +17,10 @@ def fast_length(length: int) -> int:
         rest = length
         for prime in (2, 3, 5):
             while rest % prime == 0:
-                rest //= prime
+                rest = rest // prime  # not in place: torch.jit.trace gives sizes as tensors
         if rest == 1:
             return length
-        length += 1
+        length = length + 1
 
 
 def _convolve(a: Tensor, b: Tensor, length: int) -> Tensor:

@@ -11,11 +11,12 @@ import torch
 from peft import LoraConfig, PeftConfig
 from peft.tuners.lora import LoraModel
 from peft.tuners.tuners_utils import BaseTunerLayer, onload_layer
-from torch import nn
+from torch import Tensor, nn
 
 from surm.tuners import trained
 from surm.tuners.adapter import CANNOT_MERGE, SurmAdapter
 from surm.tuners.bases import SUPPORTED, weight_layer
+from surm.tuners.bypass import watch
 from surm.tuners.config import SITES, SurmConfig
 from surm.tuners.layer import SurmLayer, SurmWeight
 from surm.tuners.mixed import pass_adapter_names
@@ -53,7 +54,7 @@ class SurmModel(SharingTuner):
         Raises:
             ValueError: an adapter has the name of a parameter, such as A, by which PEFT would not save the parameter.
         """
-        adapted = {module for module in model.modules() if isinstance(module, SurmLayer)}
+        adapted: set[nn.Module] = {module for module in model.modules() if isinstance(module, SurmLayer)}
         flags = [(parameter, parameter.requires_grad) for parameter in self.parameters()]
         try:
             super().inject_adapter(model, adapter_name, *args, **kwargs)
@@ -69,6 +70,8 @@ class SurmModel(SharingTuner):
             for parameter, requires_grad in flags:
                 parameter.requires_grad_(requires_grad)
             raise
+        new = (n for n, m in model.named_modules() if isinstance(m, SurmWeight) and m not in adapted)
+        watch(model, list(new))  # for layers that it bypasses, in its first forward pass
 
     def _check_names(self) -> None:
         layers = [module for module in self.model.modules() if isinstance(module, SurmLayer)]
@@ -263,6 +266,34 @@ class SurmModel(SharingTuner):
         """
         names = self.active_adapters if adapter_name is None else [adapter_name]
         trained.collapse(self.model, self.peft_config, names)
+
+    @classmethod
+    def _remap_adapter_state_dict_for_load(
+        cls, model: nn.Module, config: PeftConfig, adapter_name: str, state_dict: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """As in PEFT, of weights that are those of the adapter.
+
+        Raises:
+            ValueError: they are of another structure or other layers than the configuration says; nothing is loaded.
+        """
+        remapped = super()._remap_adapter_state_dict_for_load(
+            model=model, config=config, adapter_name=adapter_name, state_dict=state_dict
+        )
+        kept = model.state_dict()
+        names = {key for key in kept if cls._remove_adapter_name_from_key(key, adapter_name) != key}
+        expected = {key: kept[key].shape for key in names if f".{cls.prefix}" in key}
+        given = {key: tensor.shape for key, tensor in remapped.items() if f".{cls.prefix}" in key}
+        wrong = sorted(key for key in expected.keys() | given.keys() if expected.get(key) != given.get(key))
+        if wrong:
+            shapes = [
+                tuple(shape) if (shape := of.get(wrong[0])) is not None else "not there" for of in (given, expected)
+            ]
+            raise ValueError(
+                f"The weights are not those of the adapter {adapter_name!r} that its configuration describes: "
+                f"{wrong[0]} is {shapes[0]} in the file and {shapes[1]} in the adapter "
+                f"({len(wrong)} such): give the adapter_config.json that was saved with the weights."
+            )
+        return remapped
 
     @classmethod
     def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:

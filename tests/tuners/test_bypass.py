@@ -107,8 +107,9 @@ def test_only_use_without_a_call_is_a_bypass(use, plugged):
     model = nn.Sequential(Block(forward_of))
     if plugged:
         model = get_peft_model(model, SurmConfig(structure="circulant", target_modules=["proj"])).base_model.model
+    else:
+        watch(model, ["0.proj"])
     x = torch.ones(2, 4)
-    watch(model, ["0.proj"])
     if bypassed:
         with pytest.raises(ValueError, match=r"uses the weight of 0\.proj without calling"):
             model(x)
@@ -135,6 +136,32 @@ def test_a_watched_model_is_copied_and_watched_on():
         with pytest.raises(ValueError, match=r"blocks\.0\.attn\.qkv"):
             again(torch.zeros(1, 3, 32, 32))
         again(torch.zeros(1, 3, 32, 32))  # once, no more
+
+
+@pytest.mark.parametrize("change", ["none", "copied", "pickled", "second adapter"])
+@pytest.mark.parametrize("name", ["beit_base_patch16_224", "vit_base_patch16_224"])
+def test_the_plug_in_refuses_in_the_first_forward_pass(name, change):
+    model = get_peft_model(build(name), SurmConfig(structure="circulant", target_modules=["qkv"]))
+    if change == "second adapter":
+        model.add_adapter("other", SurmConfig(structure="ldr", target_modules=["qkv"]))
+    model = {"copied": copy.deepcopy, "pickled": lambda m: pickle.loads(pickle.dumps(m))}.get(change, lambda m: m)(
+        model
+    )
+    images = torch.zeros(1, 3, 32, 32)
+    if name.startswith("beit"):
+        with pytest.raises(
+            ValueError, match=r"Beit uses the weight of blocks\.0\.attn\.qkv and 1 more without calling"
+        ):
+            model(images)
+    assert model(images).shape == (1, 2)
+    assert not model.base_model.model._forward_hooks
+    assert not model.base_model.model._forward_pre_hooks
+
+
+def test_a_watched_model_is_compiled():
+    model = get_peft_model(nn.Sequential(Block(USES["shape asked"][0])), SurmConfig(target_modules=["proj"]))
+    x = torch.ones(2, 4)
+    torch.testing.assert_close(torch.compile(model.base_model.model, backend="eager")(x), model(x))
 
 
 def test_an_error_of_the_first_pass_stays_itself():
