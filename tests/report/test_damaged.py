@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from surm.experiments.status import print_plan
 from surm.records.record import read_records
 from surm.report import view
 from surm.report.drawing import Picture
@@ -97,18 +98,6 @@ def put(folder: Path, name: str, text: str) -> Path:
     return path
 
 
-class Planned:
-    """What the plan and the list of runs look at."""
-
-    study = ""
-
-    def __init__(self, record: dict[str, Any]) -> None:
-        self.signature, self.asked = record["signature"], record["asked"]
-
-    def cells(self) -> tuple[str, str, str, str]:
-        return "method", "task", "rate", "0"
-
-
 @pytest.fixture
 def words_only(monkeypatch: pytest.MonkeyPatch) -> None:
     """Figures are put into words and not drawn."""
@@ -149,3 +138,15 @@ def test_every_value_of_a_record_may_be_wrong(tmp_path: Path, words_only: None, 
         for number, path in enumerate(paths(record))
     )
     assert damaged > 0
+
+
+QUICK = [(path, value) for path in paths(good("kronecker")) for value in VALUES if path[0] != "asked"][::9]
+
+
+@pytest.mark.parametrize(("path", "value"), QUICK)
+def test_a_wrong_value_stops_neither_page_nor_plan(
+    tmp_path: Path, words_only: None, monkeypatch: pytest.MonkeyPatch, path: tuple[str | int, ...], value: str
+) -> None:
+    check_page(tmp_path / "outputs", "kronecker", replaced(good("kronecker"), path, VALUES[value]))
+    monkeypatch.chdir(tmp_path)  # whose outputs/runs the plan's times come from
+    print_plan([])
