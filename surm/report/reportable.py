@@ -1,9 +1,9 @@
 """What a record must hold beyond `surm.records.schema`, so that its table, sentences and figures can be made."""
 
-from collections.abc import Mapping
-from typing import Annotated, Literal, Self, TypeAlias
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from surm.methods.names import label
@@ -15,9 +15,21 @@ from surm.shared.errors import RecordError
 Loss = Annotated[float, Field(ge=0, le=1e9)]
 Positive = Annotated[float, Field(gt=0, le=1e9)]
 Share = Annotated[float, Field(ge=0, le=1)]
-Reading: TypeAlias = Literal[tuple(pinwheel.READINGS)]  # type: ignore[valid-type]
-Embedding: TypeAlias = Literal[pinwheel.EMBEDDINGS]  # type: ignore[valid-type]
-Method: TypeAlias = Literal[tuple(pinwheel.FAMILIES)]  # type: ignore[valid-type]
+
+
+def _one_of(names: Iterable[str]) -> AfterValidator:
+    allowed = tuple(names)
+
+    def check(value: str) -> str:
+        _require(value in allowed, f"is none of {', '.join(allowed)}")
+        return value
+
+    return AfterValidator(check)
+
+
+Reading = Annotated[str, _one_of(pinwheel.READINGS)]
+Embedding = Annotated[str, _one_of(pinwheel.EMBEDDINGS)]
+Method = Annotated[str, _one_of(pinwheel.FAMILIES)]
 
 
 def check_reportable(record: Record) -> None:
@@ -38,16 +50,16 @@ def check_reportable(record: Record) -> None:
 
 def _require(holds: bool, sentence: str) -> None:
     if not holds:
-        raise PydanticCustomError("incomplete", sentence)
+        raise PydanticCustomError("incomplete", "{sentence}", {"sentence": sentence})
 
 
 # --- matrices fitted by matrices --------------------------------------------------------------------------------------
 
 
 class PsdRow(Schema):
-    target: Literal[tuple(psd_fit.TARGETS)]  # type: ignore[valid-type]
-    normalised: Literal[tuple(psd_fit.READINGS)]  # type: ignore[valid-type]
-    fit: Literal[tuple(psd_fit.FITS)]  # type: ignore[valid-type]
+    target: Annotated[str, _one_of(psd_fit.TARGETS)]
+    normalised: Annotated[str, _one_of(psd_fit.READINGS)]
+    fit: Annotated[str, _one_of(psd_fit.FITS)]
     parameters: Count
     error: Loss
 
@@ -74,7 +86,7 @@ class Psd(Schema):
 
 
 class LdrRow(Schema):
-    target: Literal[tuple(ldr_fit.TARGETS)]  # type: ignore[valid-type]
+    target: Annotated[str, _one_of(ldr_fit.TARGETS)]
     fit: Literal["warm", "cold", "descent", "svd", "circulant", "toeplitz_symmetric", "toeplitz"]
     parameters: Count
     error: Loss

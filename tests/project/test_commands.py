@@ -43,7 +43,7 @@ RUN_SLOWLY: dict[str, list[str]] = {
 }
 CHECKED: dict[str, str] = {  # command -> why its configuration alone is looked at
     "python scripts/train.py model=bert_base dataset=glue/mrpc structure=kronecker "
-    "placement=adapter_houlsby": "the hub",
+    "placement=adapter_houlsby": "the hub's weights",
     "python scripts/train.py model.source=timm model.name=vit_small_patch16_224 dataset=image_folder "
     "dataset.path=photos": "the hub's weights",
     "python scripts/train.py -m experiment=paper/table5_glue hydra/launcher=joblib": "hours, the hub",
