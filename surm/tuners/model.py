@@ -54,7 +54,7 @@ class SurmModel(SharingTuner):
         Raises:
             ValueError: an adapter has the name of a parameter, such as A, by which PEFT would not save the parameter.
         """
-        adapted: set[nn.Module] = {module for module in model.modules() if isinstance(module, SurmLayer)}
+        adapted: set[Any] = {module for module in model.modules() if isinstance(module, SurmLayer)}
         flags = [(parameter, parameter.requires_grad) for parameter in self.parameters()]
         try:
             super().inject_adapter(model, adapter_name, *args, **kwargs)
