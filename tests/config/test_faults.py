@@ -122,6 +122,7 @@ def refused(command: str, entry: object) -> None:
     assert "Traceback" not in sentence
 
 
+@pytest.mark.sample(16)
 @pytest.mark.parametrize("command", cases(BAD))
 def test_a_bad_override_is_one_sentence(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
@@ -130,11 +131,13 @@ def test_a_bad_override_is_one_sentence(command: str, tmp_path: Path, monkeypatc
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.sample(16)
 @pytest.mark.parametrize("command", cases(BAD_STUDIES))
 def test_a_bad_override_of_a_study_is_one_sentence(command: str) -> None:
     refused(command, APPROXIMATE)
 
 
+@pytest.mark.sample(16)
 @pytest.mark.parametrize("case", LEGAL.strip().splitlines())
 def test_an_odd_but_legal_override_works(case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
@@ -148,6 +151,7 @@ def test_a_setting_that_refers_to_a_swept_one_follows_it() -> None:
     assert [(member.config.seed, member.config.trainer.epochs) for member in members] == [(1, 1), (2, 2)]
 
 
+@pytest.mark.sample(16)
 @pytest.mark.parametrize("question", [["--cfg", "job"], ["--cfg=job"], ["--help"]])
 def test_a_question_is_checked_and_allowed(question: list[str]) -> None:
     check_question([*question, "seed=3"], TRAIN)

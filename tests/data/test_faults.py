@@ -76,6 +76,7 @@ READ_TOGETHER = [  # labels of train and test as a CSV file has them; the classe
 ]
 
 
+@pytest.mark.sample(6)
 @pytest.mark.parametrize(("train", "test", "classes", "expected"), READ_TOGETHER)
 def test_labels_of_both_splits_are_read_together(train, test, classes, expected, tmp_path):
     write_csv(tmp_path, train, test)
@@ -103,6 +104,7 @@ BAD_LABELS = [
 ]
 
 
+@pytest.mark.sample(6)
 @pytest.mark.parametrize(("train", "test", "message"), BAD_LABELS)
 def test_labels_that_cannot_be_trained_on_name_their_row(train, test, message, tmp_path):
     write_csv(tmp_path, train, test)
@@ -130,6 +132,7 @@ ARROW_LABELS = [  # train, test, and the classes, None for a regression, or the 
 ]
 
 
+@pytest.mark.sample(6)
 @pytest.mark.parametrize(("train", "test", "expected"), ARROW_LABELS)
 def test_labels_of_parquet_files_keep_their_types(train, test, expected, tmp_path):
     for split, labels in (("train", train), ("test", test)):
@@ -151,6 +154,7 @@ STATED = [  # names of the classes in train and test, labels of both, what refus
 ]
 
 
+@pytest.mark.sample(6)
 @pytest.mark.parametrize(("train_names", "test_names", "train", "test", "message"), STATED)
 def test_stated_classes_hold_for_every_label(train_names, test_names, train, test, message, tmp_path):
     for split, names, labels in (("train", train_names, train), ("test", test_names, test)):
@@ -179,6 +183,7 @@ BAD_FILES = {  # train.csv, what refuses it
 }
 
 
+@pytest.mark.sample(6)
 @pytest.mark.parametrize("fault", BAD_FILES)
 def test_damaged_csv_files_name_their_line(fault, tmp_path):
     content, message = BAD_FILES[fault]
@@ -187,6 +192,7 @@ def test_damaged_csv_files_name_their_line(fault, tmp_path):
     assert message in refused("table", tmp_path, COLUMNS)
 
 
+@pytest.mark.sample(6)
 @pytest.mark.parametrize(
     "content",
     [
@@ -220,6 +226,7 @@ NO_TEXT = {
 }
 
 
+@pytest.mark.sample(6)
 @pytest.mark.parametrize("fault", NO_TEXT)
 @pytest.mark.parametrize("role", ["text", "text_pair"])
 def test_cells_that_hold_no_text_are_refused(fault, role, tmp_path):
@@ -254,6 +261,7 @@ BAD_PARQUET = {
 }
 
 
+@pytest.mark.sample(6)
 @pytest.mark.parametrize("fault", BAD_PARQUET)
 @pytest.mark.parametrize("split", ["train", "test"])
 def test_damaged_parquet_files_are_named(fault, split, tmp_path):
@@ -281,6 +289,7 @@ NO_IMAGES = {
 }
 
 
+@pytest.mark.sample(6)
 @pytest.mark.parametrize("fault", NO_IMAGES)
 def test_tables_without_images_name_the_row(fault, tmp_path):
     cells, message = NO_IMAGES[fault]
@@ -389,6 +398,7 @@ BAD_FOLDERS = {
 }
 
 
+@pytest.mark.sample(6)
 @pytest.mark.parametrize("fault", BAD_FOLDERS)
 def test_folders_with_a_fault_name_the_file(fault, tmp_path):
     spoil, message = BAD_FOLDERS[fault]
@@ -397,6 +407,7 @@ def test_folders_with_a_fault_name_the_file(fault, tmp_path):
     assert all(part in found for part in message.split(".*"))
 
 
+@pytest.mark.sample(6)
 @pytest.mark.parametrize(
     "name",
     [
@@ -436,11 +447,13 @@ SAME_GREY = {  # one picture in every depth and mode: right values, whatever the
 }
 
 
+@pytest.mark.sample(6)
 @pytest.mark.parametrize("kind", SAME_GREY)
 def test_every_depth_gives_the_values_of_the_picture(kind):
     assert decode(SAME_GREY[kind]).tolist() == np.repeat(GREY[..., None], 3, axis=-1).tolist()
 
 
+@pytest.mark.sample(6)
 @pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "P", "CMYK", "1", "LA", "YCbCr"])
 @pytest.mark.parametrize("turned", [False, True])
 def test_pictures_are_read_as_timm_reads_them(mode, turned, tmp_path):
@@ -478,6 +491,7 @@ GLUE_FAULTS = {  # columns of one file of CoLA, what refuses them
 }
 
 
+@pytest.mark.sample(6)
 @pytest.mark.parametrize("fault", GLUE_FAULTS)
 @pytest.mark.parametrize("split", ["train", "validation"])
 def test_glue_folders_with_a_fault_name_split_and_row(fault, split, tmp_path):
@@ -489,6 +503,7 @@ def test_glue_folders_with_a_fault_name_split_and_row(fault, split, tmp_path):
     assert all(part in found for part in message.split(".*"))
 
 
+@pytest.mark.sample(6)
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
@@ -505,6 +520,7 @@ def test_values_of_a_regression_are_numbers(labels, message, tmp_path):
     assert message in refused("glue/stsb", path)
 
 
+@pytest.mark.sample(6)
 @pytest.mark.parametrize("label", [0, 1])
 @pytest.mark.parametrize("name", ["glue/sst2", "glue/rte", "cifar10", "stl10"])
 def test_one_class_alone_is_refused(name, label, tmp_path):
@@ -527,6 +543,7 @@ IMAGE_FAULTS = {
 }
 
 
+@pytest.mark.sample(6)
 @pytest.mark.parametrize("fault", IMAGE_FAULTS)
 @pytest.mark.parametrize("split", ["train", "test"])
 def test_images_of_the_hub_with_a_fault_name_the_row(fault, split, tmp_path):
@@ -553,6 +570,7 @@ VTAB_FAULTS = {
 }
 
 
+@pytest.mark.sample(6)
 @pytest.mark.parametrize("fault", VTAB_FAULTS)
 @pytest.mark.parametrize("file", ["train800.txt", "val200.txt", "test.txt"])
 def test_lists_with_a_fault_name_the_line(fault, file, tmp_path):
@@ -588,6 +606,7 @@ def bitmaps(root, seed):
 BY_CONTENT = {"image_folder": None, "imagenet1k": None, "vtab/dtd": None, "table": {"image": "file"}}
 
 
+@pytest.mark.sample(6)
 @pytest.mark.parametrize("name", BY_CONTENT)
 def test_equal_names_and_sizes_are_no_equal_data(name, tmp_path):
     hashes = [
@@ -615,6 +634,7 @@ def settled(monkeypatch):
     monkeypatch.setattr(hashing, "SETTLED", -60.0)
 
 
+@pytest.mark.sample(6)
 @pytest.mark.parametrize("function", ["contents_hash", "files_hash"])
 def test_a_file_is_hashed_once_until_it_changes(function, tmp_path, read_bytes, settled):
     files = [tmp_path / name for name in "ab"]
@@ -637,6 +657,7 @@ def test_a_file_that_was_just_written_is_read_again(tmp_path, read_bytes):
     assert len(read_bytes) == 2
 
 
+@pytest.mark.sample(6)
 @pytest.mark.parametrize("damage", [b"", b"[]", b'{"a": 1}', b"\xff", b"[" * 100_000, b'{"a": ["x"]}', b"null"])
 def test_a_damaged_cache_of_hashes_is_computed_again(damage, tmp_path, settled):
     (tmp_path / "a").write_bytes(b"content")

@@ -20,6 +20,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 SIGNATURE = "0123456789ab"
 
 
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("text", ["0", "-1", "1.5", "", "x", "1e3", "²", "1001", "9" * 30, " 3"])
 def test_a_count_is_a_whole_number_within_bounds(text: str) -> None:
     with pytest.raises(argparse.ArgumentTypeError, match="whole number"):
@@ -27,6 +28,7 @@ def test_a_count_is_a_whole_number_within_bounds(text: str) -> None:
     assert count(1000)("1000") == 1000
 
 
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("text", ["0", "7", "-0.1", "nan", "inf", "x", "", "1,5"])
 def test_a_share_is_above_0_and_at_most_1(text: str) -> None:
     with pytest.raises(argparse.ArgumentTypeError, match="share"):
@@ -34,6 +36,7 @@ def test_a_share_is_above_0_and_at_most_1(text: str) -> None:
     assert share("1") == 1
 
 
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("arguments", [["--seeds", "0"], ["--seeds", "x"], ["--nothing"], ["--only"], ["stray"]])
 def test_a_bad_option_is_one_line(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
@@ -44,6 +47,7 @@ def test_a_bad_option_is_one_line(arguments: list[str], capsys: pytest.CaptureFi
     assert said.count("\n") == 1
 
 
+@pytest.mark.sample(4)
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -68,6 +72,7 @@ def test_a_benchmark_refuses_in_one_sentence(arguments, tmp_path, monkeypatch, c
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.sample(4)
 @pytest.mark.parametrize(
     "name",
     [
@@ -89,6 +94,7 @@ def test_a_signature_is_twelve_hexadecimal_digits(name: str, tmp_path: Path) -> 
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("content", ["", "{", "[]", "null", "\x00", "[" * 100_000, '{"signature": 1}', "9" * 5000])
 def test_a_damaged_record_is_one_sentence_of_analyse(content: str, tmp_path: Path) -> None:
     file = tmp_path / "runs" / SIGNATURE / "record.json"
@@ -117,6 +123,7 @@ def test_an_output_folder_that_takes_nothing_is_refused(tmp_path: Path) -> None:
     assert sorted(tmp_path.iterdir()) == [file, link]
 
 
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("kind", ["link to a folder", "link to nowhere", "file", "open to all", "another user's"])
 def test_the_folder_of_gpu_locks_is_this_users_alone(kind: str, tmp_path: Path, monkeypatch) -> None:
     folder, elsewhere = tmp_path / "locks", tmp_path / "elsewhere"
@@ -142,6 +149,7 @@ def test_the_folder_of_gpu_locks_is_this_users_alone(kind: str, tmp_path: Path, 
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "0,1"
 
 
+@pytest.mark.sample(4)
 @pytest.mark.parametrize(
     "command",
     [

@@ -80,6 +80,7 @@ TEXT_SETTINGS = [
 ]
 
 
+@pytest.mark.sample(6)
 @pytest.mark.parametrize("change", TEXT_SETTINGS, ids=str)
 def test_settings_of_wrong_types_and_sizes_are_refused(change, copy):
     folder = copy("text")
@@ -91,6 +92,7 @@ def test_settings_of_wrong_types_and_sizes_are_refused(change, copy):
     refused(folder)
 
 
+@pytest.mark.sample(6)
 @pytest.mark.parametrize("content", ["", "{", "[]", "3", '"bert"', "null", "[" * 100_000, "{}", "\x00", '{"a": NaN}'])
 @pytest.mark.parametrize("kind", ["text", "image", "timm"])
 def test_descriptions_that_are_no_settings_are_refused(content, kind, copy):
@@ -110,6 +112,7 @@ TIMM_SETTINGS = [
 ]
 
 
+@pytest.mark.sample(6)
 @pytest.mark.parametrize("change", TIMM_SETTINGS, ids=str)
 def test_settings_of_timm_that_are_impossible_are_refused(change, copy):
     folder = copy("timm")
@@ -143,6 +146,7 @@ WEIGHTS = {
 }
 
 
+@pytest.mark.sample(6)
 @pytest.mark.parametrize("fault", WEIGHTS)
 @pytest.mark.parametrize("kind", ["text", "image", "timm"])
 def test_damaged_weights_are_named_before_they_are_read(fault, kind, copy):
@@ -173,6 +177,7 @@ TOKENIZERS = {
 }
 
 
+@pytest.mark.sample(6)
 @pytest.mark.parametrize("fault", TOKENIZERS)
 def test_no_text_model_trains_on_unknown_tokens(fault, copy):
     folder = copy("text")
@@ -188,6 +193,7 @@ PROCESSORS = [
 ]
 
 
+@pytest.mark.sample(6)
 @pytest.mark.parametrize("change", [*PROCESSORS, "{", "", "[]", "none"], ids=str)
 def test_impossible_preprocessing_is_refused(change, copy):
     folder = copy("image")
@@ -199,6 +205,7 @@ def test_impossible_preprocessing_is_refused(change, copy):
     refused(folder)
 
 
+@pytest.mark.sample(6)
 @pytest.mark.parametrize("kind", ["text", "image", "timm"])
 def test_whole_folders_pass(kind, folders):
     check_model("own", source="local", path=str(folders / kind))
@@ -208,6 +215,7 @@ def test_whole_folders_pass(kind, folders):
 # --- the size of the built-in model is no other's ---------------------------------------------------------------------
 
 
+@pytest.mark.sample(6)
 @pytest.mark.parametrize(
     ("kind", "dataset"), [("text", "dataset=valence"), ("image", "dataset=digits"), ("timm", "dataset=digits")]
 )

@@ -167,6 +167,7 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "abc" / "record.json"
 
 
+@pytest.mark.sample(12)
 @pytest.mark.parametrize("text", TEXTS.values(), ids=TEXTS.keys())
 def test_a_damaged_record_is_one_sentence_and_is_listed(path: Path, text: bytes) -> None:
     path.write_bytes(text)
@@ -196,6 +197,7 @@ def test_the_reason_says_where_in_the_file_and_what_is_wrong(path: Path) -> None
         read_record(path)
 
 
+@pytest.mark.sample(12)
 @pytest.mark.parametrize(
     "record",
     [
@@ -223,6 +225,7 @@ def test_no_file_is_no_record(tmp_path: Path) -> None:
     assert read_record(tmp_path / "outputs" / "runs" / "record.json") is None
 
 
+@pytest.mark.sample(12)
 @pytest.mark.parametrize(
     "structure",
     [{"name": "lora", "alpha": "big"}, {"name": "lora", "dropout": [0.1]}, {"name": "peft_vera", "arguments": 3}],
@@ -242,6 +245,7 @@ def test_predictions_lie_beside_the_record(tmp_path: Path) -> None:
     assert published.predictions_path == tmp_path / "abc.predictions.json"
 
 
+@pytest.mark.sample(12)
 @pytest.mark.parametrize("text", [TEXTS[name] for name in ("empty", "not UTF-8", "null", "a list", "deep")])
 def test_damaged_predictions_leave_the_score(path: Path, text: bytes) -> None:
     write_json(path, RUN)

@@ -66,6 +66,7 @@ def files(question: Question) -> set[str]:
     return {path.name for path in question.folder.path.iterdir()} - {"claim.lock"}
 
 
+@pytest.mark.sample(6)
 @pytest.mark.parametrize("what", LEFT)
 @pytest.mark.parametrize("look", ["finished_record", "twice"])
 def test_the_next_look_removes_it_and_nothing_else(tmp_path: Path, what: str, look: str) -> None:
@@ -77,6 +78,7 @@ def test_the_next_look_removes_it_and_nothing_else(tmp_path: Path, what: str, lo
         assert files(question) == KEPT
 
 
+@pytest.mark.sample(6)
 @pytest.mark.parametrize("status", ["interrupted", "failed"])
 def test_a_run_that_is_not_finished_keeps_its_checkpoint(tmp_path: Path, status: str) -> None:
     question = leave(tmp_path, LEFT["checkpoint"], status)

@@ -123,6 +123,7 @@ def check_page(folder: Path, name: str, text: str) -> bool:
 NAMES = [*EXAMPLES, "pinwheel_search"]
 
 
+@pytest.mark.sample(10)
 @pytest.mark.parametrize("name", NAMES)
 def test_the_good_record_is_no_damage(tmp_path: Path, words_only: None, name: str) -> None:
     assert not check_page(tmp_path, name, json.dumps(good(name)))
@@ -143,6 +144,7 @@ def test_every_value_of_a_record_may_be_wrong(tmp_path: Path, words_only: None, 
 QUICK = [(path, value) for path in paths(good("kronecker")) for value in VALUES if path[0] != "asked"][::9]
 
 
+@pytest.mark.sample(10)
 @pytest.mark.parametrize(("path", "value"), QUICK)
 def test_a_wrong_value_stops_neither_page_nor_plan(
     tmp_path: Path, words_only: None, monkeypatch: pytest.MonkeyPatch, path: tuple[str | int, ...], value: str

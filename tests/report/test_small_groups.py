@@ -135,6 +135,7 @@ QUICK = {
 }
 
 
+@pytest.mark.sample(8)
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=[pytest.mark.slow] * (name not in QUICK)) for name in GROUPS]
 )

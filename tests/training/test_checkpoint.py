@@ -150,6 +150,7 @@ CHANGES = {
 }  # fmt: skip
 
 
+@pytest.mark.sample(6)
 @pytest.mark.parametrize("change", CHANGES)
 def test_what_does_not_fit_is_refused_before_anything_is_changed(path: Path, change: str) -> None:
     rewrite(path, CHANGES[change])
@@ -168,6 +169,7 @@ def test_what_does_not_fit_is_refused_before_anything_is_changed(path: Path, cha
 UNREADABLE = ["", "[", "3", "null", "[]", '{"stop": 3}', "[" * 100_000, '{"step": ' + "9" * 5000 + "}"]
 
 
+@pytest.mark.sample(6)
 @pytest.mark.parametrize("metadata", [None, {}, *({"progress": text} for text in UNREADABLE)], ids=range(10))
 def test_progress_that_cannot_be_read(path: Path, metadata: Any) -> None:
     with safe_open(path, "pt") as file:
@@ -186,6 +188,7 @@ def test_an_unchanged_one_is_taken_back_whole(path: Path) -> None:
     assert progress == Progress(STEP, HISTORY, [2], stateless=["unused.weight"])
 
 
+@pytest.mark.sample(6)
 @pytest.mark.parametrize("change", ["step=1000000", "without ^optimizer/", "history=None"])
 def test_a_run_says_so_and_leaves_its_folder(tmp_path: Path, change: str) -> None:
     run = configure(tmp_path)
@@ -199,6 +202,7 @@ def test_a_run_says_so_and_leaves_its_folder(tmp_path: Path, change: str) -> Non
     assert after == before
 
 
+@pytest.mark.sample(6)
 @pytest.mark.parametrize("pattern", ["^method/ipt/", "^method/", "^method/exp_avg_unc/.*lora_A", "method/.*lora_E"])
 def test_the_state_of_adalora(tmp_path: Path, pattern: str) -> None:
     run = configure(tmp_path, "structure=peft_adalora")

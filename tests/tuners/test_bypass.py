@@ -49,6 +49,7 @@ def forward(module):
     return lambda: module(torch.zeros(1, 3, side, side))
 
 
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("name", BYPASSING)
 def test_a_bypassed_layer_is_named_before_anything_is_adapted(name):
     module = build(name).train()
@@ -61,12 +62,14 @@ def test_a_bypassed_layer_is_named_before_anything_is_adapted(name):
     assert not any(part._forward_pre_hooks for part in module.modules())
 
 
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("name", CALLING)
 def test_layers_that_are_called_pass(name):
     module = build(name)
     refuse_bypassed(module, qkv(module), forward(module))
 
 
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("method", ["circulant", "lora", "peft_vera"])
 def test_no_method_trains_what_its_model_bypasses(method):
     module = build("beit_base_patch16_224")
@@ -99,6 +102,7 @@ USES = {  # what a module does with its layer's weight, and whether that bypasse
 }
 
 
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("use", USES)
 @pytest.mark.parametrize("plugged", [False, True])
 def test_only_use_without_a_call_is_a_bypass(use, plugged):
@@ -138,6 +142,7 @@ def test_a_watched_model_is_copied_and_watched_on():
         again(torch.zeros(1, 3, 32, 32))  # once, no more
 
 
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("change", ["none", "copied", "pickled", "second adapter"])
 @pytest.mark.parametrize("name", ["beit_base_patch16_224", "vit_base_patch16_224"])
 def test_the_plug_in_refuses_in_the_first_forward_pass(name, change):

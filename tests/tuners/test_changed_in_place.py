@@ -38,6 +38,7 @@ def step(parameters):
             parameter.add_(0.1)
 
 
+@pytest.mark.sample(8)
 @pytest.mark.parametrize("form", ["weight", "adapter"])
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("structure", ALL[:-1])
@@ -58,6 +59,7 @@ def test_two_losses_with_a_step_between_them(structure, backend, form):
         assert_never_wrong(second, parameters, right)
 
 
+@pytest.mark.sample(8)
 @pytest.mark.parametrize("toy", TOYS)
 def test_structures_that_are_more_than_their_parameters(toy, monkeypatch):
     monkeypatch.setitem(STRUCTURES, toy.name, toy)
@@ -68,6 +70,7 @@ def test_structures_that_are_more_than_their_parameters(toy, monkeypatch):
         loss.backward()
 
 
+@pytest.mark.sample(8)
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("structure", STRUCTURES)
 def test_a_changed_input(structure, backend):
@@ -79,6 +82,7 @@ def test_a_changed_input(structure, backend):
         loss.backward()
 
 
+@pytest.mark.sample(8)
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("structure", STRUCTURES)
 def test_one_parameter_of_several_is_enough(structure, backend):
@@ -91,6 +95,7 @@ def test_one_parameter_of_several_is_enough(structure, backend):
         assert_never_wrong(loss, trained(model), right)
 
 
+@pytest.mark.sample(8)
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("structure", ALL[:-1])
 def test_without_a_change_gradients_are_those_of_the_dense_layer(structure, backend):
@@ -114,6 +119,7 @@ def test_without_a_change_gradients_are_those_of_the_dense_layer(structure, back
         step(parameters)
 
 
+@pytest.mark.sample(8)
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("structure", ["circulant", "kronecker", "circulant+ldr"])
 def test_parameters_of_a_functional_call(structure, backend):

@@ -16,6 +16,7 @@ def settings(request):
     return {"form": form, "backend": backend, "target_modules": TWO, "init_weights": False}
 
 
+@pytest.mark.sample(6)
 @pytest.mark.parametrize("structure", [*STRUCTURES, "circulant+ldr"])
 def test_a_traced_model_takes_other_inputs(structure, settings):
     model = adapt(net(), structure=structure, **settings).eval().base_model.model
@@ -25,6 +26,7 @@ def test_a_traced_model_takes_other_inputs(structure, settings):
             torch.testing.assert_close(traced(x), model(x))
 
 
+@pytest.mark.sample(6)
 @pytest.mark.parametrize("structure", [*STRUCTURES, "circulant+ldr"])
 def test_forward_mode_derivatives_are_those_of_the_backward_pass(structure, settings):
     model = adapt(net(), structure=structure, **settings).base_model.model

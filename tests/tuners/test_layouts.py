@@ -80,6 +80,7 @@ def _double():
     torch.set_default_dtype(torch.float32)
 
 
+@pytest.mark.sample(6)
 @pytest.mark.parametrize("form", ["weight", "adapter"])
 @pytest.mark.parametrize("structure", [*STRUCTURES, *SUMS])
 @pytest.mark.parametrize("backend", ["auto", "fused", "dense", "fft"])
@@ -93,6 +94,7 @@ def test_every_layout(structure, backend, form):
                 assert_equals_the_dense_layer(layer, layer, form, layout, loss)
 
 
+@pytest.mark.sample(6)
 @pytest.mark.parametrize("structure", COMPILED)
 @pytest.mark.parametrize("layout", ["transposed", "expanded rows", "batch second", "no rows", "no batch"])
 def test_every_layout_compiled(structure, layout):

@@ -35,6 +35,7 @@ def assert_replicas_agree(model, module, x):
         torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.sample(8)
 @pytest.mark.parametrize("backend", ["auto", "fused", "dense", "fft"])
 @pytest.mark.parametrize("structure", ALL[:-1])
 def test_the_weight_form(structure, backend):
@@ -42,12 +43,14 @@ def test_the_weight_form(structure, backend):
     assert_replicas_agree(model, model.base_model.model, X)
 
 
+@pytest.mark.sample(8)
 @pytest.mark.parametrize("structure", ALL)
 def test_the_adapter_form(structure):
     model = adapt(net(), structure=structure, form="adapter", target_modules=TWO, init_weights=False)
     assert_replicas_agree(model, model.base_model.model, X)
 
 
+@pytest.mark.sample(8)
 @pytest.mark.parametrize("toy", TOYS)
 def test_structures_that_are_more_than_their_parameters(toy, monkeypatch):
     monkeypatch.setitem(STRUCTURES, toy.name, toy)
@@ -55,6 +58,7 @@ def test_structures_that_are_more_than_their_parameters(toy, monkeypatch):
     assert_replicas_agree(model, model.base_model.model, X)
 
 
+@pytest.mark.sample(8)
 @pytest.mark.parametrize("structure", ["circulant", "ldr"])
 def test_embeddings_and_convolutions(structure):
     layers = {"table": nn.Embedding(6, 8), "mix": nn.Conv1d(5, 3, 3)}

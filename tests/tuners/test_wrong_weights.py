@@ -33,6 +33,7 @@ def assert_refused(folder, low_cpu_mem_usage):
     assert model(X).equal(before)
 
 
+@pytest.mark.sample(8)
 @pytest.mark.parametrize("low_cpu_mem_usage", [False, True])
 @pytest.mark.parametrize("change", CHANGES)
 @pytest.mark.parametrize("structure", ["circulant", "kronecker"])
@@ -58,6 +59,7 @@ FILES = {
 }
 
 
+@pytest.mark.sample(8)
 @pytest.mark.parametrize("low_cpu_mem_usage", [False, True])
 @pytest.mark.parametrize("change", FILES)
 def test_other_weights(change, low_cpu_mem_usage, tmp_path):
