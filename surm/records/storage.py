@@ -39,7 +39,7 @@ def check_output(folder: str | Path) -> None:
     """
     path = Path(folder)
     if not str(folder).strip() or str(folder).startswith("~"):
-        raise ConfigError(f"output_dir={str(folder)!r} names no folder: write it out, as in /home/me/outputs.")
+        raise ConfigError(f"output_dir={str(folder)!r} names no folder: write it out, as in outputs or ../outputs.")
     try:
         place = next(place for place in (path, *path.absolute().parents) if place.exists() or place.is_symlink())
         fault = None if place.is_dir() else "is no folder"

@@ -17,9 +17,7 @@ CLAIMS = ["image_gain_over_lora"]
 Make = Callable[[Path], list[Plan]]
 
 
-def experiment(
-    accuracies: dict[str, float], folder: str = "runs", missing: list[str] | None = None, **more: Any
-) -> Make:
+def experiment(accuracies: dict[str, float], folder: str = "runs", missing: tuple[str, ...] = (), **more: Any) -> Make:
     def make(path: Path) -> list[Plan]:
         published = folder == "published"
         signatures = made_up.write_experiment(path / folder, accuracies, published=published, **more)

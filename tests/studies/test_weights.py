@@ -226,7 +226,9 @@ def test_the_script_writes_analysis_table_and_figure(
     table = (tmp_path / "tables" / "weight_analysis.md").read_text()
     assert table.count("| tiny_vit on digits |") == 3 + 2
 
-    with pytest.raises(SystemExit, match="Error: runs: the settings are run, output_dir, to"):
+    with pytest.raises(
+        SystemExit, match="Error: runs=1: settings are written as key=value, and are run, output_dir, to"
+    ):
         script("runs=1")
     with pytest.raises(SystemExit, match="Error: give run=<signature>"):
         script()
