@@ -42,6 +42,7 @@ def made_up(truth: tuple[float, float, float, int], mean: float, seeds: int, gen
     ]
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("seeds", [3, 5, 10])
 @pytest.mark.parametrize("truth", TRUTHS)
 def test_intervals_cover(truth, seeds):
