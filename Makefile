@@ -43,6 +43,9 @@ fraction = $(if $(FRACTION),--fraction $(FRACTION))
 chosen = --scale $(SCALE) $(seeds) $(only) $(set)
 pytest = OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 WANDB_MODE=offline $(PY) -m pytest -n 2
 
+# The profiler that measures peak memory warns of tensors that were there before; nobody here can act on it.
+export TORCH_CPP_LOG_LEVEL ?= ERROR
+
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help setup assets launchers reproduce smoke tune status report publish wandb-sync dashboard benchmark test test-all test-oldest lint format lock clean

@@ -108,6 +108,7 @@ def partner(group: str, name: str) -> list[str]:
     return ["placement=adapter_houlsby"] if name.startswith("bottleneck") else []
 
 
+@pytest.mark.slow
 def test_every_group_file_composes_and_fits_the_schema() -> None:
     elsewhere = {*load_scale("paper").experiments, *load_scale("small").experiments}  # whole, in test_experiments.py
     with composer():

@@ -135,6 +135,7 @@ def test_a_bad_script_argument_is_one_sentence(command: list[str], words: str, t
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("lines", [1, 100_000])
 def test_output_that_nobody_reads_ends_quietly(lines: int) -> None:
     """The reader leaves at once; what a single line leaves in the buffer is written at the end."""

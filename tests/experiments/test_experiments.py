@@ -88,6 +88,7 @@ FEW = {
 LONG = [name for name in PAPER if name.replace("paper/", "small/") in SMALL]
 
 
+@pytest.mark.sample(5)
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=[pytest.mark.slow] if name in LONG else []) for name in [*PAPER, *SMALL]]
 )
@@ -108,6 +109,7 @@ def test_every_method_of_the_large_tables_runs(name: str, tmp_path: Path, monkey
         assert method in table or (method == "attention only" and name == "paper/table5_glue")
 
 
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("name", [*PAPER, *SMALL])
 def test_a_sweep_composed_by_axes_is_the_sweep_composed_member_by_member(name: str) -> None:
     with composer():
@@ -119,6 +121,7 @@ def test_a_sweep_composed_by_axes_is_the_sweep_composed_member_by_member(name: s
                 assert Run.of(alone.config).signature in by_axes
 
 
+@pytest.mark.sample(5)
 @pytest.mark.parametrize("name", [*PAPER, *SMALL])
 def test_the_header_counts_the_runs(name: str) -> None:
     header = (REPOSITORY / "conf" / "experiment" / f"{name}.yaml").read_text().split("defaults:")[0]

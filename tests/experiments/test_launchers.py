@@ -158,6 +158,7 @@ def test_a_command_that_asks_hydra_something_is_told_from_one_that_runs() -> Non
     assert not is_question(["-m", "seed=0,1"])
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize(
     ("name", "arguments", "words"),
     [

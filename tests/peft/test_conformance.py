@@ -48,6 +48,7 @@ def run(file: Path, *arguments: str) -> dict:
     return report
 
 
+@pytest.mark.slow
 def test_peft_tests_of_custom_models_pass_with_the_circulant_in_weight_form(tmp_path):
     chosen = ["--structure", "circulant", "--form", "weight", "--file", "custom_models", "--file", "config"]
     (variant, counts), *others = run(tmp_path / "report.json", *chosen)["table"].items()
