@@ -158,7 +158,7 @@ def _carry_out(
             run.signature,
             status,
             run.asked,
-            loop.happened() | {"error": error},
+            loop.happened() | {"rate_source": run.rate_source or "given", "error": error},
             where(str(device.device), hashes, processes=device.num_processes),
         )
         if is_main():
