@@ -5,7 +5,7 @@ from typing import TypeVar
 
 import torch
 from torch import nn
-from torch.autograd import DeviceType
+from torch.autograd import DeviceType  # type: ignore[attr-defined]
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.result import Kernels
@@ -23,7 +23,7 @@ def replayed(step: Callable[[], object]) -> Callable[[], object]:
     Raises:
         RuntimeError: the step waits for the GPU, or does something else that a graph cannot hold.
     """
-    stream = torch.cuda.Stream()
+    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         for _ in range(WARM_UP):
@@ -51,6 +51,6 @@ def count_kernels(step: Callable[[], object]) -> Kernels:
         for _ in range(COUNTED):
             step()
         torch.cuda.synchronize()
-    results = recorded.profiler.kineto_results  # type: ignore[union-attr]
+    results = recorded.profiler.kineto_results
     started = [event for event in results.events() if event.device_type() == DeviceType.CUDA]
     return Kernels(sum(event.duration_ns() for event in started) / 1e9 / COUNTED, round(len(started) / COUNTED))
