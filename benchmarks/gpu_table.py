@@ -39,8 +39,11 @@ def page(cells: Sequence[Cell], more: Mapping[str, Any]) -> str:
     if tests:
         words = ", ".join(f"{number} {what}" for what, number in tests.items())
         parts.append(f"## Tests\n\n`tests/gpu`: {words}.\n")
+        parts.append("".join(f"* failed: {name}\n" for name in more.get("failed_tests") or []))
     if train:
         parts.append(_runs(train))
+    if four := more.get("four"):
+        parts.append(f"Four runs at once: {four['times_the_runs_an_hour']:.2f} times the runs an hour of one.\n")
     for kind, title in (("width", "One frozen layer"), ("model", "Whole steps")):
         chosen = [cell for cell in cells if kind in cell.place]
         if chosen:
