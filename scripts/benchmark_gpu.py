@@ -13,20 +13,18 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the package need not be installed
 
 from benchmarks.gpu import options, run
-from surm.experiments.cli import command
-from surm.shared.errors import ConfigError
+from surm.shared.errors import UserError
 
 
 def main() -> None:
     parser = options()
     parser.description, parser.formatter_class = __doc__, argparse.RawDescriptionHelpFormatter
-    with command():
-        try:
-            found = run(parser.parse_args())
-        except ConfigError as error:
-            parser.exit(2, f"Error: {error}\n")
-        for line in found:
-            print(line, flush=True)
+    try:
+        found = run(parser.parse_args())
+    except UserError as error:
+        parser.exit(2, f"Error: {error}\n")
+    for line in found:
+        print(line, flush=True)
 
 
 if __name__ == "__main__":

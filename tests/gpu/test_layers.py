@@ -78,7 +78,7 @@ def adapted(base: nn.Linear, config: PeftConfig) -> nn.Module:
 
 
 def error(found: Tensor, expected: Tensor) -> float:
-    return float((found.double().cpu() - expected).norm() / expected.norm().clamp(min=1e-30))
+    return float((found.detach().double().cpu() - expected).norm() / expected.norm().clamp(min=1e-30))
 
 
 @contextmanager
