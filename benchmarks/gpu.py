@@ -297,16 +297,15 @@ def _run_tests(report: Report, end: float) -> None:
 
 
 def _runs(arguments: argparse.Namespace, device: torch.device) -> Units:
-    if "train" in arguments.part:
-        for precision in goals.PRECISIONS:
-            yield (
-                3,
-                Unit(
-                    f"scripts/train.py, {precision}",
-                    lambda report, precision=precision: measure_run(report.more, arguments.tiny, device, precision),
-                ),
-            )
-        yield 3, Unit("four runs at once", lambda report: measure_four(report.more, arguments.tiny, device))
+    if "train" not in arguments.part:
+        return
+    for precision in goals.PRECISIONS:
+
+        def measured(report: Report, precision: str = precision) -> None:
+            measure_run(report.more, arguments.tiny, device, precision)
+
+        yield 3, Unit(f"scripts/train.py, {precision}", measured)
+    yield 3, Unit("four runs at once", lambda report: measure_four(report.more, arguments.tiny, device))
 
 
 # --- results of several calls -----------------------------------------------------------------------------------------
