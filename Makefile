@@ -48,12 +48,12 @@ export TORCH_CPP_LOG_LEVEL ?= ERROR
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup assets launchers reproduce smoke tune status report publish wandb-sync dashboard benchmark test test-all test-oldest lint format lock clean
+.PHONY: help setup assets launchers reproduce smoke tune status report publish wandb-sync dashboard benchmark benchmark-gpu test test-all test-oldest lint format lock clean
 
 help: ## list the targets and the variables
 	@echo "Usage: make TARGET [VARIABLE=value ...]"
 	@echo
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-11s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-13s %s\n", $$1, $$2 }' Makefile
 	@echo
 	@sed -n 's/^## /  /p' Makefile
 
@@ -84,6 +84,9 @@ publish: $(ASSETS) ## copy the finished records of a clean tree to results/runs/
 
 benchmark: $(ASSETS) ## measure what a training step costs with each kind of update, in 2 minutes
 	@$(PY) scripts/benchmark.py --quick $(if $(NAME),--save $(NAME))
+
+benchmark-gpu: $(ASSETS) ## test and measure on one GPU beside LoRA and PEFT's other methods, in 8 minutes
+	@$(PY) scripts/benchmark_gpu.py
 
 wandb-sync: $(ASSETS) ## upload runs made without Weights & Biases, each once
 	@$(PY) scripts/records.py wandb-sync $(chosen) $(records)

@@ -4,6 +4,7 @@ import importlib.metadata
 import os
 import platform
 import subprocess
+import tomllib
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ def where(device: str, content_hashes: dict[str, str], *, processes: int = 1) ->
     packages = ("torch", "peft", "timm", "transformers", "accelerate", "numpy", "scikit-learn")
     return {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
-        "surm": importlib.metadata.version("surm"),
+        "surm": _own_version(),
         "versions": {"python": platform.python_version()}
         | {package: importlib.metadata.version(package) for package in packages},
         "commit": _git("rev-parse", "HEAD"),
@@ -34,6 +35,15 @@ def where(device: str, content_hashes: dict[str, str], *, processes: int = 1) ->
         },
         "content_hashes": content_hashes,
     }
+
+
+def _own_version() -> str:
+    """This project's version, also where its folder is on the path and not installed."""
+    try:
+        return importlib.metadata.version("surm")
+    except importlib.metadata.PackageNotFoundError:
+        version: str = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["version"]
+        return version
 
 
 def _git(*arguments: str) -> str | None:

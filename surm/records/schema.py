@@ -105,6 +105,7 @@ class Result(Happened):
     baselines: dict[str, float] = {}
     seconds: Seconds = 0.0
     seconds_per_step: Seconds | None = None
+    seconds_per_step_by_epoch: list[Seconds | None] = []  # a record made before 2026-12 has none
     peak_memory_bytes: Count | None = None
 
 

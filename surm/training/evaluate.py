@@ -41,8 +41,8 @@ def evaluate(
     pairs = []
     for batch in batches:
         truth = batch.pop("labels")
-        pairs.append([tensor.cpu() for tensor in gather((logits(batch), truth))])
-    answers, labels = map(torch.cat, zip(*pairs, strict=True))
+        pairs.append(gather((logits(batch), truth)))
+    answers, labels = (torch.cat(parts).cpu() for parts in zip(*pairs, strict=True))  # waits for the device once
     predictions = (answers.squeeze(-1) if task.regression else answers.argmax(-1)).tolist()
     metrics = compute_metrics(task.metrics, labels.tolist(), predictions)
     return Answers(labels.tolist(), predictions, metrics | {"loss": task_loss(task, answers, labels).item()})

@@ -48,6 +48,9 @@ def test_a_run_leaves_a_whole_record_and_is_answered_once(tmp_path: Path) -> Non
     assert record.status == "finished"
     assert record.happened["steps"] == 24
     assert record.happened["evaluation_examples"] == 797
+    by_epoch = record.happened["seconds_per_step_by_epoch"]  # of 16 steps, then 8
+    assert len(by_epoch) == 2
+    assert all(0 < 8 * seconds < record.happened["seconds"] for seconds in by_epoch)
     assert record.happened["peak_memory_bytes"] > 4 * record.happened["total_parameters"]
     assert not (folder / "checkpoint.safetensors").exists()
     assert not (folder / "claim.json").exists()
