@@ -9,6 +9,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from torch import Tensor
 
 from surm.structures import Structure
+from surm.tuners.offload import parameters_here
 
 
 class Merging(BaseTunerLayer):
@@ -101,10 +102,12 @@ class Merging(BaseTunerLayer):
         Returns:
             Whether the weight was there: without storage, on the device "meta", it is not.
         """
-        weight = self._base_weight()
-        if weight.is_meta:
-            return False
-        rows = torch.split(self.as_matrix(_wide(weight)), list(self.parts.values()))
+        with parameters_here(self.get_base_layer()):
+            weight = self._base_weight()
+            if weight.is_meta:
+                return False
+            wide = _wide(weight)
+        rows = torch.split(self.as_matrix(wide), list(self.parts.values()))
         for adapter in adapters:
             for index, structure in self.structures(adapter):
                 for member in structure.summands():
