@@ -81,7 +81,8 @@ class Merging(BaseTunerLayer):
     def unmerge(self) -> None:
         """Take the merged updates out of the base weight.
 
-        With `keep_base_weight` it is what it was, bit for bit; a write to it in between is lost. Else the updates are
+        Where an adapter of the first merge has `keep_base_weight`, it is what it was, bit for bit; a write to it in
+        between is lost. Else the updates are
         subtracted: it returns to what it was up to a rounding in its dtype for the merge and one for this, relative to
         the larger of the weight and the merged one; a quantised weight is quantised twice more.
         """
