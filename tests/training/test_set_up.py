@@ -6,6 +6,7 @@ import pickle
 import struct
 import zipfile
 import zlib
+from dataclasses import replace
 from itertools import product
 
 import pytest
@@ -14,10 +15,12 @@ from PIL import Image
 from pyarrow.lib import ArrowException
 from safetensors import SafetensorError
 
+from surm.config.run import Run
 from surm.experiments import runner
 from surm.experiments.cli import command
 from surm.experiments.plan import TrainingRun
-from surm.shared.errors import ConfigError, DataError, ModelError, RunError
+from surm.methods.registry import AnyMethodConfig
+from surm.shared.errors import ConfigError, DataError, ModelError, RunError, UserError
 from surm.training import loop, run, setup
 from surm.training.run import execute
 from tests.tools.runs import configure, quiet
@@ -96,4 +99,26 @@ def test_a_sweep_goes_on_after_a_run_whose_set_up_fails(tmp_path, monkeypatch, c
     monkeypatch.setattr(setup, "load_task", failing(Exception("a tokenizer of another version")))
     assert runner.attempt(TrainingRun.of(configure(tmp_path / "outputs").config)) is None
     assert "a tokenizer of another version" in capsys.readouterr().out
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.sample(4)
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        *(("peft_vera", {"r": value}) for value in (-1, 0, 1.5, "x", None, [2])),
+        *(("peft_lora", {"r": value}) for value in (-1, 0, 1.5, "x")),
+        *(("peft_adalora", {"init_r": value}) for value in (-1, "x")),
+        *(("peft_c3a", {"block_size": value}) for value in (0, 5, "x")),
+        *(("peft_hra", {"r": value}) for value in (-1, "x")),
+        *(("peft_loha", {"r": value}) for value in (-1, "x")),
+    ],
+)
+def test_what_peft_refuses_of_a_model_is_one_sentence(name: str, arguments: dict, tmp_path) -> None:
+    config = configure(tmp_path / "outputs", "trainer.max_steps=1", "optim.lr=0.001").config
+    config = replace(config, structure=AnyMethodConfig(name=name, arguments=arguments))
+    with pytest.raises(UserError) as refused:
+        execute(Run(config), say=quiet)
+    assert "\n" not in str(refused.value)
+    assert str(refused.value).endswith(".")
     assert list(tmp_path.iterdir()) == []
