@@ -90,7 +90,7 @@ class OfPeft(AddsToWeights):
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # said when the method is applied
-                kind(target_modules=["query"], modules_to_save=["head"], **arguments)
+                cast(Any, kind)(target_modules=["query"], modules_to_save=["head"], **arguments)
         except Exception as error:  # of any type: most are of an argument's type
             raise ValueError(f"arguments: {kind.__name__} of PEFT refuses them ({first_line(error)}).") from None
 

@@ -44,7 +44,7 @@ def _brought(parts: list[nn.Module]) -> Iterator[None]:
             after.callback(_send_back, part, hook)
             for parameter in part.parameters(recurse=False):
                 if parameter.requires_grad and torch.is_grad_enabled():
-                    parameter.register_hook(_refuse_gradient)
+                    parameter.register_hook(_refuse_gradient)  # type: ignore[no-untyped-call]
         yield
 
 
