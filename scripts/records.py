@@ -4,7 +4,7 @@ from pathlib import Path
 
 from surm.experiments.cli import chosen_experiments, command, experiment_parser
 from surm.experiments.status import status
-from surm.experiments.upload import wandb_sync
+from surm.experiments.upload import RUNS, wandb_sync
 
 
 def main() -> None:
@@ -14,7 +14,7 @@ def main() -> None:
         "--records",
         nargs="+",
         type=Path,
-        default=[Path("outputs/runs")],
+        default=[RUNS],
         metavar="FOLDER",
         help="what wandb-sync uploads, such as results/runs",
     )

@@ -128,7 +128,7 @@ class TrainingRun(Run, Planned):
         return execute(self, report=report, say=display.say)
 
     def describe(self) -> str:
-        return f"[bold]{label(self.asked)}[/bold] on {self._data()}, rate {self.rate:g}, seed {self.config.seed}"
+        return f"{label(self.asked)} on {self._data()}, rate {self.rate:g}, seed {self.config.seed}"
 
     def notes(self) -> list[str]:
         rate = f"learning rate {self.rate:g}: {self.rate_source}" if self.rate_source else None
@@ -137,7 +137,7 @@ class TrainingRun(Run, Planned):
     def result(self, record: Record) -> list[str]:
         happened, metric = record.happened, record.metric
         lines = [
-            f"[bold]{metric} {happened['metrics'][metric]:.4f}[/bold] (n = {happened['evaluation_examples']})  "
+            f"{metric} {happened['metrics'][metric]:.4f} (n = {happened['evaluation_examples']})  "
             f"trainable {happened['trainable_parameters']:,} + head {happened['head_parameters']:,}  "
             f"{self.folder.record}"
         ]
@@ -214,7 +214,7 @@ class StudyPart(Part, Planned):
         return run_part(self, display.show)
 
     def describe(self) -> str:
-        return f"[bold]{self.study}[/bold] {self._differs()}"
+        return f"{self.study} {self._differs()}"
 
     def result(self, record: Record) -> list[str]:
         return [f"{record.happened['seconds']:.0f} s  {self.folder.record}"]

@@ -64,7 +64,7 @@ def report(
     )
     folders = records or [output / "runs"]
     for plan in plans:
-        console.print(f"\n[bold]{plan.title}[/bold]\n")
+        console.print(f"\n{plan.title}\n")
         stored = (
             path for folder in folders for name in plan.signatures for path in (folder / name, folder / f"{name}.json")
         )

@@ -11,10 +11,10 @@ from omegaconf.errors import OmegaConfBaseException
 from surm import structures
 from surm.config.bounds import GREATEST, MILLION, Bounds, check_bounds, check_lists
 from surm.config.checks import check_table
-from surm.config.compose import Entry, compose_config, first_line, register, typed
+from surm.config.compose import Entry, compose_config, register, typed
 from surm.config.schema import TableConfig
 from surm.records.recorded import Recorded
-from surm.shared.errors import ConfigError
+from surm.shared.errors import ConfigError, first_line
 from surm.studies.registry import SCIENCE_VERSION, STUDIES
 
 

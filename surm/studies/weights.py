@@ -22,7 +22,7 @@ from surm.models import load_backbone, weights_hash
 from surm.models.backbone import Backbone
 from surm.records.record import Record, read_record
 from surm.records.recorded import RunFolder, signature
-from surm.shared.errors import ConfigError, RecordError, UserError
+from surm.shared.errors import ConfigError, RecordError, UserError, first_line
 from surm.shared.paths import PUBLISHED
 from surm.shared.threads import one_thread
 from surm.tuners.targets import FUSED_PARTS as PARTS
@@ -96,10 +96,9 @@ def _whole(name: str, folder: RunFolder) -> Iterator[None]:
     except FileNotFoundError as error:
         raise RecordError(f"run {name}: {error.filename or error} is not there; repeat the run.") from error
     except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
         raise RecordError(
             f"run {name}: its record and the trained weights in {folder.path} do not fit ({type(error).__name__}: "
-            f"{reason}); move that folder away and start the run again."
+            f"{first_line(error)}); move that folder away and start the run again."
         ) from error
 
 

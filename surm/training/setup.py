@@ -20,7 +20,7 @@ from surm.data.order import EpochBatches
 from surm.methods.base import Method
 from surm.methods.registry import make_method
 from surm.models import load_backbone
-from surm.shared.errors import ConfigError, UserError
+from surm.shared.errors import ConfigError, UserError, first_line
 from surm.training.device import checkpoint_activations
 from surm.training.optim import parameter_groups
 
@@ -76,7 +76,7 @@ def prepare(run: Run, accelerator: Accelerator) -> Setup:
     except UserError:
         raise
     except ValueError as error:
-        raise ConfigError(f"structure={config.structure.name} on model={model.name}: {error}") from None
+        raise ConfigError(f"structure={config.structure.name} on model={model.name}: {first_line(error)}.") from None
     if trainer.gradient_checkpointing:
         checkpoint_activations(backbone.module)
     optim = config.optim

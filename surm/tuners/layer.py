@@ -15,6 +15,7 @@ from surm.structures.backends import prefers_fused, product, transformed, update
 from surm.structures.ops import updated_linear
 from surm.tuners.config import SurmConfig
 from surm.tuners.merging import Merging
+from surm.tuners.offload import call_device, parameters_here
 from surm.tuners.saving import OLD_PEFT, put_names_last
 
 BASE_MODEL = "__base__"  # PEFT's name, in `adapter_names`, for a row without an adapter
@@ -47,6 +48,10 @@ class SurmLayer(BaseTunerLayer):
         self.merged_adapters: list[str] = []
         if OLD_PEFT:
             put_names_last(cast(nn.Module, self))
+
+    def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: torch.device | None = None) -> None:
+        device = device or call_device(self.get_base_layer())
+        super()._move_adapter_to_device_of_base_layer(adapter_name, device)
 
     @abstractmethod
     def holders(self, adapter_name: str) -> Iterator[tuple[nn.Module, str]]:
@@ -232,7 +237,9 @@ class SurmWeight(nn.Module, SurmLayer, Merging):
         if adapter in self.alpha:
             dropped = self.surm_dropout[adapter](x) if x.is_floating_point() else x
             for index, structure in self.structures(adapter):
-                yield index, self.product(structure, dropped, self.backend[adapter])
+                with parameters_here(structure):
+                    update = self.product(structure, dropped, self.backend[adapter])
+                yield index, update
 
     def __repr__(self) -> str:
         return f"surm.{super().__repr__()}"
