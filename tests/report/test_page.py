@@ -76,7 +76,7 @@ def test_a_missing_number_says_why(section):
 def test_baselines_and_label_stand_below_the_table(tmp_path):
     plan = ComparisonPlan("e", "E", made_up.write_experiment(tmp_path, ACCURACIES))
     text = section_of(plan, tmp_path, "smoke: not evidence", evidence=False).text()
-    assert "Without training: majority 10.00 %." in text
+    assert "Without training: majority 10.0 %." in text
     assert "**smoke: not evidence**" in text
 
 
