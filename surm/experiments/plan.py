@@ -165,16 +165,26 @@ class TrainingRun(Run, Planned):
         """The metric of its tables; at W&B `evaluation/<metric>`, and `metrics/<metric>` from the end on."""
         return primary_metric(self.config.dataset.name, **self.config.dataset.origin())
 
-    def on_selection(self, rate: float, fraction: float | None = None) -> "TrainingRun":
-        """The same run with a given learning rate, scored on the selection slice of the training split.
+    def on_selection(
+        self,
+        rate: float,
+        fraction: float | None = None,
+        *,
+        head_rate: float | None = None,
+        seed: int | None = None,
+    ) -> "TrainingRun":
+        """The same run with given learning rates, scored on the selection slice of the training split.
 
         fraction: of the rest of the training split, for a search that the whole would make too long.
+        head_rate: of the task head; default: what the run has.
+        seed: default: the run's own.
         """
         dataset = replace(self.config.dataset, evaluate_on="selection")
         config = replace(
             self.config,
             dataset=replace(dataset, fraction=fraction) if fraction else dataset,
-            optim=replace(self.config.optim, lr=rate),
+            optim=replace(self.config.optim, lr=rate, head_lr=head_rate or self.config.optim.head_lr),
+            seed=self.config.seed if seed is None else seed,
         )
         return TrainingRun(config)
 

@@ -28,6 +28,7 @@ class AddsToWeights(Method):
     """An adapter of PEFT's on chosen projections, each a layer of its own: PEFT cannot adapt a part of a fused one."""
 
     forms = ("weight",)
+    middle_rate = 6.3e-3
 
     @classmethod
     def prepare(cls, module: nn.Module) -> nn.Module:

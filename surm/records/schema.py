@@ -19,6 +19,8 @@ class Schema(BaseModel, strict=True, allow_inf_nan=False):
 
 class Where(Schema):
     dirty: bool = False
+    commit: str | None = None
+    sources: str | None = None
     content_hashes: dict[str, str] = {}
     machine: dict[str, Any] = {}
 

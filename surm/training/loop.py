@@ -195,7 +195,10 @@ class Loop:
         return self.outcome.happened()
 
     def save_results(self) -> None:
-        """The trained adapter in PEFT's format (else the trained parameters), and each example's prediction."""
+        """The trained adapter in PEFT's format (else the trained parameters), and each example's prediction.
+
+        The examples' losses are kept for the reported split alone: a search has enough of their mean.
+        """
         folder, module = self.run.folder, self.method.module
         with storing(folder.path):
             if isinstance(module, PeftModel):
@@ -203,4 +206,4 @@ class Loop:
             else:
                 trained = {name: p.detach().contiguous() for name, p in self.method.trained_parameters()}
                 save_file(trained, folder.trained)
-        self.outcome.save_predictions(folder)
+        self.outcome.save_predictions(folder, losses=self.config.dataset.evaluate_on == "test")

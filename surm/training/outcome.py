@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
+from surm.records.record import write_predictions
 from surm.records.recorded import RunFolder
-from surm.records.storage import write_json
 from surm.training.checkpoint import Progress
 from surm.training.evaluate import Answers
 from surm.training.memory import measure_peak
@@ -85,6 +85,7 @@ class Outcome:
             "peak_memory_bytes": self.peak_memory_bytes,
         }
 
-    def save_predictions(self, folder: RunFolder) -> None:
-        """Write each evaluation example's label and prediction."""
-        write_json(folder.predictions, {"labels": self.answers.labels, "predictions": self.answers.predictions})
+    def save_predictions(self, folder: RunFolder, *, losses: bool) -> None:
+        """Write each evaluation example's label and prediction, and its loss."""
+        answers = self.answers
+        write_predictions(folder.predictions, answers.labels, answers.predictions, answers.losses if losses else None)

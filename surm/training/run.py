@@ -15,7 +15,7 @@ from surm.config.schema import RunConfig
 from surm.data import data_hash
 from surm.models import weights_hash
 from surm.records.claim import Claim
-from surm.records.provenance import where
+from surm.records.provenance import code, where
 from surm.records.record import Record
 from surm.shared.errors import ConfigError, Interrupted, RecordError, RunError, StorageError, UserError
 from surm.shared.processes import is_main, main_decides
@@ -45,6 +45,7 @@ def execute(run: Run, *, report: Report | None = None, say: Callable[[str], None
         Interrupted: a signal came; the checkpoint is written, or, in the last step, the finished record.
     """
     config = run.config
+    code()  # as it is now, before anything is done with it
     if config.trainer.threads:
         torch.set_num_threads(config.trainer.threads)
     device = accelerator(config)
@@ -158,7 +159,7 @@ def _carry_out(
             run.signature,
             status,
             run.asked,
-            loop.happened() | {"error": error},
+            loop.happened() | {"rate_source": run.rate_source or "given", "error": error},
             where(str(device.device), hashes, processes=device.num_processes),
         )
         if is_main():

@@ -56,7 +56,9 @@ def prepare(run: Run, accelerator: Accelerator) -> Setup:
     method = make_method(run.asked["structure"])
     model, origin = config.model, config.model.origin()
     try:
-        backbone = load_backbone(model.name, num_labels=task.num_labels, image_size=model.image_size, **origin)
+        backbone = load_backbone(
+            model.name, num_labels=task.num_labels, image_size=model.image_size, dropout=model.dropout, **origin
+        )
         total_parameters = sum(parameter.numel() for parameter in backbone.module.parameters())
         module = method.apply(backbone, run.asked.get("placement"), steps)
     except UserError:

@@ -56,6 +56,10 @@ def test_a_run_leaves_a_whole_record_and_is_answered_once(tmp_path: Path) -> Non
     labels = load_task("digits").evaluation.labels
     assert stored["labels"] == labels.tolist()
     assert record.happened["metrics"]["accuracy"] == accuracy_score(labels, stored["predictions"])
+    assert record.evaluation is not None
+    assert record.evaluation.losses is not None
+    last = record.happened["history"][-1]["evaluation"]["loss"]
+    assert np.mean(record.evaluation.losses) == pytest.approx(last, abs=1e-4)
 
     said: list[str] = []
     assert execute(config, say=said.append) == record
