@@ -7,13 +7,14 @@ from typing import Any
 import pandas as pd
 
 from surm.records.record import Record
-from surm.report import figures
+from surm.report import figures, forest
 from surm.report.base import Section, Source, why
 from surm.report.claims import judge
 from surm.report.drawing import Picture
 from surm.report.gather import REFERENCE, Method, gather
 from surm.report.plan import Plan
 from surm.report.rules import Claim, Verdict
+from surm.report.schedule import searched_elsewhere
 from surm.report.table import Formats, Table, table_of
 
 COLUMNS: Formats = {
@@ -69,6 +70,8 @@ class OneTask(Section):
             f"{self.task.metric} on {self.task.facts['evaluation_examples']:,} evaluation examples after the last "
             f"epoch. Differences are paired by seed; from and to bound the 95 % interval over seeds and examples.\n",
             *([f"Without training: {baselines}.\n"] if baselines else []),
+            *searched_elsewhere([self.task], self.source.records.values()),
+            *forest.paragraphs([self.task], self.plan),
         ]
 
     def absent(self) -> list[str]:
@@ -79,7 +82,8 @@ class OneTask(Section):
         ] + [f"* `{signature}`: planned, no record" for signature in self.task.missing]
 
     def pictures(self) -> list[Picture]:
-        return figures.pictures_of([self.task], file=True)
+        trees = forest.pictures([self.task], self.plan)
+        return trees if trees and not self.finished else [*trees, *figures.pictures_of([self.task], file=True)]
 
     def scores(self) -> dict[str, str]:
         return {method.name: _score(method) for method in self.task.methods}

@@ -9,6 +9,7 @@ from scipy.stats import norm
 from surm.report.drawing import Picture, tidy
 from surm.report.gather import Comparison, Method, contrast
 from surm.report.inference import Difference, OverTasks
+from surm.report.plan import Plan
 from surm.report.rules import MARGIN, POWER_FOR, format_difference, in_a_word
 from surm.report.statistics import LEVEL
 from surm.report.table import Cell, Column, Table
@@ -98,6 +99,19 @@ def _row(label: str, columns: Sequence[Sequence[Method]]) -> Row:
         return Row(label, None, reason)
     error = estimate.error
     return Row(label, error, "", error.p_below(), error.p_below(-MARGIN) - error.p_below(MARGIN))
+
+
+def pictures(tasks: Sequence[Comparison], plan: Plan) -> list[Picture]:
+    """The forest plot of a plan that compares pairs of methods; none for any other."""
+    return [picture(tasks, plan.contrasts, plan.title)] if plan.contrasts else []
+
+
+def paragraphs(tasks: Sequence[Comparison], plan: Plan) -> list[str]:
+    """The rows of that plot as a table in Markdown, and how to read them."""
+    if not plan.contrasts:
+        return []
+    found = blocks(tasks, plan.contrasts)
+    return [table(found).markdown(), *notes(found)]
 
 
 def table(found: Sequence[Block]) -> Table:

@@ -18,6 +18,7 @@ from surm.report.drawing import Picture
 from surm.report.gather import REFERENCE, Comparison, Method, Task, gather_columns
 from surm.report.plan import GridPlan
 from surm.report.rules import Claim, Verdict
+from surm.report.schedule import searched_elsewhere
 from surm.report.table import Cell, Column, Formats, Table, markdown, table_of
 
 NOT_RUN = "not run"
@@ -99,8 +100,7 @@ class Grid(Section):
 
     def pictures(self) -> list[Picture]:
         """The forest plot of what it is about, the scores, and the figures of every table of methods."""
-        tasks, plan = [task for task in self.tasks if task.finished], self.plan
-        trees = [forest.picture(self.tasks, plan.contrasts, plan.title)] if plan.contrasts else []
+        tasks, trees = [task for task in self.tasks if task.finished], forest.pictures(self.tasks, self.plan)
         if not tasks:
             return trees
         return [*trees, figures.scores(tasks, self.rows, self.plan.title), *figures.pictures_of(tasks, file=False)]
@@ -150,14 +150,8 @@ class Grid(Section):
             f"Metrics, with the number of evaluation examples: {metrics}.\n"
         ]
         lines += [f"Without training: {'; '.join(baselines)}.\n"] if baselines else []
-        return lines + self._differences()
-
-    def _differences(self) -> list[str]:
-        """The rows of the forest plot as a table."""
-        if not self.plan.contrasts:
-            return []
-        found = forest.blocks(self.tasks, self.plan.contrasts)
-        return [forest.table(found).markdown(), *forest.notes(found)]
+        lines += searched_elsewhere(self.tasks, self.source.records.values())
+        return lines + forest.paragraphs(self.tasks, self.plan)
 
     # --- what is not in it --------------------------------------------------------------------------------------------
 

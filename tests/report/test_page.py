@@ -134,3 +134,14 @@ def test_page_of_a_plan_that_has_not_run(tmp_path):
     text = build([plan], tmp_path / "p", tmp_path / "r", tmp_path, label="", paper=PAPER).read_text()
     assert "not run (no finished run of circulant, LoRA r=1)" in text
     assert "* `deadbeef0000`: planned, no record" in text
+
+
+@pytest.mark.parametrize(("epochs", "said"), [(3, False), (9, True)])
+def test_rates_that_were_searched_at_another_length_are_named(tmp_path, epochs, said):
+    signatures = made_up.write_experiment(tmp_path, ACCURACIES, seeds=2)
+    search = made_up.asked(made_up.STRUCTURES["circulant"], trainer={"epochs": epochs})
+    search["dataset"]["evaluate_on"] = "selection"
+    made_up.write_run(tmp_path, search, np.arange(9), np.ones(9, bool), steps=75)
+    text = section_of(ComparisonPlan("e", "E", signatures), tmp_path).text()
+    sentence = f"Rates on digits were searched in runs of {epochs} epochs (75 steps), and used here for 3 epochs."
+    assert (sentence in text) == said
