@@ -74,7 +74,9 @@ def build(
     main = primary.rows(there, here, claims, published.parent)
     view = View(list(zip(sources, (there, here), strict=True)), claims, damaged, command, main)
     html.write(output / "report.html", view)
-    (output / primary.FILE.with_suffix(".md")).write_text(primary.table(main), encoding="utf-8")
+    words = output / primary.FILE.with_suffix(".md")
+    words.parent.mkdir(parents=True, exist_ok=True)
+    words.write_text(primary.table(main), encoding="utf-8")
     pairs = sorted(zip(there, here, strict=True), key=lambda pair: place(pair[1]))
     rows = [row for pair in pairs for row in _claims_and_scores(*pair, claims)]
     return _write_markdown(output, label, HEADER, rows, here, damaged, primary.table(main))
