@@ -156,7 +156,7 @@ def picture(tasks: Sequence[Comparison], contrasts: Sequence[tuple[str, str]], t
 
 def _draw(found: Sequence[Block], title: str) -> Figure:
     lines = sum(len(block.rows) + 1 for block in found)
-    figure = Figure(figsize=(7.6, 1.0 + 0.27 * lines), dpi=160, layout="constrained")
+    figure = Figure(figsize=(7.6, 1.2 + 0.27 * lines), dpi=160, layout="constrained")
     axes, aside = figure.subplots(1, 2, sharey=True, width_ratios=[4, 1.3])
     aside.set_axis_off()
     aside.set_xlim(0, 1)
@@ -175,7 +175,7 @@ def _draw(found: Sequence[Block], title: str) -> Figure:
             line += 1
             labels.append(row.label)
             if row.error is None:
-                axes.text(0.5, line, row.reason, transform=beside, ha="center", va="center", fontsize=8, color="0.5")
+                axes.text(0.5, line, row.reason, transform=beside, ha="center", va="center", fontsize=8, color="0.35")
                 continue
             low, high = row.error.interval()
             ends += [low - 0.3, high + 0.3]
