@@ -19,6 +19,7 @@ from surm.experiments.promote import mixed_machines, promote
 from surm.records.record import read_records
 from surm.records.storage import check_output
 from surm.report import page as reporting
+from surm.report import primary
 from surm.report.plan import ComparisonPlan, GridPlan, Plan, StudyPlan
 from surm.shared.paths import PUBLISHED, REPOSITORY, RESULTS
 from surm.studies.entry import compose_study
@@ -75,6 +76,9 @@ def report(
             print("No record of this machine; the page shows what is published.\n")
     html = page.with_suffix(".html")
     console.print(f"Report: {html}, {page}; tables: {page.parent / 'tables'}; figures: {page.parent / 'figures'}")
+    if main := (page.parent / primary.FILE.with_suffix(".md")).read_text():
+        console.print("\n[bold]The primary claims[/bold]\n")
+        print(main)
     return html
 
 
@@ -103,9 +107,10 @@ def report_plan(experiment: Experiment) -> Plan:
     return GridPlan(name, title, signatures, claims, asked=asked, published=experiment.published)
 
 
-def _column(question: dict[str, Any]) -> tuple[str, str, float | None]:
+def _column(question: dict[str, Any]) -> tuple[Any, ...]:
     """What the scores of one column of a table have in common."""
-    return question["model"]["name"], question["dataset"]["name"], question["dataset"].get("fraction")
+    model, dataset = question["model"], question["dataset"]
+    return model["name"], model.get("image_size"), dataset["name"], dataset.get("fraction")
 
 
 def publish(folders: Sequence[Path] = ()) -> None:

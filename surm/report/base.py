@@ -98,6 +98,11 @@ class Section(ABC):
         """Tables in Markdown of numbers that other publications print, and notes on them."""
         return []
 
+    @property
+    def in_appendix(self) -> bool:
+        """There is little to see yet: it stands at the end of the page."""
+        return not self.finished and not self.plan.contrasts
+
     def planned(self) -> str:
         """What was planned, for a section in which nothing is finished."""
         return ""

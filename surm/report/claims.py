@@ -28,6 +28,14 @@ def read_claims(folder: Path = PAPER) -> dict[str, Claim]:
     return claims
 
 
+def remarks_on(claim: Claim) -> list[str]:
+    """What a reader must know of a rule beside its verdict."""
+    remarks = (
+        [f"Not counted, it can come out in one way only: {claim.by_construction}"] if claim.by_construction else []
+    )
+    return remarks + ([f"Chosen after a look: {claim.chosen_after}"] if claim.chosen_after else [])
+
+
 @dataclass(frozen=True)
 class Registration:
     """What was fixed before the runs that decide the claims.
@@ -62,10 +70,21 @@ def read_registration(folder: Path = PAPER) -> Registration | None:
 
 
 def registered_plan(plan: Plan, registration: Registration | None, claims: Mapping[str, Claim]) -> Plan:
-    """The plan with the claims that name its table, and with the seeds that are registered for it."""
+    """The plan with the claims that name its table, the seeds that are registered for it, and the pairs compared."""
     own = [name for name, claim in claims.items() if claim.table == plan.name]
     seeds = registration.seeds.get(plan.name, ()) if registration else ()
-    return replace(plan, seeds=tuple(seeds), claims=list(dict.fromkeys([*plan.claims, *own])))
+    pairs = [pair for name in own if claims[name].registered for pair in _pairs(claims[name].rule)]
+    ids = list(dict.fromkeys([*plan.claims, *own]))
+    return replace(plan, seeds=tuple(seeds), claims=ids, contrasts=list(dict.fromkeys(pairs)))
+
+
+def _pairs(rule: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The methods that a rule subtracts from one another."""
+    if "others" in rule:
+        return [(rule["method"], other) for other in rule["others"]]
+    if "methods" in rule:
+        return [(method, rule["minus"]) for method in rule["methods"]]
+    return [(rule["method"], rule["minus"]), *(_pairs(rule["than"]) if "than" in rule else [])]
 
 
 def describe(claim: Claim) -> str:
@@ -115,12 +134,15 @@ def _lacking(claim: Claim, tasks: Sequence[Comparison]) -> str:
         for share in claim.rule.get("fractions", [])
         if not any(abs(task.fraction - share) < 1e-9 for task in tasks)
     ]
+    runs = dict.fromkeys(named_methods(claim), 0)  # to come
     for task in tasks:
-        for name in named_methods(claim):
+        for name in runs:
             method = task.method(name)
-            missing = set(task.seeds) - {run.seed for run in method.finished} if method else set(task.seeds)
-            if missing:
-                parts.append(f"{name} on {task.title}, {len(missing)} of {len(task.seeds)} seeds")
+            runs[name] += len(set(task.seeds) - {run.seed for run in method.finished} if method else task.seeds)
+    if to_come := {name: number for name, number in runs.items() if number}:
+        total = sum(len(task.seeds) for task in tasks) * len(runs)
+        of_each = ", ".join(f"{name} {number}" for name, number in to_come.items())
+        parts.append(f"{sum(to_come.values())} of {total} runs ({of_each})")
     return f"to come: {'; '.join(parts)}" if parts else ""
 
 

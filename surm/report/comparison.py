@@ -1,32 +1,33 @@
 """Methods on one task: one row for each method, beside the reference."""
 
 from collections.abc import Sequence
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any
 
 import pandas as pd
 
 from surm.records.record import Record
-from surm.report import figures, training_figures
+from surm.report import figures, forest, training_figures
 from surm.report.base import Section, Source, why
 from surm.report.claims import judge
 from surm.report.drawing import Picture
 from surm.report.gather import REFERENCE, Method, gather
 from surm.report.plan import Plan
 from surm.report.rules import Claim, Verdict
+from surm.report.schedule import searched_elsewhere
 from surm.report.table import Formats, Table, table_of
 
 COLUMNS: Formats = {
     "method": ("method", ""),
     "trainable_parameters": ("trainable parameters, without head", ",.0f"),
     "head_parameters": ("head parameters", ",.0f"),
-    "mean": ("mean (%)", ".2f"),
-    "sd": ("sd", ".2f"),
+    "mean": ("mean (%)", ".1f"),
+    "sd": ("sd", ".1f"),
     "n": ("n", ".0f"),
-    "difference": (f"difference to {REFERENCE} (points)", "+.2f"),
-    "low": ("from", "+.2f"),
-    "high": ("to", "+.2f"),
-    "best_epoch_mean": ("best epoch on the reported split (not selected honestly, %)", ".2f"),
+    "difference": (f"difference to {REFERENCE} (points)", "+.1f"),
+    "low": ("from", "+.1f"),
+    "high": ("to", "+.1f"),
+    "best_epoch_mean": ("best epoch on the reported split (not selected honestly, %)", ".1f"),
     "seconds_per_step": ("seconds per step", ".3f"),
     "peak_memory_mib": ("peak memory (MiB)", ",.0f"),
     "learning_rate": ("learning rate", "g"),
@@ -49,12 +50,10 @@ class OneTask(Section):
 
     def table(self) -> Table:
         """A row for each method; a number that cannot be had is missing, the note says why."""
-        means = {method.name: method for method in self.task.finished}
         return table_of(
             self.frame(),
             COLUMNS,
-            f"{self.plan.title}: {self.task.metric} after the last epoch, mean over seeds [95 % interval]",
-            notes={"mean": lambda row: interval(means[row["method"]])},
+            f"{self.plan.title}: {self.task.metric} after the last epoch, mean over seeds",
             link=lambda row: self.anchor(row["method"]),
         )
 
@@ -66,11 +65,13 @@ class OneTask(Section):
     def notes(self) -> list[str]:
         if not self.finished:
             return []
-        baselines = ", ".join(f"{name} {value:.2f} %" for name, value in self.task.baselines.items())
+        baselines = ", ".join(f"{name} {value:.1f} %" for name, value in self.task.baselines.items())
         return [
             f"{self.task.metric} on {self.task.facts['evaluation_examples']:,} evaluation examples after the last "
             f"epoch. Differences are paired by seed; from and to bound the 95 % interval over seeds and examples.\n",
             *([f"Without training: {baselines}.\n"] if baselines else []),
+            *searched_elsewhere([self.task], self.source.records.values()),
+            *forest.paragraphs([self.task], self.plan),
         ]
 
     def absent(self) -> list[str]:
@@ -81,7 +82,8 @@ class OneTask(Section):
         ] + [f"* `{signature}`: planned, no record" for signature in self.task.missing]
 
     def pictures(self) -> list[Picture]:
-        return figures.pictures_of([self.task], file=True)
+        trees = forest.pictures([self.task], self.plan)
+        return trees if trees and not self.finished else [*trees, *figures.pictures_of([self.task], file=True)]
 
     def scores(self) -> dict[str, str]:
         return {method.name: _score(method) for method in self.task.methods}
@@ -94,16 +96,15 @@ def row_of(method: Method, reference: Method | None) -> dict[str, Any]:
     if not method.finished:
         return row | {"n": 0, "note": "; ".join(notes)}
 
-    scores = [run.score for run in method.finished]
     row |= {
         "trainable_parameters": method.trainable_parameters,
         "head_parameters": method.finished[0].happened["head_parameters"],
-        "mean": fmean(scores),
-        "n": len(scores),
+        "mean": method.mean,
+        "n": len(method.finished),
         "best_epoch_mean": fmean(run.best_epoch_score for run in method.finished),
         "seconds_per_step": training_figures.seconds_per_step(method),
         "peak_memory_mib": training_figures.peak_memory(method),
-        "sd": stdev(scores) if len(scores) > 1 else None,
+        "sd": method.sd,
     }
     if reference is None:
         notes.append(f"no finished run of {REFERENCE} to compare with")
@@ -117,14 +118,5 @@ def row_of(method: Method, reference: Method | None) -> dict[str, Any]:
     return row | {"note": "; ".join(notes)}
 
 
-def interval(method: Method) -> str:
-    """The 95 % interval of a mean score; empty where there is none."""
-    mean = method.mean
-    return f"[{mean.low:.2f}, {mean.high:.2f}]" if mean.low is not None else ""
-
-
 def _score(method: Method) -> str:
-    if not method.finished:
-        return "no finished run"
-    mean = method.mean
-    return f"{mean.value:.2f} % {interval(method) or f'({mean.reason})'}, {mean.seeds} seeds"
+    return f"{method}, {len(method.finished)} seeds" if method.finished else "no finished run"

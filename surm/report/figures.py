@@ -27,7 +27,7 @@ from surm.report.training_figures import cost, learning_curves
 
 FULL = "full fine-tuning"
 WIDEST = 3  # panels in one line
-STEP = 1.02  # factor between the methods at one fraction, so that their intervals stand side by side
+STEP = 1.02  # factor between the methods at one fraction, so that they stand side by side
 
 
 def pictures_of(tasks: Sequence[Comparison], *, file: bool) -> list[Picture]:
@@ -43,7 +43,7 @@ def pictures_of(tasks: Sequence[Comparison], *, file: bool) -> list[Picture]:
 
 
 def accuracy_over_parameters(tasks: Sequence[Comparison], *, file: bool = True) -> Picture:
-    """Mean score with 95 % interval over trainable parameters (log axis), one panel for each task."""
+    """Mean score and its spread over trainable parameters (log axis), one panel for each task."""
 
     def draw() -> Figure:
         figure, panels = grid_of_panels(len(tasks), size=(5.8, 4.8), widest=2)
@@ -55,8 +55,8 @@ def accuracy_over_parameters(tasks: Sequence[Comparison], *, file: bool = True) 
     return Picture(
         "accuracy_over_parameters",
         "Score over trainable parameters",
-        "Mean over seeds with its 95 % interval, over parameters without the head. Methods of one count stand side by "
-        "side in a shaded strip; filled marks are structured matrices, open ones what they are compared with.",
+        "Mean over seeds and one standard deviation, over parameters without the head. Methods of one count stand side "
+        "by side in a shaded strip; filled marks are structured matrices, open ones what they are compared with.",
         lambda: _scores_in_words(tasks),
         draw,
         file,
@@ -165,13 +165,13 @@ def _step(counts: dict[int, list[Method]], *, widest: float) -> float:
 
 
 def _draw_family(axes: Axes, members: Sequence[Method], xs: dict[str, float]) -> None:
-    """Draw the members with their intervals, joined by a line; the legend names them from left to right."""
+    """Draw the members with their spread, joined by a line; the legend names them from left to right."""
     style = style_of(members[0].family)
     ordered = sorted(members, key=lambda method: method.trainable_parameters)
     options = ", ".join(method.name.removeprefix(style.label).strip(", ") or "default" for method in ordered)
     axes.plot(
         [xs[method.name] for method in ordered],
-        [method.mean.value for method in ordered],
+        [method.mean for method in ordered],
         color=style.color,
         linewidth=0.8,
         label=ordered[0].name if len(ordered) == 1 else f"{style.label} ({options})",
@@ -179,16 +179,16 @@ def _draw_family(axes: Axes, members: Sequence[Method], xs: dict[str, float]) ->
         **marks(style),
     )
     for method in ordered:
-        if method.mean.low is not None and method.mean.high is not None:
-            axes.vlines(xs[method.name], method.mean.low, method.mean.high, color=style.color, linewidth=1.4)
+        low, high = method.ends
+        if low is not None and high is not None:
+            axes.vlines(xs[method.name], low, high, color=style.color, linewidth=1.4)
 
 
 def _limit(axes: Axes, methods: Sequence[Method]) -> None:
-    """Fit scores and intervals; an interval longer than the range of the scores runs out of the picture."""
-    means = [method.mean for method in methods]
-    low, high = min(mean.value for mean in means), max(mean.value for mean in means)
+    """Fit scores and their spread; a spread longer than the range of the scores runs out of the picture."""
+    low, high = min(method.mean for method in methods), max(method.mean for method in methods)
     span = max(high - low, 1.0)
-    ends = [end for mean in means for end in (mean.value, mean.low, mean.high) if end is not None]
+    ends = [end for method in methods for end in (method.mean, *method.ends) if end is not None]
     axes.set_ylim(max(min(ends), low - span) - 0.1 * span, min(max(ends), high + span, 100.0) + 0.05 * span)
 
 
@@ -208,7 +208,7 @@ def _draw_baselines(axes: Axes, task: Comparison) -> None:
 
 
 def scores(tasks: Sequence[Comparison], rows: Sequence[str], title: str) -> Picture:
-    """Scores of `rows` with their 95 % intervals: a panel for each task, or curves over fractions of the data."""
+    """Scores of `rows` with their spread: a panel for each task, or curves over fractions of the data."""
     if len({task.fraction for task in tasks}) > 1:
         return _low_data(tasks, rows, title)
 
@@ -218,8 +218,7 @@ def scores(tasks: Sequence[Comparison], rows: Sequence[str], title: str) -> Pict
         for axes, task in zip(panels, tasks, strict=True):
             for line, name in enumerate(rows):
                 if method := task.method(name):
-                    mean = method.mean
-                    draw_mark(axes, line, mean.value, style_of(method.family), (mean.low, mean.high))
+                    draw_mark(axes, line, method.mean, style_of(method.family), method.ends)
             axes.set_title(task.title, fontsize=9)
             axes.set_xlabel(f"{task.metric} (%)")
             name_lines(axes, rows)
@@ -229,7 +228,7 @@ def scores(tasks: Sequence[Comparison], rows: Sequence[str], title: str) -> Pict
     return Picture(
         "scores",
         "Scores by task",
-        "Mean over seeds with its 95 % interval; a line without a mark has no finished run.",
+        "Mean over seeds and one standard deviation; a line without a mark has no finished run.",
         lambda: _scores_in_words(tasks),
         draw,
     )
@@ -254,7 +253,7 @@ def _low_data(tasks: Sequence[Comparison], rows: Sequence[str], title: str) -> P
     return Picture(
         "scores",
         "Scores over the share of the training data",
-        "Mean over seeds with its 95 % interval over the share of the training split (logarithmic; methods at one "
+        "Mean over seeds and one standard deviation over the share of the training split (logarithmic; methods at one "
         f"share stand side by side); the dashed line is {FULL} on all data.",
         lambda: _scores_in_words([task for group in groups.values() for task in group]),
         draw,
@@ -265,17 +264,18 @@ def _draw_fractions(axes: Axes, group: Sequence[Comparison], rows: Sequence[str]
     known = {method.name: method for task in group for method in task.finished}
     for method, line in with_lines([known[name] for name in rows if name in known]):
         shift = STEP ** (rows.index(method.name) - (len(rows) - 1) / 2)
-        points = [(shift * 100 * task.fraction, there.mean) for task in group if (there := task.method(method.name))]
+        points = [(shift * 100 * task.fraction, there) for task in group if (there := task.method(method.name))]
         style = style_of(method.family)
         look = line_of(style, line) | {"linewidth": 1.2, "zorder": 2 + style.filled}
-        axes.plot([x for x, _ in points], [mean.value for _, mean in points], label=method.name, **look)
-        for x, mean in points:
-            if mean.low is not None and mean.high is not None:
-                axes.vlines(x, mean.low, mean.high, color=style.color, linewidth=1.0)
+        axes.plot([x for x, _ in points], [there.mean for _, there in points], label=method.name, **look)
+        for x, there in points:
+            low, high = there.ends
+            if low is not None and high is not None:
+                axes.vlines(x, low, high, color=style.color, linewidth=1.0)
     whole = next((task.method(FULL) for task in group if task.fraction == 1), None)
     if whole:
         label = f"{FULL} on all data"
-        axes.axhline(whole.mean.value, color="0.3", linestyle=(0, (6, 3)), linewidth=1.0, label=label, zorder=0)
+        axes.axhline(whole.mean, color="0.3", linestyle=(0, (6, 3)), linewidth=1.0, label=label, zorder=0)
     percent = [100 * task.fraction for task in group]
     axes.set(xscale="log", xlabel="share of the training split (%)", ylabel=f"{group[0].metric} (%)")
     axes.xaxis.set_major_locator(FixedLocator(percent))
@@ -288,11 +288,6 @@ def _draw_fractions(axes: Axes, group: Sequence[Comparison], rows: Sequence[str]
 
 
 def _scores_in_words(tasks: Sequence[Comparison]) -> str:
-    return " ".join(f"{task.title}: {'; '.join(map(_in_words, task.finished))}." for task in tasks)
-
-
-def _in_words(method: Method) -> str:
-    """Name, mean and interval of a method."""
-    mean = method.mean
-    interval = f"[{mean.low:.2f}, {mean.high:.2f}]" if mean.low is not None else f"({mean.reason})"
-    return f"{method.name} {mean.value:.2f} % {interval}"
+    return " ".join(
+        f"{task.title}: {'; '.join(f'{method.name} {method}' for method in task.finished)}." for task in tasks
+    )

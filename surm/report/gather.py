@@ -3,8 +3,7 @@
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
-from statistics import fmean
+from statistics import fmean, stdev
 from typing import Any
 
 import numpy as np
@@ -13,10 +12,12 @@ from numpy.typing import NDArray
 from surm.methods.names import label
 from surm.records.record import Evaluation, Record, unrun
 from surm.report.plan import ComparisonPlan, GridPlan, Plan
-from surm.report.statistics import METRICS, Array, Estimate, contrast_table, estimate_contrast, estimate_mean
+from surm.report.statistics import METRICS, Array, Estimate, contrast_table, estimate_contrast
 
 REFERENCE = "LoRA r=1"
 """The method that the others are compared with."""
+Task = tuple[str, str, float, int]
+"""Model, data set, fraction of its training split and image size (0 for text)."""
 
 
 @dataclass(frozen=True)
@@ -46,10 +47,29 @@ class Method:
         """Trained parameters without the task head."""
         return int(self.finished[0].happened["trainable_parameters"])
 
-    @cached_property
-    def mean(self) -> Estimate:
+    @property
+    def scores(self) -> list[float]:
+        """The scores of the finished runs, in percent."""
+        return [run.score for run in self.finished]
+
+    @property
+    def mean(self) -> float:
         """Mean score of the finished runs, in percent."""
-        return estimate_mean([run.evaluation for run in self.finished], [run.score for run in self.finished])
+        return fmean(self.scores)
+
+    @property
+    def sd(self) -> float | None:
+        """Standard deviation of the scores over seeds; None for one seed."""
+        return stdev(self.scores) if len(self.scores) > 1 else None
+
+    @property
+    def ends(self) -> tuple[float, float] | tuple[None, None]:
+        """Mean less and plus one standard deviation, what figures draw of the seeds."""
+        return (None, None) if self.sd is None else (self.mean - self.sd, self.mean + self.sd)
+
+    def __str__(self) -> str:
+        """Mean and standard deviation, as `97.6 ± 0.5 %`."""
+        return f"{self.mean:.1f} %" if self.sd is None else f"{self.mean:.1f} ± {self.sd:.1f} %"
 
     def minus(self, other: "Method") -> Estimate | None:
         """Mean difference to another method in points, paired by seed; None without a common seed."""
@@ -115,7 +135,7 @@ def contrast(columns: Sequence[Sequence[Method]], signs: Sequence[int]) -> Estim
 
 @dataclass(frozen=True)
 class Comparison:
-    """Methods compared on one task: a model, a data set and a fraction of its training split; a column of a grid.
+    """Methods compared on one task: a model at one image size, a data set and a fraction of its training split.
 
     `missing` are planned signatures without a record, `names` gives the method of each planned signature, where it is
     known what was asked. Model and data set are empty where nothing is known of the plan. `seeds` are those that were
@@ -132,11 +152,12 @@ class Comparison:
     names: Mapping[str, str]
     seeds: Sequence[int] = ()
     headroom: float | None = None
+    image_size: int = 0
 
     @property
-    def task(self) -> tuple[str, str, float]:
-        """What tells it from other columns: model, data set and fraction."""
-        return self.model, self.dataset, self.fraction
+    def task(self) -> "Task":
+        """What tells it from other columns."""
+        return self.model, self.dataset, self.fraction, self.image_size
 
     @property
     def rows(self) -> list[str]:
@@ -215,9 +236,10 @@ def gather(plan: Plan, records: Mapping[str, Record], *, known: Mapping[str, Rec
     ]
     return Comparison(
         plan.title,
-        *(tasks[0] if tasks else ("", "", 1.0)),
+        *(tasks[0][:3] if tasks else ("", "", 1.0)),
         methods=_with_failed(methods) if plan.seeds else methods,
         seeds=tuple(plan.seeds),
+        image_size=tasks[0][3] if tasks else 0,
         missing=[signature for signature in dict.fromkeys(plan.signatures) if signature not in records],
         names={signature: names[record.request] for signature, record in planned.items()},
     )
@@ -245,28 +267,28 @@ def gather_columns(plan: GridPlan, records: Mapping[str, Record], *, known: Mapp
     """Collect a grid's records by task, in the plan's order; arguments as for `gather`."""
     planned = {signature: unrun(signature, asked) for signature, asked in plan.asked.items()}
     everything = {**planned, **known, **records}
-    members: dict[tuple[str, str, float], list[str]] = defaultdict(list)
+    members: dict[Task, list[str]] = defaultdict(list)
     for signature in dict.fromkeys(plan.signatures):  # a sweep names a method twice where it ignores a setting
         members[_task(everything[signature])].append(signature)
-    models = {model for model, _, _ in members}
-    fractions = {fraction for _, _, fraction in members}
+    models, _, fractions, sizes = (set(values) for values in zip(*members, strict=True)) if members else [set()] * 4
     columns = []
-    for (model, dataset, fraction), signatures in members.items():
+    for (model, dataset, fraction, size), signatures in members.items():
         words = [dataset, *([model] if len(models) > 1 else [])]
         words += [f"{100 * fraction:g} %"] if len(fractions) > 1 and fraction < 1 else []
+        words += [f"{size} px"] if len(sizes) > 1 and len(members) > len({task[:3] for task in members}) else []
         part = ComparisonPlan(plan.name, ", ".join(words), signatures, seeds=plan.seeds)
         columns.append(gather(part, records, known={**planned, **known}))
     return columns
 
 
-def _task(record: Record) -> tuple[str, str, float]:
-    """Model, data set and fraction of its training split."""
-    dataset = record.asked["dataset"]
-    return str(record.asked["model"]["name"]), str(dataset["name"]), float(dataset.get("fraction", 1.0))
+def _task(record: Record) -> Task:
+    dataset, model = record.asked["dataset"], record.asked["model"]
+    share, size = float(dataset.get("fraction", 1.0)), int(model.get("image_size") or 0)
+    return str(model["name"]), str(dataset["name"]), share, size
 
 
-def _words(task: tuple[str, str, float]) -> str:
-    model, dataset, fraction = task
+def _words(task: Task) -> str:
+    model, dataset, fraction, _ = task
     return f"{model} on {dataset}" if fraction == 1 else f"{model} on {100 * fraction:g} % of {dataset}"
 
 

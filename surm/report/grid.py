@@ -3,21 +3,22 @@
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any
 
 import pandas as pd
 import yaml
 
 from surm.records.record import Record
-from surm.report import figures
+from surm.report import figures, forest
 from surm.report.base import Section, Source, why
 from surm.report.claims import judge
-from surm.report.comparison import COLUMNS, interval, row_of
+from surm.report.comparison import COLUMNS, row_of
 from surm.report.drawing import Picture
-from surm.report.gather import REFERENCE, Comparison, Method, gather_columns
+from surm.report.gather import REFERENCE, Comparison, Method, Task, gather_columns
 from surm.report.plan import GridPlan
 from surm.report.rules import Claim, Verdict
+from surm.report.schedule import searched_elsewhere
 from surm.report.table import Cell, Column, Formats, Table, markdown, table_of
 
 NOT_RUN = "not run"
@@ -40,9 +41,14 @@ class Grid(Section):
     def _judge(self, claim: Claim) -> Verdict:
         return judge(claim, self.tasks, self.source.doubt)
 
-    def give_headroom(self, room: Mapping[tuple[str, str, float], float | None]) -> None:
+    def give_headroom(self, room: Mapping[Task, float | None]) -> None:
         """Tell each task how many points of room it leaves above LoRA r=1, where that was measured."""
         self.tasks = [replace(task, headroom=room.get(task.task)) for task in self.tasks]
+
+    @property
+    def in_appendix(self) -> bool:
+        """Also a table in which a whole task has not run, unless its forest plot says so."""
+        return not self.plan.contrasts and not all(task.finished for task in self.tasks)
 
     @property
     def has_table(self) -> bool:
@@ -59,11 +65,11 @@ class Grid(Section):
             cells += [self._cell(task, row) for task in self.tasks]
             if averaged:
                 mean = average(methods) if len(methods) == len(self.tasks) else None
-                cells.append(Cell() if mean is None else Cell(f"{mean:.2f}", mean, link=self.anchor()))
+                cells.append(Cell() if mean is None else Cell(f"{mean:.1f}", mean, link=self.anchor()))
             body.append(cells)
         header = ["trainable parameters, without head", *(task.title for task in self.tasks)]
         columns = [Column("method"), *(Column(text, number=True) for text in [*header, *["average"] * averaged])]
-        caption = f"{self.plan.title}: mean over seeds (%) ± standard deviation (number of seeds) [95 % interval]"
+        caption = f"{self.plan.title}: mean over seeds (%) ± standard deviation (number of seeds)"
         return Table(caption, columns, body)
 
     def _cell(self, task: Comparison, row: str) -> Cell:
@@ -72,9 +78,8 @@ class Grid(Section):
         if method is None:
             known = any(method.name == row for method in task.methods)
             return Cell(note=_reason(task, row), link=link if known else "")
-        scores = [run.score for run in method.finished]
-        spread = f" ± {stdev(scores):.2f}" if len(scores) > 1 else ""
-        return Cell(f"{fmean(scores):.2f}{spread} ({len(scores)})", fmean(scores), interval(method), link)
+        spread = "" if method.sd is None else f" ± {method.sd:.1f}"
+        return Cell(f"{method.mean:.1f}{spread} ({len(method.finished)})", method.mean, link=link)
 
     def file(self) -> Table:
         """One line for each task and method: the task, then the columns of a comparison."""
@@ -94,11 +99,11 @@ class Grid(Section):
         return task | line | {"note": "; ".join(filter(None, [line["note"], *notes]))}
 
     def pictures(self) -> list[Picture]:
-        """The scores, which also have a file, and the figures of every table of methods."""
-        tasks = [task for task in self.tasks if task.finished]
+        """The forest plot of what it is about, the scores, and the figures of every table of methods."""
+        tasks, trees = [task for task in self.tasks if task.finished], forest.pictures(self.tasks, self.plan)
         if not tasks:
-            return []
-        return [figures.scores(tasks, self.rows, self.plan.title), *figures.pictures_of(tasks, file=False)]
+            return trees
+        return [*trees, figures.scores(tasks, self.rows, self.plan.title), *figures.pictures_of(tasks, file=False)]
 
     def scores(self) -> dict[str, str]:
         """One line for each method: its average, where every task has a finished run."""
@@ -107,7 +112,7 @@ class Grid(Section):
             cells = [column.method(row) for column in self.tasks]
             done = [method for method in cells if method]
             if len(done) == len(self.tasks):
-                found[row] = f"{average(done):.2f} %, average of {len(done)} tasks"
+                found[row] = f"{average(done):.1f} %, average of {len(done)} tasks"
             elif done:
                 found[row] = f"finished on {len(done)} of {len(self.tasks)} tasks"
         return found
@@ -133,7 +138,7 @@ class Grid(Section):
             if column.finished:
                 happened = column.facts
                 examples[happened["primary_metric"]][f"{column.dataset} ({happened['evaluation_examples']:,})"] = None
-                levels = [f"{name} {value:.2f} %" for name, value in column.baselines.items()]
+                levels = [f"{name} {value:.1f} %" for name, value in column.baselines.items()]
                 baselines |= {f"{column.dataset} {', '.join(levels)}": None} if levels else {}
         metrics = "; ".join(f"{metric} on {', '.join(datasets)}" for metric, datasets in examples.items())
         fractions = {column.fraction for column in self.tasks}
@@ -144,7 +149,9 @@ class Grid(Section):
             f"Mean ± standard deviation over seeds (number of seeds), in percent, after the last epoch{share}. "
             f"Metrics, with the number of evaluation examples: {metrics}.\n"
         ]
-        return lines + ([f"Without training: {'; '.join(baselines)}.\n"] if baselines else [])
+        lines += [f"Without training: {'; '.join(baselines)}.\n"] if baselines else []
+        lines += searched_elsewhere(self.tasks, self.source.records.values())
+        return lines + forest.paragraphs(self.tasks, self.plan)
 
     # --- what is not in it --------------------------------------------------------------------------------------------
 
@@ -197,7 +204,7 @@ class Grid(Section):
 
 def average(methods: Iterable[Method]) -> float:
     """Mean of the tasks' mean scores, in percent."""
-    return fmean(fmean(run.score for run in method.finished) for method in methods)
+    return fmean(method.mean for method in methods)
 
 
 def _reason(column: Comparison, row: str) -> str:

@@ -9,7 +9,7 @@ from markupsafe import Markup
 from surm.report.view import STATES, View
 
 TEMPLATE = Path(__file__).parent / "template"
-SIGNS = {"agrees": "✓", "disagrees": "✗", "undecided": "?", "no record": "○"}
+SIGNS = {"agrees": "✓", "disagrees": "✗", "depends on the reading": "±", "undecided": "?", "no record": "○"}
 # Text of records and of other publications is printed, never followed: no link, no image, no HTML.
 _MARKDOWN = MarkdownIt("commonmark", {"html": False}).enable("table").disable(["link", "autolink", "image"])
 

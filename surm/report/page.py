@@ -5,9 +5,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from surm.records.record import Record, read_records
-from surm.report import html
+from surm.report import html, primary
 from surm.report.base import Section, Source, figure_path
-from surm.report.claims import describe, read_claims, read_registration, registered_plan
+from surm.report.claims import describe, read_claims, read_registration, registered_plan, remarks_on
 from surm.report.comparison import OneTask
 from surm.report.decide import decide
 from surm.report.figures import accuracy_over_parameters
@@ -17,7 +17,7 @@ from surm.report.reportable import check_reportable
 from surm.report.rules import Claim
 from surm.report.sections import make_section
 from surm.report.table import markdown, plain_line
-from surm.report.view import View
+from surm.report.view import View, in_order, place
 from surm.shared.paths import PAPER
 
 HEADER = ["", "paper", "published here", "verdict", "this run", "verdict"]
@@ -38,8 +38,9 @@ def build(
 ) -> Path:
     """Write tables, figures, `report.md` and `report.html` of this machine's runs below `output`; return the former.
 
-    A page opens with the paper's sentences, the numbers published here and this run's, side by side, with a verdict
-    on each of the latter two. Seeds beyond the planned ones count wherever every other setting is equal.
+    A page opens with the primary claims, then the paper's sentences, the numbers published here and this run's, side by
+    side, with a verdict on each of the latter two. Seeds beyond the planned ones count wherever every other setting is
+    equal, but in tables whose seeds are registered.
 
     Args:
         plans: what was planned.
@@ -70,9 +71,15 @@ def build(
     _draw_figures(here, output, name)
     damaged = [*theirs.complaints, *ours.complaints]
     command = f"make reproduce {options}".strip()
-    html.write(output / "report.html", View(list(zip(sources, (there, here), strict=True)), claims, damaged, command))
-    rows = [row for pair in zip(there, here, strict=True) for row in _claims_and_scores(*pair, claims)]
-    return _write_markdown(output, label, HEADER, rows, here, damaged)
+    main = primary.rows(there, here, claims, published.parent)
+    view = View(list(zip(sources, (there, here), strict=True)), claims, damaged, command, main)
+    html.write(output / "report.html", view)
+    words = output / primary.FILE.with_suffix(".md")
+    words.parent.mkdir(parents=True, exist_ok=True)
+    words.write_text(primary.table(main), encoding="utf-8")
+    pairs = sorted(zip(there, here, strict=True), key=lambda pair: place(pair[1]))
+    rows = [row for pair in pairs for row in _claims_and_scores(*pair, claims)]
+    return _write_markdown(output, label, HEADER, rows, here, damaged, primary.table(main))
 
 
 def publish(
@@ -93,8 +100,15 @@ def publish(
     _write_tables(sections, output, claims)
     if draw:
         _draw_figures(sections, output, name)
-    rows = [row[:4] for section in sections for row in _claims_and_scores(section, section, claims)]
-    return _write_markdown(output, "", HEADER[:4], rows, sections, stored.complaints)
+    answers = primary.answers_of(sections, claims)
+    primary.write(output / primary.FILE, answers)
+    main = [
+        primary.PrimaryRow(claim, {source.name: answers.get(name, primary.Answer("not run"))})
+        for name, claim in claims.items()
+        if claim.registered == "primary"
+    ]
+    rows = [row[:4] for section in in_order(sections) for row in _claims_and_scores(section, section, claims)]
+    return _write_markdown(output, "", HEADER[:4], rows, sections, stored.complaints, primary.table(main))
 
 
 def _as_published(plan: Plan, published: Mapping[str, Record]) -> Plan:
@@ -113,10 +127,12 @@ def _write_markdown(
     rows: list[list[str]],
     sections: Sequence[Section],
     damaged: Sequence[str],
+    main: str = "",
 ) -> Path:
     opening = ["# Report\n", f"**{plain_line(label)}**\n"] if label else ["# Report\n"]
     opening += ["\n".join(f"* {plain_line(line)}" for line in damaged) + "\n"] if damaged else []
-    texts = [section.markdown() for section in sections]
+    opening += [main] if main else []
+    texts = [section.markdown() for section in in_order(sections)]
     page = output / "report.md"
     page.write_text("\n".join([*opening, markdown(header, rows), *texts]), encoding="utf-8")
     return page
@@ -144,7 +160,8 @@ def _claims_and_scores(published: Section, run: Section, claims: Mapping[str, Cl
         claim = claims[name]
         verdicts = [section.judge(claim) for section in (published, run)]
         cells = [cell for verdict in verdicts for cell in (verdict.found, str(verdict))]
-        rows.append([describe(claim), f"{claim.sentence} ({claim.place})", *cells])
+        remarks = "".join(f" *{remark}.*" for remark in remarks_on(claim))
+        rows.append([describe(claim), f"{claim.sentence} ({claim.place}){remarks}", *cells])
     there, here = published.scores(), run.scores()
     none = "no finished run"
     methods = {**here, **there}

@@ -10,7 +10,7 @@ class Plan:
     """One table: the signatures of its records, and the ids of the paper's claims that it can test.
 
     `seeds` are those that were fixed before the runs: no other seed counts, and a failed run does. Without them every
-    finished seed of the same request counts.
+    finished seed of the same request counts. `contrasts` are the pairs (method, minus) whose differences it is about.
     """
 
     name: str
@@ -18,6 +18,7 @@ class Plan:
     signatures: Sequence[str]
     claims: Sequence[str] = ()
     seeds: Sequence[int] = field(default=(), kw_only=True)
+    contrasts: Sequence[tuple[str, str]] = field(default=(), kw_only=True)
 
 
 class ComparisonPlan(Plan):

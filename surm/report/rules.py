@@ -237,7 +237,7 @@ def _difference(claim: Claim, columns: Sequence[Comparison]) -> Verdict:
 
 def _no_room(rule: Mapping[str, Any], others: Sequence[Method]) -> str:
     """Why a gain is impossible: the other method lies too near 100 %; empty where there is room."""
-    level = fmean(map(_score, others))
+    level = fmean(method.mean for method in others)
     return f"{rule['minus']} at {level:.1f} %" if rule["side"] == "above" and level + rule["threshold"] > 100 else ""
 
 
@@ -444,7 +444,9 @@ def _among(claim: Claim, columns: Sequence[Comparison], *, top: int) -> Verdict:
 
 
 def _rank_side(column: Comparison, rule: Mapping[str, Any], top: int) -> Side:
-    rows = sorted((method for method in column.methods if method.finished), key=_score, reverse=True)
+    rows = sorted(
+        (method for method in column.methods if method.finished), key=lambda method: method.mean, reverse=True
+    )
     own = [method for method in rows if method.family in rule["families"]]
     ours = [method for method in own if rule.get("form", method.form) == method.form]
     rivals = [method for method in rows if method not in own and method.family not in rule.get("apart", [])]
@@ -455,13 +457,9 @@ def _rank_side(column: Comparison, rule: Mapping[str, Any], top: int) -> Side:
     return "open"
 
 
-def _score(method: Method) -> float:
-    return fmean(run.score for run in method.finished)
-
-
 def _is_above(method: Method, other: Method) -> bool:
     """Surely: by the interval of the paired difference, which is drawn only where the means leave it open."""
-    return _score(method) > _score(other) and _side(method.minus(other), "above", 0) == "claimed"
+    return method.mean > other.mean and _side(method.minus(other), "above", 0) == "claimed"
 
 
 def _matches(claim: Claim, columns: Sequence[Comparison]) -> Verdict:

@@ -30,11 +30,6 @@ class Estimate:
     error: Difference | None = None
 
 
-def estimate_mean(runs: Sequence[Evaluation | None], scores: Sequence[float]) -> Estimate:
-    """Mean score (percent) of one method's seeds; see `estimate_contrast` for the interval."""
-    return estimate_contrast([[runs]], [1], scores)
-
-
 def estimate_contrast(
     columns: Sequence[Sequence[Sequence[Evaluation | None]]], signs: Sequence[int], values: Sequence[float]
 ) -> Estimate:

@@ -1,8 +1,8 @@
 """What the page shows, from sections and claims: verdicts, figures, what is missing, and the records."""
 
 import json
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -11,14 +11,18 @@ from markupsafe import Markup
 
 from surm.records.record import Record
 from surm.report.base import Group, Section, Source, why
-from surm.report.claims import describe
+from surm.report.claims import describe, remarks_on
 from surm.report.drawing import Picture
+from surm.report.plan import StudyPlan
+from surm.report.primary import PrimaryRow
 from surm.report.rules import Claim, Verdict
 from surm.report.svg import to_svg
 from surm.report.table import Cell, Column, Table
 
-State = Literal["agrees", "disagrees", "undecided", "no record"]
-STATES: tuple[State, ...] = ("agrees", "disagrees", "undecided", "no record")
+State = Literal["agrees", "disagrees", "depends on the reading", "undecided", "no record"]
+STATES: tuple[State, ...] = ("agrees", "disagrees", "depends on the reading", "undecided", "no record")
+
+DECIDED = ("agrees", "disagrees")
 
 
 @dataclass(frozen=True)
@@ -30,7 +34,7 @@ class Outcome:
 
     @property
     def state(self) -> State:
-        return self.verdict.result if self.verdict.found else "no record"
+        return self.verdict.result if self.verdict.found and self.verdict.finding != "not run" else "no record"
 
 
 @dataclass(frozen=True)
@@ -46,11 +50,64 @@ class ClaimRow:
         return describe(self.claim)
 
     @property
+    def remarks(self) -> list[str]:
+        return remarks_on(self.claim)
+
+    @property
+    def counted(self) -> bool:
+        """Its rule can come out in more than one way."""
+        return not self.claim.by_construction
+
+    @property
+    def is_study(self) -> bool:
+        return isinstance(self.section.plan, StudyPlan)
+
+    @property
     def state(self) -> State:
         """The firmest state of the outcomes; where one agrees and the other disagrees, that of the last."""
         states = [outcome.state for outcome in self.outcomes]
         decided = [state for state in states if state in ("agrees", "disagrees")]
         return decided[-1] if decided else min(states, key=STATES.index)
+
+
+def sentences(rows: Iterable[ClaimRow]) -> Counter[State]:
+    """How many sentences of the paper are in each state; several readings of a sentence count once.
+
+    A registered reading that has been decided speaks for its sentence; else readings that differ say so.
+    """
+    readings: dict[str, list[ClaimRow]] = defaultdict(list)
+    for row in rows:
+        if row.counted:
+            readings[row.claim.counted_as].append(row)
+    return Counter(_together(own) for own in readings.values())
+
+
+def _together(rows: Sequence[ClaimRow]) -> State:
+    registered = [row for row in rows if row.claim.registered == "primary" and row.state != "no record"]
+    states = [row.state for row in registered or rows]
+    if {"agrees", "disagrees"} <= set(states):
+        return "depends on the reading"
+    return min(states, key=STATES.index)
+
+
+def in_order(sections: Sequence[Section]) -> list[Section]:
+    """Fine-tuning, then studies without a backbone, then the appendix."""
+    return sorted(sections, key=place)
+
+
+def place(section: Section) -> tuple[bool, bool]:
+    """Where a section stands: the appendix last, studies after fine-tuning."""
+    return section.in_appendix, isinstance(section.plan, StudyPlan)
+
+
+@dataclass(frozen=True)
+class Part:
+    """Sections that belong together on the page."""
+
+    id: str
+    title: str
+    words: str
+    sections: Sequence[Section]
 
 
 class View:
@@ -61,6 +118,7 @@ class View:
         claims: the paper's claims by id.
         damaged: a sentence for each file that could not be read.
         command: that fills a gap.
+        primary: the primary claims with their answers.
     """
 
     def __init__(
@@ -69,18 +127,25 @@ class View:
         claims: Mapping[str, Claim],
         damaged: Iterable[str],
         command: str,
+        primary: Sequence[PrimaryRow] = (),
     ) -> None:
+        self.primary = primary
         self.given, self.command, self.label = given, command, given[-1][0].label
         # A column without a single finished run says nothing; with no run at all, one column says that.
+        # Two sets of the same records say everything twice.
         self.columns = [pair for pair in given if _finished_records(pair[1])] or list(given[-1:])
+        if len(self.columns) == 2 and _results(self.columns[0][1]) == _results(self.columns[1][1]):
+            self.columns = self.columns[:1]
         self.sources = [source for source, _ in self.columns]
         rows = list(zip(*(sections for _, sections in self.columns), strict=True))
-        self.sections = [next((one for one in reversed(row) if one.finished), row[-1]) for row in rows]
-        self.compared = {shown.id: row for shown, row in zip(self.sections, rows, strict=True) if len(row) > 1}
+        shown = [next((one for one in reversed(row) if one.finished), row[-1]) for row in rows]
+        self.sections = in_order(shown)
+        row_of = {section.id: row for section, row in zip(shown, rows, strict=True)}
+        self.compared = {name: row for name, row in row_of.items() if len(row) > 1}
         self.claims = [
-            ClaimRow(claims[name], shown, [_outcome(section, claims[name]) for section in row])
-            for shown, row in zip(self.sections, rows, strict=True)
-            for name in shown.plan.claims
+            ClaimRow(claims[name], section, [_outcome(one, claims[name]) for one in row_of[section.id]])
+            for section in self.sections
+            for name in section.plan.claims
         ]
         records = [record for _, sections in self.columns for section in sections for record in section.records]
         self.damaged = [*damaged, *dict.fromkeys(record.damage for record in records if record.damage)]
@@ -91,13 +156,48 @@ class View:
         return ", ".join(map(shown, source.folders))
 
     @property
-    def counts(self) -> Counter[State]:
-        return Counter(row.state for row in self.claims)
+    def boxes(self) -> list[tuple[str, Counter[State]]]:
+        """Sentences about fine-tuning and sentences about studies without a backbone, by their state."""
+        kinds = {"Fine-tuning": False, "Toy studies": True}
+        counts = {
+            title: sentences(row for row in self.claims if row.is_study == study) for title, study in kinds.items()
+        }
+        return [(title, count) for title, count in counts.items() if count]
 
-    def by_section(self, states: Sequence[State]) -> list[tuple[Section, list[ClaimRow]]]:
-        """Claims in one of the states, under the section that tests them, in the order of the sections."""
-        groups = [(section, [row for row in self.of(section) if row.state in states]) for section in self.sections]
-        return [(section, rows) for section, rows in groups if rows]
+    @property
+    def parts(self) -> list[Part]:
+        """The sections in the page's order."""
+        words = {
+            (False, False): ("fine-tuning", "Fine-tuning", "Methods compared on pretrained models."),
+            (False, True): ("studies", "Toy studies", "Matrices and small networks, without a pretrained model."),
+            (True, False): ("appendix", "Appendix", "Tables that are planned and of which little or nothing has run."),
+            (True, True): ("appendix-studies", "Appendix", "Studies that have not run."),
+        }
+        parts = {key: [section for section in self.sections if place(section) == key] for key in words}
+        return [Part(*words[key], sections) for key, sections in parts.items() if sections]
+
+    @property
+    def groups(self) -> list[tuple[str, str, list[tuple[Section, list[ClaimRow]]]]]:
+        """Claims in tables: title, caption, and the claims under the section that tests them."""
+        kinds: list[tuple[str, Callable[[ClaimRow], bool]]] = [
+            ("Fine-tuning: decided", lambda row: not row.is_study and row.counted and row.state in DECIDED),
+            ("Fine-tuning: open", lambda row: not row.is_study and row.counted and row.state == "undecided"),
+            ("Toy studies: decided", lambda row: row.is_study and row.counted and row.state in DECIDED),
+            ("Toy studies: open", lambda row: row.is_study and row.counted and row.state == "undecided"),
+            ("Not counted: they can come out in one way only", lambda row: not row.counted),
+            ("No record", lambda row: row.counted and row.state == "no record"),
+        ]
+        found = []
+        for title, belongs in kinds:
+            under = [(section, [row for row in self.of(section) if belongs(row)]) for section in self.sections]
+            if chosen := [(section, rows) for section, rows in under if rows]:
+                number = sum(len(rows) for _, rows in chosen)
+                found.append((f"{title} ({number} rule{'s' if number > 1 else ''})", title, chosen))
+        return found
+
+    def sentences_of(self, section: Section) -> Counter[State]:
+        """The sentences that a section tests, by their state."""
+        return sentences(self.of(section))
 
     def of(self, section: Section) -> list[ClaimRow]:
         """The claims that a section tests."""
@@ -126,7 +226,7 @@ class View:
     def figures(self, section: Section) -> list[tuple[str, Picture, Markup]]:
         """The figures of a section: id on the page, caption and SVG."""
         figures = []
-        for picture in section.pictures() if section.finished else ():
+        for picture in section.pictures() if section.finished or section.plan.contrasts else ():
             name = f"plot-{section.plan.name}-{picture.kind}"
             title, words = f"{picture.title}: {section.plan.title}", picture.words()
             figures.append((name, picture, Markup(to_svg(picture.figure(section.source.doubt), name, title, words))))
@@ -140,6 +240,11 @@ class View:
 def _finished_records(sections: Sequence[Section]) -> int:
     """How many different finished records the sections rest on."""
     return len({record.signature for section in sections for record in section.records if record.finished})
+
+
+def _results(sections: Sequence[Section]) -> dict[str, Any]:
+    """What happened in each finished record."""
+    return {one.signature: one.happened for section in sections for one in section.records if one.finished}
 
 
 def _outcome(section: Section, claim: Claim) -> Outcome:

@@ -1,4 +1,4 @@
-"""The README's Python runs as it stands and does what its comments say."""
+"""The Python of the README and of docs/structures.md runs as it stands and does what its comments say."""
 
 import re
 import subprocess
@@ -10,7 +10,20 @@ import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+STRUCTURES = (REPOSITORY / "docs/structures.md").read_text(encoding="utf-8")
+RESULTS = (REPOSITORY / "docs/results.md").read_text(encoding="utf-8")
+[THREE_LINES] = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+BLOCKS = re.findall(r"```python\n(.*?)```", STRUCTURES, flags=re.DOTALL)
+
+
+def test_three_lines_adapt_a_users_own_model() -> None:
+    import timm
+
+    names: dict[str, object] = {"model": timm.create_model("vit_base_patch16_224", num_classes=10)}
+    exec(THREE_LINES, names)
+    trained = {name: p.numel() for name, p in names["model"].named_parameters() if p.requires_grad}
+    assert sum(number for name, number in trained.items() if "surm" in name) == 55_296
+    assert sum(number for name, number in trained.items() if "head" in name) == 768 * 10 + 10
 
 
 def test_the_plug_in_example_trains_what_it_says_and_merges(tmp_path: Path) -> None:
@@ -42,26 +55,28 @@ def test_the_structure_example_gives_the_nearest_toeplitz_matrix() -> None:
 
 
 def test_it_is_short() -> None:
-    assert len(README.splitlines()) < 200
+    assert len(README.splitlines()) < 150
 
 
-def test_every_file_it_names_exists() -> None:
-    for name in re.findall(r"\]\((?!https?:)([^)#]+)\)", README):
-        assert (REPOSITORY / name).exists(), name
+@pytest.mark.parametrize("page", ["README.md", *(f"docs/{path.name}" for path in (REPOSITORY / "docs").glob("*.md"))])
+def test_every_file_it_names_exists(page: str) -> None:
+    path = REPOSITORY / page
+    for name in re.findall(r"\]\((?!https?:)([^)#]+)\)", path.read_text(encoding="utf-8")):
+        assert (path.parent / name).exists(), name
 
 
-def test_its_table_says_what_the_published_tables_say() -> None:
+def test_the_table_of_results_says_what_the_published_tables_say() -> None:
     tables = [pd.read_csv(REPOSITORY / f"results/tables/laptop_{task}.csv") for task in ("digits", "valence")]
     methods = tables[0]["method"]
     assert list(methods) == list(tables[1]["method"])
     for number, method in enumerate(methods):
-        cells = re.search(rf"^\| {re.escape(method)} \|(.*)\|$", README, flags=re.MULTILINE)
+        cells = re.search(rf"^\| {re.escape(method)} \|(.*)\|$", RESULTS, flags=re.MULTILINE)
         assert cells, method
         expected = []
         for row in (table.iloc[number] for table in tables):
-            expected += [f"{row['mean']:.2f}", _difference(row)]
+            expected += [f"{row['mean']:.1f}", _difference(row)]
         assert [cell.strip() for cell in cells[1].split("|")] == expected
 
 
 def _difference(row: "pd.Series[float]") -> str:
-    return "" if pd.isna(row["difference"]) else f"{row['difference']:+.2f} [{row['low']:+.2f}, {row['high']:+.2f}]"
+    return "" if pd.isna(row["difference"]) else f"{row['difference']:+.1f} [{row['low']:+.1f}, {row['high']:+.1f}]"

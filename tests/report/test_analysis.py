@@ -57,6 +57,17 @@ def test_a_row_is_the_mean_over_layers_and_seeds(rebuilt: Path) -> None:
     assert row["lowest_rank"] == min(value["rank"] for value in values) == row["largest_rank"] == 256
 
 
+def test_the_notes_say_what_the_ratio_shows(rebuilt: Path) -> None:
+    """The first step of Adam in closed form, and how far full fine-tuning goes, from the table's own numbers."""
+    text = (rebuilt / "tables" / "weight_analysis.md").read_text()
+    first = 0.003 * 384 / (0.009 * (384 / 3) ** 0.5)  # rates of circulant and LoRA r=1 on MiniLM, width 384
+    assert f"about {first:.0f} times as far as one of LoRA r=1" in text
+    frame = pd.read_csv(rebuilt / "tables" / "weight_analysis.csv").set_index(["method", "matrix"])["one_minus_cosine"]
+    ours = frame[~frame.index.duplicated()]  # the paper's rows come last
+    times = [ours["LoRA r=1", part] / ours["full fine-tuning", part] for part in ("query", "key", "value")]
+    assert f"full fine-tuning goes {min(times):.0f} to {max(times):.0f} times less far than LoRA r=1" in text
+
+
 def test_the_papers_rows_come_last_with_its_ratio(rebuilt: Path) -> None:
     table = pd.read_csv(rebuilt / "tables" / "weight_analysis.csv")
     assert table["task"].iloc[-8:].unique() == ["paper: BERT-base on MRPC"]

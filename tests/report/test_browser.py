@@ -97,7 +97,7 @@ def test_every_figure_is_drawn(show):
         box = figure.bounding_box()
         assert box["width"] > 400
         assert box["height"] > 150
-        assert figure.locator("path").count() > 10
+        assert figure.locator("path").count() > 5  # a forest plot before its runs has axes, band and lines alone
 
 
 @pytest.mark.parametrize("width", [1200, 800, 390])
@@ -196,7 +196,7 @@ def test_committed_results_are_shown(show):
         rows = page.locator(f"#section-{name} table.sortable").first.locator("tbody tr")
         shown = [row.split("\t") for row in rows.all_inner_texts()]
         assert [row[0] for row in shown] == expected["method"].tolist()
-        assert [row[3].split()[0] for row in shown] == [f"{mean:.2f}" for mean in expected["mean"]]
+        assert [row[3].split()[0] for row in shown] == [f"{mean:.1f}" for mean in expected["mean"]]
 
 
 def test_a_picture_can_be_taken(page_path, tmp_path):

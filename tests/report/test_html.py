@@ -9,8 +9,11 @@ import numpy as np
 import pytest
 
 from surm.records.record import read_records
+from surm.report import primary
 from surm.report.page import build
 from surm.report.plan import ComparisonPlan, GridPlan, StudyPlan
+from surm.report.rules import Claim, Verdict
+from surm.report.view import ClaimRow, Outcome, sentences
 from tests.report import made_up
 from tests.report.grids import write_cell
 
@@ -89,7 +92,7 @@ def test_numbers_are_those_of_the_records_and_lead_to_them(tmp_path, two_sets):
     header = next(row for row in page.rows if row[0][0].startswith("method") and len(row) > 5)
     column = [text for text, _ in header].index("mean (%)")
     text, link = next(row for row in page.rows if row[0][0] == "circulant" and len(row) > 5)[column]
-    assert text.startswith(f"{np.mean(scores):.2f}[")
+    assert text.startswith(f"{np.mean(scores):.1f}")
     start = page.source.index(f'id="{link[1:]}"')
     block = page.source[start : page.source.index("</section>", start)]
     assert "<h4>circulant</h4>" in block
@@ -189,7 +192,7 @@ def test_figures_of_a_comparison_are_drawn_and_described(tmp_path, two_sets):
     assert root.get("role") == "img"
     assert (root.get("aria-labelledby"), root.get("aria-describedby")) == (title.get("id"), words.get("id"))
     assert title.text == "Score over trainable parameters: ViT-S/14 on digits"
-    assert re.search(rf"circulant {expected:.2f} % \[[0-9.]+, [0-9.]+\]", words.text)
+    assert re.search(rf"circulant {expected:.1f} ± [0-9.]+ %", words.text)
 
 
 def test_a_figure_has_the_colours_and_the_font_of_the_page(tmp_path, two_sets):
@@ -216,7 +219,7 @@ def test_low_data_curves_stand_over_the_fractions(tmp_path):
     page = build_page(tmp_path, [GridPlan("fig6", "Low data", list(planned), asked=planned)])
     root, texts = svg_of(page, "plot-fig6-scores")
     assert {"10", "100", "full fine-tuning on all data", "circulant"} <= set(texts)
-    assert "digits, 10 %: full fine-tuning 90.50 %" in root.find("desc").text
+    assert "digits, 10 %: full fine-tuning 90.5 ± 0.7 %" in root.find("desc").text
 
 
 def test_a_cell_of_a_grid_leads_to_its_own_records(tmp_path):
@@ -225,8 +228,8 @@ def test_a_cell_of_a_grid_leads_to_its_own_records(tmp_path):
         planned |= write_cell(tmp_path / "runs", "circulant", [accuracy, accuracy + 0.01], dataset)
     page = build_page(tmp_path, [GridPlan("t", "T", list(planned), asked=planned)])
     row = next(row for row in page.rows if row[0][0] == "circulant")
-    assert row[2][0].startswith("90.50")
-    assert row[3][0].startswith("80.50")
+    assert row[2][0].startswith("90.5 ")
+    assert row[3][0].startswith("80.5 ")
     for (_, link), dataset in zip(row[2:4], ("digits", "mnist5k"), strict=True):
         assert f'id="{link[1:]}" class="group">\n<h4>circulant on {dataset}</h4>' in page.source
 
@@ -269,3 +272,61 @@ def test_several_folders_are_read_as_one(tmp_path):
     page = Page(tmp_path / "out" / "report.html")
     assert "2 finished records" in page.text
     assert "What is missing" not in page.text
+
+
+# --- the order of the page, and what is counted -----------------------------------------------------------------------
+
+
+def test_the_page_opens_with_the_primary_claims_and_keeps_what_has_not_run_for_the_end(tmp_path, two_sets):
+    asked = {f"deadbeef000{seed}": made_up.asked(made_up.STRUCTURES["circulant"], seed=seed) for seed in range(2)}
+    for one in asked.values():
+        one["dataset"]["name"] = "cifar10"
+    empty = GridPlan("later", "A table to come", list(asked), asked=asked)
+    gain = GridPlan("claims_gain", "Gain over LoRA", list(asked), asked=asked)
+    page = build_page(tmp_path, [empty, two_sets, gain])
+    order = ["The primary claims", "Claims and verdicts", "ViT-S/14 on digits", "Gain over LoRA", "A table to come"]
+    places = [page.source.index(f"<h2>{title}</h2>") for title in order]
+    assert places == sorted(places)
+    opening = page.source[page.source.index('id="primary"') : page.source.index('id="claims"')]
+    assert opening.count("<li>") == 4
+    assert "published here: " in re.sub(r"\s+", " ", opening)
+    assert "plot-claims_gain-forest" in page.figures
+
+
+def test_primary_claims_that_a_page_does_not_test_come_from_the_published_file(tmp_path, two_sets):
+    answers = {"gain_over_lora": primary.Answer("agrees: larger", "+2.0 [+1.0, +3.0] points", "")}
+    primary.write(tmp_path / primary.FILE, answers)
+    assert primary.read(tmp_path / primary.FILE) == answers
+    page = build_page(tmp_path, [two_sets])
+    opening = re.sub(r"\s+", " ", page.text[page.text.index("The primary claims") :])
+    assert "✓ agrees: larger +2.0 [+1.0, +3.0] points" in opening
+    text = (tmp_path / "out" / "tables" / "primary_claims.md").read_text()
+    assert "| agrees: larger; +2.0 [+1.0, +3.0] points | not among these experiments |" in text
+
+
+def test_two_sets_of_the_same_records_are_one_column(tmp_path):
+    made_up.write_experiment(tmp_path / "published", ACCURACIES, seeds=2, published=True)
+    signatures = made_up.write_experiment(tmp_path / "runs", ACCURACIES, seeds=2)
+    page = build_page(tmp_path, [ComparisonPlan("laptop", "Laptop", signatures, ["image_gain_over_lora"])])
+    (row,) = (row for row in page.rows if "(abstract, section 6)" in row[0][0])
+    assert len(row) == 3
+
+
+def test_sentences_are_counted_and_what_follows_by_construction_is_not():
+    def row(name, state, **fields):
+        claim = Claim(name, "s", "p", "count", {}, "n", **fields)
+        found = Verdict("undecided", "1", "", "not run") if state == "no record" else Verdict(state, "1")
+        return ClaimRow(claim, None, [Outcome(found, "")])
+
+    rows = [
+        row("a", "agrees", reading_of="one"),
+        row("b", "disagrees", reading_of="one"),
+        row("c", "agrees", reading_of="two"),
+        row("d", "undecided", reading_of="two"),
+        row("e", "disagrees", by_construction="it cannot fail"),
+        row("f", "disagrees", reading_of="three", registered="primary"),
+        row("g", "agrees", reading_of="three"),
+        row("h", "no record"),
+    ]
+    expected = {"depends on the reading": 1, "agrees": 1, "disagrees": 1, "no record": 1}
+    assert sentences(rows) == expected

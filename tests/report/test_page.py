@@ -76,7 +76,7 @@ def test_a_missing_number_says_why(section):
 def test_baselines_and_label_stand_below_the_table(tmp_path):
     plan = ComparisonPlan("e", "E", made_up.write_experiment(tmp_path, ACCURACIES))
     text = section_of(plan, tmp_path, "smoke: not evidence", evidence=False).text()
-    assert "Without training: majority 10.00 %." in text
+    assert "Without training: majority 10.0 %." in text
     assert "**smoke: not evidence**" in text
 
 
@@ -134,3 +134,14 @@ def test_page_of_a_plan_that_has_not_run(tmp_path):
     text = build([plan], tmp_path / "p", tmp_path / "r", tmp_path, label="", paper=PAPER).read_text()
     assert "not run (no finished run of circulant, LoRA r=1)" in text
     assert "* `deadbeef0000`: planned, no record" in text
+
+
+@pytest.mark.parametrize(("epochs", "said"), [(3, False), (9, True)])
+def test_rates_that_were_searched_at_another_length_are_named(tmp_path, epochs, said):
+    signatures = made_up.write_experiment(tmp_path, ACCURACIES, seeds=2)
+    search = made_up.asked(made_up.STRUCTURES["circulant"], trainer={"epochs": epochs})
+    search["dataset"]["evaluate_on"] = "selection"
+    made_up.write_run(tmp_path, search, np.arange(9), np.ones(9, bool), steps=75)
+    text = section_of(ComparisonPlan("e", "E", signatures), tmp_path).text()
+    sentence = f"Rates on digits were searched in runs of {epochs} epochs (75 steps), and used here for 3 epochs."
+    assert (sentence in text) == said

@@ -114,6 +114,25 @@ def test_effects_are_paired_by_seed():
     assert cka == pytest.approx([0.06] * 5, abs=0.005)
 
 
+def test_claims_read_the_late_median_not_the_last_loss():
+    """At a constant rate the last loss jumps; here it is wrong by a factor of 5 and the median is not."""
+    jumped = records()
+    for one in jumped:
+        for row in one.happened["rows"]:
+            row["loss"] *= 5 if row["method"] == "circulant" else 1
+    assert pinwheel.effects(jumped) == pinwheel.effects(records())
+
+
+def test_levels_stand_beside_the_papers_and_a_full_network_above_lora_is_named():
+    notes = pinwheel.notes(records())
+    assert any(
+        "LoRA r=1 0.9" in note and "(paper 0.90)" in note and "times circulant, in the paper at 3.3" in note
+        for note in notes
+    )
+    losses = {reading: {**losses, "full": 0.5} for reading, losses in LOSSES.items()}
+    assert any("full ends at 0.5" in note and "LoRA r=8" in note for note in pinwheel.notes(records(losses)))
+
+
 def test_every_claim_names_an_effect_and_stands_in_the_experiments():
     claims = {name: claim for name, claim in read_claims(PAPER).items() if claim.rule.get("study") == "pinwheel"}
     effects = pinwheel.effects(records())

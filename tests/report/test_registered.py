@@ -132,7 +132,7 @@ def test_only_registered_seeds_count_and_a_claim_waits_for_all_of_them(tmp_path)
     (tmp_path / lost / "record.json").unlink()
     waiting = section_of(plan, tmp_path).judge(PRIMARY)
     assert (waiting.result, waiting.finding, waiting.p) == ("undecided", "not run", None)
-    assert waiting.reason == "to come: circulant on digits, 1 of 8 seeds"
+    assert waiting.reason == "to come: 1 of 64 runs (circulant 1)"
 
 
 def test_a_failed_run_counts_as_the_most_frequent_label(tmp_path):

@@ -4,7 +4,7 @@ from scipy.stats import norm, pearsonr, spearmanr, t
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
 from surm.records.record import Evaluation
-from surm.report.statistics import METRICS, contributions, estimate_contrast, estimate_mean
+from surm.report.statistics import METRICS, contributions, estimate_contrast
 from tests.report.made_up import answers
 
 SCIKIT = {
@@ -48,6 +48,10 @@ def test_contributions_are_the_jackknifes_pseudo_values(metric):
 
 def estimate_difference(runs, others, differences):
     return estimate_contrast([[runs, others]], [1, -1], differences)
+
+
+def estimate_mean(runs, scores):
+    return estimate_contrast([[runs]], [1], scores)
 
 
 def evaluations(right):

@@ -80,10 +80,13 @@ def table(records: Sequence[Record]) -> pd.DataFrame:
 
 
 def effects(records: Sequence[Record]) -> dict[str, list[float]]:
-    """By seed: log ratios of losses, differences of CKA, and whether a structure is nearer to full than to LoRA r=1."""
+    """By seed: log ratios of losses, differences of CKA, and whether a structure is nearer to full than to LoRA r=1.
+
+    Losses are medians of the last 5 % of epochs: at a constant rate the last one alone is noise.
+    """
     found: dict[str, list[float]] = {}
-    for setting, losses, _, cka in _by_setting(records):
-        logs = np.log(losses)
+    for setting, _, late, cka in _by_setting(records):
+        logs = np.log(late)
         found |= {
             f"log loss ratio of {LORA} to {structure}, {setting}": (logs[LORA] - logs[structure]).tolist()
             for structure in STRUCTURES
@@ -111,11 +114,12 @@ def notes(records: Sequence[Record]) -> list[str]:
         "zero. Full is the same network in both.",
         "CKA compares the outputs of the hidden layer, after the activation, on the training points with those of the "
         "full network of the same seed. At a constant rate the loss still jumps from epoch to epoch: the claims are "
-        "about its last value, and the median of the last 5 % of epochs stands beside it.",
+        "about the median of the last 5 % of epochs, and its last value stands beside it.",
         "The embedding is affine in two coordinates, so the matrix acts on three dimensions only: in place of the "
         "weight rank 1 keeps one of them, and rank 3 can express whatever full can.",
         *(_catches_up(setting, losses, late) for setting, losses, late, _ in _by_setting(records)),
         *_conclusions(records),
+        *_levels(records),
     ]
 
 
@@ -280,7 +284,7 @@ def _first_rank(losses: pd.DataFrame) -> str:
 
 def _conclusions(records: Sequence[Record]) -> Iterator[str]:
     """For each embedding, whether the gap between LoRA r=1 and circulant is there in both readings."""
-    gaps = {setting: (losses[LORA] / losses["circulant"]).apply(log) for setting, losses, *_ in _by_setting(records)}
+    gaps = {setting: (late[LORA] / late["circulant"]).apply(log) for setting, _, late, _ in _by_setting(records)}
     for embedding in EMBEDDINGS:
         place, update = (gaps.get(_setting(reading, embedding)) for reading in READINGS)
         if place is not None and update is not None:
@@ -288,6 +292,28 @@ def _conclusions(records: Sequence[Record]) -> Iterator[str]:
                 f"With the embedding {embedding}, {LORA} ends at {_factor(place)} times the loss of circulant in place "
                 f"of the weight and at {_factor(update)} times as an update of a frozen weight (geometric mean, 95 % "
                 f"interval over seeds): {_conclusion(place, update)}."
+            )
+
+
+def _levels(records: Sequence[Record]) -> Iterator[str]:
+    """Levels beside the paper's, since ratios may agree where levels do not; and where full is not the floor."""
+    paper = yaml.safe_load((PAPER / "pinwheel.yaml").read_text())
+    of_setting = {setting: late.mean() for setting, _, late, _ in _by_setting(records)}
+    for embedding in EMBEDDINGS:
+        means, there = of_setting.get(_setting("in_place", embedding)), paper[embedding]
+        if means is not None:
+            levels = "; ".join(f"{name} {means[name]:.2f} (paper {level:.2f})" for name, level in there.items())
+            yield (
+                f"Levels in place of the weight, embedding {embedding}: {levels}. {LORA} lies at "
+                f"{means[LORA] / means['circulant']:.1f} times circulant, in the paper at "
+                f"{there[LORA] / there['circulant']:.1f} times."
+            )
+    for setting, means in of_setting.items():
+        below = [name for name in FAMILIES if name.startswith("LoRA") and means[name] < means[FULL]]
+        if below:
+            yield (
+                f"{setting[0].upper()}{setting[1:]}: full ends at {means[FULL]:.3f}, above {', '.join(below)}, which "
+                "it contains. It is not the floor there, and a distance to full is one to a network not fully trained."
             )
 
 

@@ -219,10 +219,46 @@ def _notes(analyses: Sequence[Analysis], figure_11: Analysis) -> list[str]:
         "1 - cosine, lowest and highest are over all layers and seeds; ranks are the lowest of all layers and seeds.",
         "Each method has its own tuned learning rate and its own scale of start: the distances say how far training "
         "went at these rates, not how far a structure must go.",
+        *_beside(analyses),
         f"The paper's rows are {figure_11['place']}, read off its image with an error of {figure_11['error']:.0e}; "
         "ranks and CKA are not printed there by layer.",
         *definitions,
     ]
+
+
+def _beside(analyses: Sequence[Analysis]) -> list[str]:
+    """What the distances do not show: the first step alone differs as much, and full fine-tuning goes least far."""
+    lines = []
+    for task in dict.fromkeys(map(_task, analyses)):
+        own = {label(found["asked"]): found for found in analyses if _task(found) == task}
+        if not {REFERENCE, "circulant"} <= own.keys():
+            continue
+        lora, circulant = (_over_seeds(analyses, task, name) for name in (REFERENCE, "circulant"))
+        n = int(circulant["largest_rank"].max())
+        rates = {name: own[name]["asked"]["optim"]["lr"] for name in (REFERENCE, "circulant")}
+        step = rates["circulant"] * n / (rates[REFERENCE] * np.sqrt(n / 3))
+        farther = circulant["relative_norm"].mean() / lora["relative_norm"].mean()
+        ratio = circulant["one_minus_cosine"].mean() / lora["one_minus_cosine"].mean()
+        lines.append(
+            f"{task}: a ratio of 1 - cosine shows step size and start, not structure. At these rates the first step of "
+            f"Adam, by the rate in each entry, moves a weight of circulant about {step:.0f} times as far as one of "
+            f"{REFERENCE} (rate x n against rate x sqrt(n / 3), from the usual starts); after training 1 - cosine is "
+            f"{ratio:.0f} times {REFERENCE}'s and the update {farther:.1f} times as long."
+        )
+        if "full fine-tuning" in own:
+            full = _over_seeds(analyses, task, "full fine-tuning").groupby("part")["one_minus_cosine"].mean()
+            times = lora.groupby("part")["one_minus_cosine"].mean() / full
+            lines.append(
+                f"{task}: full fine-tuning goes {times.min():.0f} to {times.max():.0f} times less far than {REFERENCE} "
+                "(1 - cosine, by matrix), so a large distance is no sign of being like full fine-tuning."
+            )
+    return lines
+
+
+def _over_seeds(analyses: Sequence[Analysis], task: str, name: str) -> pd.DataFrame:
+    """The rows of a method's seeds on a task."""
+    chosen = [found for found in analyses if (_task(found), label(found["asked"])) == (task, name)]
+    return pd.concat([pd.DataFrame(found["rows"]) for found in chosen])
 
 
 def _task(analysis: Analysis) -> str:
