@@ -181,6 +181,8 @@ def _probe(member: TrainingRun) -> TrainingRun:
 
 def _search_by_run(members: Iterable[TrainingRun], execute: Execute, fraction: float | None) -> None:
     found = searches_by_run(members)
+    if not found:
+        return
     trials = {key: Trials(member, member.config.search.seeds, fraction) for key, member in found.items()}
     probes = {key: of for key, of in trials.items() if of.member.config.structure.name == PROBE}
     _try_first(probes, execute)

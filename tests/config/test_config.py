@@ -127,8 +127,8 @@ def test_an_experiment_sweeps_its_own_grid_and_the_command_line_narrows_it() -> 
     with composer():
         members = sweep_members(["experiment=laptop/digits"])
         narrowed = sweep_members(["experiment=laptop/digits", "structure=circulant,lora", "seed=4"])
-    assert len(members) == 8 * 2
-    assert len({tuple(member) for member in members}) == 16
+    assert len(members) == 4 * 3
+    assert len({tuple(member) for member in members}) == 12
     assert len(narrowed) == 2
     with composer():
         configs = [compose_run(member) for member in narrowed]

@@ -9,7 +9,7 @@ import pytest
 
 from surm.config.command import entry_of
 from surm.config.compose import composer
-from surm.config.rates import TUNED_RATES
+from surm.config.rates import TUNED_RATES, searched_rates
 from surm.experiments.plan import load_experiment, load_scale
 from surm.experiments.publish import report_plan
 from surm.records.record import read_records
@@ -33,7 +33,7 @@ def test_tables_are_rebuilt_byte_for_byte(tmp_path: Path) -> None:
 
 def test_the_laptop_table_is_whole_with_three_paired_seeds() -> None:
     with composer():
-        experiments = [load_experiment(name, seeds=3) for name in ("laptop/digits", "laptop/valence")]
+        experiments = [load_experiment(name, seeds=3) for name in ("published/digits", "published/valence")]
     for experiment in experiments:
         assert len(experiment.runs) == 8 * 3
         assert {run.signature for run in experiment.runs} <= RECORDS.keys()
@@ -60,6 +60,7 @@ def test_a_record_is_honest(name: str) -> None:
 
 
 def test_every_tuned_rate_is_the_best_of_committed_records_and_inside_its_range() -> None:
+    searched = set(_searched_runs())
     for place, methods in json.loads(TUNED_RATES.read_text()).items():
         for structure, found in methods.items():
             scores: dict[float, float] = {}
@@ -70,10 +71,46 @@ def test_every_tuned_rate_is_the_best_of_committed_records_and_inside_its_range(
                     and asked["dataset"]["evaluate_on"] == "selection"
                     and f"{asked['model']['name']}/{asked['dataset']['name']}" == place
                     and _family(asked) == structure
+                    and record.signature not in searched
                 ):
                     scores[asked["optim"]["lr"]] = record.happened["metrics"][record.metric]
+            assert {float(rate): score for rate, score in found["tried"].items()} == pytest.approx(scores, abs=1e-6)
             assert max(scores.values()) == scores[found["lr"]], (place, structure)
             assert min(scores) < found["lr"] < max(scores), (place, structure)
+
+
+def test_every_searched_rate_is_the_best_of_committed_records_and_inside_its_range() -> None:
+    """Every value that was tried is listed with its runs; a value at which a run diverged has no loss."""
+    listed = _searched_runs()
+    assert len(set(listed)) == len(listed)
+    for lengths in searched_rates().values():
+        for length, methods in lengths.items():
+            for method, found in methods.items():
+                losses = {}
+                for rate, tried in found["tried"].items():
+                    if tried["loss"] is None:
+                        continue
+                    records = [RECORDS[run] for run in tried["runs"]]
+                    assert {record.asked["dataset"]["evaluate_on"] for record in records} == {"selection"}
+                    assert {record.asked["optim"]["lr"] for record in records} == {float(rate)}
+                    assert [record.seed for record in records] == found["seeds"]
+                    last = [record.happened["history"][-1]["evaluation"]["loss"] for record in records]
+                    losses[float(rate)] = tried["loss"]
+                    assert tried["loss"] == pytest.approx(sum(last) / len(last), abs=1e-6)
+                assert losses[found["lr"]] == min(losses.values()), (length, method)
+                tried_rates = [float(rate) for rate in found["tried"]]
+                assert min(tried_rates) < found["lr"] < max(tried_rates), (length, method)
+
+
+def _searched_runs() -> list[str]:
+    return [
+        run
+        for lengths in searched_rates().values()
+        for methods in lengths.values()
+        for found in methods.values()
+        for tried in found["tried"].values()
+        for run in tried["runs"]
+    ]
 
 
 def _family(asked: dict[str, Any]) -> str:

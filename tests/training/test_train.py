@@ -25,6 +25,7 @@ from surm.training.device import accelerator
 from surm.training.run import execute
 from tests.data.hub_layout import write_tiny
 from tests.tools.runs import configure, quiet
+from tests.tools.skips import needs
 
 
 def test_batches_cover_each_epoch_once_in_an_order_of_seed_and_epoch() -> None:
@@ -279,3 +280,18 @@ def test_weight_decay_leaves_structure_parameters_alone_by_default(tmp_path: Pat
     head = 48 * 10
     assert decayed() == head
     assert decayed("optim.decay_structure=true") == head + 2 * 3 * 2 * 48  # layers, parts, vectors, width
+
+
+@needs("valence")
+def test_without_the_model_s_dropout_methods_of_one_seed_start_from_one_loss(tmp_path: Path) -> None:
+    """Every update starts at zero, on the same examples with the same head."""
+    first = {}
+    for dropout in ("0", "null"):
+        losses = []
+        for method in (["structure=lora"], ["structure=bottleneck", "placement=adapter_houlsby"]):
+            setting = ["model=tiny_bert", "dataset=valence", f"model.dropout={dropout}", "trainer.max_steps=1"]
+            record = execute(configure(tmp_path, *setting, *method), say=quiet)
+            losses.append(record.happened["history"][0]["loss"])
+        first[dropout] = losses
+    assert first["0"][0] == pytest.approx(first["0"][1], rel=1e-6)
+    assert first["null"][0] != pytest.approx(first["null"][1], rel=1e-6)

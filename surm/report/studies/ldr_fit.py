@@ -119,8 +119,9 @@ def notes(records: Sequence[Record]) -> list[str]:
         lines.append(f"Descent: the mean of {asked['descent_starts']} random starts for each r.")
     if "near_rank" in asked:
         ranks = sorted({record.asked["study"].get("near_rank", asked["near_rank"]) for record in records})
+        listed = ", ".join(map(str, ranks))
         lines.append(
-            f"Near low rank: rank k = {', '.join(map(str, ranks))}, which the paper does not state, and noise of 0.05. Such a "
+            f"Near low rank: rank k = {listed}, which the paper does not state, and noise of 0.05. Such a "
             "matrix has displacement rank 2k before the noise: W(G, H) needs twice the terms that the SVD needs."
         )
     if "noise" in asked:
@@ -187,7 +188,7 @@ def pictures(records: Sequence[Record]) -> list[Picture]:
 
 
 def _errors(records: Sequence[Record]) -> Errors:
-    """Relative errors; of the cold starts the best, of descent the mean of its starts, first look ("early") and last."""
+    """Relative errors: of cold starts the best, of descent the mean of its starts, at its first look and last."""
     rows = study_rows(records)
     rows["terms"] = rows["terms"].fillna(0).astype(int)
     looks = rows.loc[rows["fit"] == "descent", "steps"]
