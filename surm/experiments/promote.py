@@ -25,8 +25,8 @@ def promote(
 ) -> int:
     """Copy the records and predictions of finished runs of a clean tree, and the planned parts of studies.
 
-    A record that is published already stays as it is. One of a tree without git is taken if its sources are those of a
-    commit, which it then names.
+    A record that is published already stays as it is. One is taken if its sources are those of a commit, which it then
+    names, also from a tree without git.
 
     Args:
         folders: of records, as `read_records` takes them.
@@ -76,13 +76,14 @@ def _unfit(record: Record) -> str:
 
 
 def _commit(record: Record, commit_of: Callable[[str, str | None], str | None]) -> str | None:
-    """The commit whose code a record was made with; None where it was made with other code."""
+    """The commit whose code a record was made with; None where it was made with other code.
+
+    The sources decide, whatever else of the tree was changed, or whichever commit git named there.
+    """
     where = record.where
-    commit, sources, dirty = where.get("commit"), where.get("sources"), where.get("dirty")
+    commit, sources = where.get("commit"), where.get("sources")
     if sources is None:  # a record from before there was a hash of the sources
-        return commit if dirty is False else None
-    if commit is not None and dirty is not False:
-        return None
+        return commit if where.get("dirty") is False else None
     return commit_of(sources, commit)
 
 

@@ -54,7 +54,9 @@ def known(sources: str, first: str | None = None) -> str | None:
     ("where", "taken"),
     [
         ({}, True),
-        ({"dirty": True}, False),
+        ({"dirty": True}, True),  # other files than the sources were edited
+        ({"dirty": True, "sources": "6" * 64}, False),
+        ({"commit": "9" * 40, "dirty": True}, True),  # git was left behind when the sources were copied
         ({"sources": "6" * 64}, False),  # a commit, but not its code
         ({"sources": None}, True),  # from before there was a hash
         ({"sources": None, "dirty": True}, False),
