@@ -57,7 +57,7 @@ def promote(
             if not record.is_study:
                 beside = target.with_name(f"{record.signature}.predictions.json")
                 write_atomically(beside, record.predictions_path.read_bytes())
-            if record.where.get("commit") == commit:
+            if (record.where.get("commit"), record.where.get("dirty")) == (commit, False):
                 write_atomically(target, record.path.read_bytes())
             else:
                 where = record.where | {"commit": commit, "dirty": False}
