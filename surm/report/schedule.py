@@ -12,7 +12,7 @@ def searched_elsewhere(tasks: Sequence[Comparison], records: Iterable[Record]) -
 
     Args:
         tasks: of a table.
-        records: all at hand; those scored on the selection slice are a search.
+        records: all at hand; those scored on the selection slice are a search, of the rates that they ran with.
     """
     searches = [
         record
@@ -21,7 +21,12 @@ def searched_elsewhere(tasks: Sequence[Comparison], records: Iterable[Record]) -
     ]
     lines = []
     for task in tasks:
-        of_task = [record for record in searches if _name(record.asked) == (task.model, task.dataset)]
+        used = {_rate(run.asked) for method in task.finished for run in method.finished}
+        of_task = [
+            record
+            for record in searches
+            if _name(record.asked) == (task.model, task.dataset) and _rate(record.asked) in used
+        ]
         if not task.finished or not of_task:
             continue
         shown = task.finished[0].finished[0]
@@ -34,6 +39,11 @@ def searched_elsewhere(tasks: Sequence[Comparison], records: Iterable[Record]) -
 
 def _name(asked: Mapping[str, Any]) -> tuple[str, str]:
     return str(asked["model"]["name"]), str(asked["dataset"]["name"])
+
+
+def _rate(asked: Mapping[str, Any]) -> tuple[str, float]:
+    """The method and its rate."""
+    return str(asked["structure"]["name"]), float(asked["optim"]["lr"])
 
 
 def _length(asked: Mapping[str, Any]) -> tuple[Any, ...]:
