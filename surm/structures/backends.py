@@ -156,7 +156,7 @@ def choose(
         backends: those of the structures' adapters.
     """
     work, training = tuple(map(_work, structures)), torch.is_grad_enabled()
-    return _choose(work, _rows(x), dtype, x.device, training, exact, backends)
+    return _choose(work, _rows(x), dtype, x.device.type, training, exact, backends)
 
 
 def updates(
@@ -210,18 +210,18 @@ def _choose(
     structures: tuple[tuple[Work, ...], ...],
     rows: int,
     dtype: torch.dtype,
-    device: torch.device,
+    device: str,
     training: bool,
     exact: bool,
     backends: frozenset[str],
 ) -> Choice:
-    case = rows, dtype, device.type, training
+    case = rows, dtype, device, training
     by_transforms = [_fft_seconds(work, *case) for work in structures]
     by_matrix = [_dense_seconds(work, *case) for work in structures]
     apart = sum(map(min, by_transforms, by_matrix))
     outputs = rows * sum(work[0].m for work in structures)  # which are written and added to the layer's
     fused = sum(_fused_seconds(work, *case) for work in structures)
-    least = fused < apart + 2 * outputs * _costs(dtype, device.type).entry
+    least = fused < apart + 2 * outputs * _costs(dtype, device).entry
     together = exact and "dense" not in backends and (backends == {"fused"} or least)
     ways = tuple(_way(part, rows, dtype, device) for work in structures for part in work)
     on_gpu = all(way != PLAIN for way, _ in ways)
@@ -229,14 +229,21 @@ def _choose(
     return Choice(fft, together, ways)
 
 
-def _way(work: Work, rows: int, dtype: torch.dtype, device: torch.device) -> tuple[str, bool]:
+def _way(work: Work, rows: int, dtype: torch.dtype, device: str) -> tuple[str, bool]:
     """The way of a family, and whether its gradients come from H."""
-    if device.type != "cpu" and available(device):
-        from surm.structures.gpu.ways import way_of
+    few, many, least = _ways_of(work.kernel, work.m, work.n, dtype) if device == "cuda" else (PLAIN, PLAIN, 0)
+    way = many if rows >= least else few
+    return way, way != PLAIN or _gradient(work, rows, dtype, device).outer
 
-        if (way := way_of(work, rows, dtype)) is not None:
-            return way, True
-    return PLAIN, _gradient(work, rows, dtype, device.type).outer
+
+# A constant to torch.compile, which could not follow it into Triton.
+@torch.compiler.assume_constant_result
+def _ways_of(kernel: str, m: int, n: int, dtype: torch.dtype) -> tuple[str, str, int]:
+    if not available(torch.device("cuda")):
+        return PLAIN, PLAIN, 0
+    from surm.structures.gpu.ways import ways_of
+
+    return ways_of(kernel, m, n, dtype)
 
 
 def _fft_seconds(work: tuple[Work, ...], rows: int, dtype: torch.dtype, device: str, training: bool) -> float:

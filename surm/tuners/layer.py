@@ -226,7 +226,7 @@ class SurmWeight(nn.Module, SurmLayer, Merging):
         if choice.fft:
             return None
         x, ways, starts = x.to(dtype), list(choice.ways), [0, *accumulate(self.parts.values())]
-        listed = list[Update]()
+        listed: list[Update] = []
         for name, index, structure in chosen:
             own, ways = ways[: len(structure.summands())], ways[len(structure.summands()) :]
             listed += updates(structure, x, slice(starts[index], starts[index + 1]), self.alpha[name], own)

@@ -1,28 +1,31 @@
-"""The ways of a GPU in which updates act, by its kernels; they take what `way_of` gives them."""
+"""The ways of a GPU in which updates act, by its kernels; they take what `ways_of` gives them."""
 
 import torch
 from torch import Tensor
 
 from surm.structures.gpu import factors, form, transform
-from surm.structures.ways import Group, Parts, Plain, Way
-from surm.structures.work import Work
+from surm.structures.ways import PLAIN, Group, Parts, Plain, Way
 
 TRANSFORMED = 2048  # entries of a row from which a transform beats a product with D; an estimate, not measured
 
 
-def way_of(work: Work, rows: int, dtype: torch.dtype) -> str | None:
-    """The name of the way for a family with so many rows x of a dtype; None: no kernel takes it."""
-    kernel, m, n = work.kernel, work.m, work.n
+def ways_of(kernel: str, m: int, n: int, dtype: torch.dtype) -> tuple[str, str, int]:
+    """The way of m x n matrices of a kernel for few rows x, that for many, and how many rows are many.
+
+    Twice `PLAIN`, where no kernel of a GPU takes such matrices, or rows of the dtype.
+    """
     if dtype not in form.DTYPES:
-        return None
+        return PLAIN, PLAIN, 0
     if kernel == "kronecker":
-        return "factors"
+        return "factors", "factors", 0
     if kernel in form.SINGLE:
-        wide = min(m, n) >= TRANSFORMED and rows >= TRANSFORMED
-        return "transform" if wide and transform.supports(kernel, m, n, dtype) else "form"
+        transformed = min(m, n) >= TRANSFORMED and transform.supports(kernel, m, n, dtype)
+        return "form", "transform" if transformed else "form", TRANSFORMED
     if kernel in form.PAIRS:
-        return "pair" if form.pair_pays(rows, m, n) else "form"
-    return None
+        # By the factors a step takes K rows (3 m + 4 n) operations, by D rows 3 m n and for D itself 4 K m n.
+        K = max(m, n)
+        return "pair", "form", 4 * K * m * n // (K * (3 * m + 4 * n) - 3 * m * n) + 1
+    return PLAIN, PLAIN, 0
 
 
 _PLAIN = Plain()
