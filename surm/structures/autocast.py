@@ -5,14 +5,15 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor
 
-# Of these devices a graph knows it without a call: torch.compile of torch 2.11 breaks at `is_autocast_available`.
-COMPILED = ("cpu", "cuda", "mps", "xpu", "hpu", "xla")
+# These are known without a question, which takes time, and at which torch.compile of torch 2.11 breaks.
+KNOWN = ("cpu", "cuda", "mps", "xpu")
 
 
 def _enabled(x: Tensor) -> bool:
     device = x.device.type
-    known = device in COMPILED if torch.compiler.is_compiling() else torch.amp.is_autocast_available(device)
-    return known and torch.is_autocast_enabled(device)
+    if device not in KNOWN and (torch.compiler.is_compiling() or not torch.amp.is_autocast_available(device)):
+        return False
+    return torch.is_autocast_enabled(device)
 
 
 def autocasts(x: Tensor) -> bool:

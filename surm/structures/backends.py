@@ -173,13 +173,13 @@ def updates(
         x: the input, in the dtype of the products.
         rows: of the layer's weight, to which W is added; None: all of them.
         alpha: the factor.
-        ways: of each family, with whether its gradients come from H; None: the cheapest.
+        ways: of each family, with whether its gradients come from H, and of others behind; None: the cheapest.
     """
     if ways is None:
         ways = choose([structure], x, x.dtype, exact=False, backends=frozenset(("dense",))).ways
     wide, updated = structure.compute_dtype(x.dtype), rows or slice(0, structure.m)
     listed = []
-    for family, (way, outer) in zip(_families(structure), ways, strict=True):
+    for family, (way, outer) in zip(_families(structure), ways, strict=False):
         generators = family.generators(wide)
         # A kernel for a GPU reads them one entry after the other.
         way = way if way == PLAIN or all(tensor.is_contiguous() for tensor in generators) else PLAIN

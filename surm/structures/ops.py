@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
+from torch.nn.functional import linear
 
 from surm.structures.autocast import without_autocast
 from surm.structures.ways import MOST_PARTS, PLAIN, Group, Parts, way
@@ -165,24 +166,20 @@ def _forward(
     tensors: Sequence[Tensor],
     plan: Plan,
 ) -> Tensor:
-    rows, groups = x.reshape(-1, x.shape[-1]), _with_tensors(plan, tensors)
-    # The result is no view, which could not be changed in place afterwards.
-    y = x.new_empty(*x.shape[:-1], plan.m)
-    out = y.view(-1, plan.m)
+    groups = _with_tensors(plan, tensors)
     with without_autocast(x):  # in whose dtype D would be formed
-        if weight is not None:
-            matrix = summed_weight(weight, groups, x.dtype) if plan.together else weight
-            if bias is None:
-                torch.mm(rows, matrix.mT, out=out)
-            else:
-                torch.addmm(bias, rows, matrix.mT, out=out)
-        elif base is not None:
-            y.copy_(base)
+        if weight is not None and plan.together:
+            return linear(x, summed_weight(weight, groups, x.dtype), bias)
         # One group for all rows writes what others would have to add to.
         fresh = weight is None and base is None and len(groups) == 1 and groups[0][0].rows == slice(0, plan.m)
-        if weight is None and base is None and not fresh:
-            y.zero_()
-        for group, parts in groups if not plan.together else ():
+        if weight is not None:
+            y = linear(x, weight, bias)
+        elif base is not None:
+            y = base.clone(memory_format=torch.contiguous_format)
+        else:
+            y = (x.new_empty if fresh else x.new_zeros)((*x.shape[:-1], plan.m))
+        rows, out = x.reshape(-1, x.shape[-1]), y.view(-1, plan.m)
+        for group, parts in groups:
             way(group.way).add(group, parts, rows, out[:, group.rows], fresh)
     return y
 

@@ -228,8 +228,9 @@ class SurmWeight(nn.Module, SurmLayer, Merging):
         x, ways, starts = x.to(dtype), list(choice.ways), [0, *accumulate(self.parts.values())]
         listed: list[Update] = []
         for name, index, structure in chosen:
-            own, ways = ways[: len(structure.summands())], ways[len(structure.summands()) :]
-            listed += updates(structure, x, slice(starts[index], starts[index + 1]), self.alpha[name], own)
+            own = updates(structure, x, slice(starts[index], starts[index + 1]), self.alpha[name], ways)
+            ways = ways[len(own) :]
+            listed += own
         bias = None if weight is None else cast(nn.Linear, self.base_layer).bias
         if weight is not None and weight.dtype != dtype:
             weight, bias = weight.to(dtype), None if bias is None else bias.to(dtype)
