@@ -107,6 +107,30 @@ def parametrized(model):
     )
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(5, 12), (2, 5, 12)])
+@pytest.mark.parametrize("change", [lambda model: None, with_hook], ids=["plain", "hook"])
+def test_the_output_is_one_function_of_autograd_and_may_be_changed_in_place(change, shape, dtype):
+    model = adapt(net().to(dtype), init_weights=False, target_modules=["first"], backend="dense")
+    change(model)
+    layer = model.base_model.model.first
+    x = torch.linspace(-1, 1, ROWS[:10].numel()).to(dtype)[: torch.Size(shape).numel()].reshape(shape)
+    parameters = [p for p in layer.parameters() if p.requires_grad]
+    y = layer(x)
+    assert y.grad_fn.name() == "_LinearBackward"
+    expected = torch.autograd.grad(y.relu().sum(), parameters)
+    torch.testing.assert_close(torch.autograd.grad(layer(x).relu_().sum(), parameters), expected, rtol=0, atol=0)
+
+
+def test_the_output_of_the_base_layer_stays_what_it_is():
+    model = adapt(net(), init_weights=False, target_modules=["first"], backend="dense")
+    layer, kept = model.base_model.model.first, []
+    layer.get_base_layer().register_forward_hook(lambda module, inputs, output: kept.append(output))
+    y = layer(ROWS)
+    assert torch.equal(kept[0], net().first(ROWS))
+    torch.testing.assert_close(y, kept[0] + ROWS @ layer.get_delta_weight("default").mT)
+
+
 def test_a_parametrized_weight_is_added_to():
     model = adapt(net(), init_weights=False, target_modules=["first"], backend="fused")
     layer = model.base_model.model.first
