@@ -237,7 +237,7 @@ def _way(work: Work, rows: int, dtype: torch.dtype, device: str) -> tuple[str, b
 
 
 # A constant to torch.compile, which could not follow it into Triton.
-@torch.compiler.assume_constant_result
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _ways_of(kernel: str, m: int, n: int, dtype: torch.dtype) -> tuple[str, str, int]:
     if not available(torch.device("cuda")):
         return PLAIN, PLAIN, 0

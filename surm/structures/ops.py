@@ -99,8 +99,8 @@ def _read(plan: str) -> Plan:
     m, together, *written = plan.split(";")
     groups = []
     for one in written:
-        start, stop, parts, count, kernel, alpha, outer, name = one.split(":")
-        sizes = (int(start), int(stop), int(parts), int(count))
+        start, stop, parts, generators, kernel, alpha, outer, name = one.split(":")
+        sizes = (int(start), int(stop), int(parts), int(generators))
         groups.append(Group(*sizes, kernel, float(alpha), outer == "True", name))
     return Plan(int(m), together == "True", tuple(groups))
 
@@ -121,8 +121,7 @@ def _grouped(m: int, together: bool, updates: tuple[Facts, ...]) -> Plan:
     """Neighbours of one kind, size and alpha side by side: one product with x for all costs less than one for each."""
     groups: list[Group] = []
     last: tuple[Any, ...] = ()
-    for start, stop, *facts, shapes in updates:
-        kernel, alpha, outer, name = facts
+    for start, stop, kernel, alpha, outer, name, shapes in updates:
         kind = (stop - start, kernel, alpha, outer, name, shapes)
         room = name == PLAIN or not groups or groups[-1].parts < MOST_PARTS
         if groups and kind == last and groups[-1].stop == start and room:
@@ -138,11 +137,12 @@ _remembered = lru_cache(maxsize=4096)(_grouped)  # by all that it depends on, so
 
 def _with_tensors(plan: Plan, tensors: Sequence[Tensor]) -> list[tuple[Group, Parts]]:
     """Each group with the generators of its parts."""
-    found, first = [], 0
+    found: list[tuple[Group, Parts]] = []
+    first = 0
     for group in plan.groups:
-        starts = range(first, first + group.parts * group.count, group.count)
-        found.append((group, [tensors[start : start + group.count] for start in starts]))
-        first += group.parts * group.count
+        starts = range(first, first + group.parts * group.generators, group.generators)
+        found.append((group, [tensors[start : start + group.generators] for start in starts]))
+        first += group.parts * group.generators
     return found
 
 
@@ -236,7 +236,7 @@ class _Linear(torch.autograd.Function):
         _, needs_x, _, needs_bias, needs_base, *needs = ctx.needs_input_grad
         dx, gradients = _gradients(g, x, weight, tensors, ctx.plan, needs_x, any(needs))
         bias, base = _bias_gradient(g) if needs_bias else None, g if needs_base else None
-        return None, dx, None, bias, base, *(gradients or [None] * len(tensors))
+        return None, dx, None, bias, base, *(gradients or (None for _ in tensors))
 
 
 def _operator_forward(

@@ -29,7 +29,7 @@ class Group(NamedTuple):
         start: first row of the layer's weight that they update.
         stop: the one behind their last.
         parts: P.
-        count: number of generators of a part.
+        generators: their number in a part.
         kernel: name of their kernel.
         alpha: their factor.
         outer: whether the gradients of the generators are made from H = g^T x, where a way has the choice.
@@ -39,7 +39,7 @@ class Group(NamedTuple):
     start: int
     stop: int
     parts: int
-    count: int
+    generators: int
     kernel: str
     alpha: float
     outer: bool
@@ -102,7 +102,7 @@ class Plain(Way):
         compute = KERNELS[group.kernel].gradients(group.outer)
         gradients = compute(_side_by_side(tensors), g.view(-1, group.parts, group.m), x)
         if group.alpha != 1:
-            gradients = torch._foreach_mul(gradients, group.alpha)
+            gradients = [group.alpha * gradient for gradient in gradients]
         return [gradient for part in zip(*(of.unbind() for of in gradients), strict=True) for gradient in part]
 
     def _matrices(self, group: Group, tensors: Parts, n: int) -> Tensor:

@@ -231,7 +231,7 @@ class SurmWeight(nn.Module, SurmLayer, Merging):
             own = updates(structure, x, slice(starts[index], starts[index + 1]), self.alpha[name], ways)
             ways = ways[len(own) :]
             listed += own
-        bias = None if weight is None else cast(nn.Linear, self.base_layer).bias
+        bias: Tensor | None = None if weight is None else cast(nn.Linear, self.base_layer).bias
         if weight is not None and weight.dtype != dtype:
             weight, bias = weight.to(dtype), None if bias is None else bias.to(dtype)
         return updated_linear(x, weight, bias, self.rows, listed, together=choice.together, base=base)

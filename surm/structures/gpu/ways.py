@@ -69,14 +69,14 @@ class Transformed(Formed):
 
     def add(self, group: Group, tensors: Parts, x: Tensor, out: Tensor, fresh: bool) -> None:
         into, n = (out.zero_() if fresh else out), x.shape[1]
-        for own, y in zip(tensors, into.split(group.m, dim=1), strict=True):
+        for own, y in zip(tensors, torch.split(into, group.m, dim=1), strict=True):
             transform.convolve(group.kernel, own, x, group.m, n, group.alpha, y)
 
     def backward(
         self, group: Group, tensors: Parts, g: Tensor, x: Tensor, dx: Tensor | None, fresh: bool, needs: bool
     ) -> list[Tensor]:
         into, gradients = (dx.zero_() if dx is not None and fresh else dx), list[Tensor]()
-        for own, part in zip(tensors, g.split(group.m, dim=1), strict=True):
+        for own, part in zip(tensors, torch.split(g, group.m, dim=1), strict=True):
             gradients += transform.backward(group.kernel, own, part, x, group.m, x.shape[1], group.alpha, into)
         return gradients
 
@@ -105,7 +105,7 @@ class Factored(Way):
 
 def _fit(tensors: Parts, x: Tensor) -> bool:
     (terms, m1, n1), (_, m2, n2) = (tensor.shape for tensor in tensors[0])
-    return factors.supports(m1, n1, m2, n2, terms, len(tensors), x.dtype)
+    return bool(factors.supports(m1, n1, m2, n2, terms, len(tensors), x.dtype))
 
 
 def _pairs(tensors: Parts) -> list[tuple[Tensor, Tensor]]:
