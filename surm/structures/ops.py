@@ -8,7 +8,7 @@ that has the size of the tokens, only x is kept between them.
 """
 
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from surm.structures.autocast import without_autocast
-from surm.structures.ways import MOST_PARTS, PLAIN, Group, Parts, way
+from surm.structures.ways import MOST_PARTS, PLAIN, Group, Parts, Plain, Way
 
 NO_SECOND_DERIVATIVES = (
     "surm: second derivatives of a layer with an update are not available this way: give backend='fft', whose products "
@@ -133,6 +133,21 @@ def _grouped(m: int, together: bool, updates: tuple[Facts, ...]) -> Plan:
 
 
 _remembered = lru_cache(maxsize=4096)(_grouped)  # by all that it depends on, so that nothing in it is ever stale
+
+
+_PLAIN = Plain()
+
+
+def way(name: str) -> Way:
+    """A way by its name; those of a GPU are loaded with the first of them, as Triton is not everywhere."""
+    return _PLAIN if name == PLAIN else _of_gpu()[name]
+
+
+@cache
+def _of_gpu() -> dict[str, Way]:
+    from surm.structures.gpu.ways import WAYS
+
+    return WAYS
 
 
 def _with_tensors(plan: Plan, tensors: Sequence[Tensor]) -> list[tuple[Group, Parts]]:

@@ -9,7 +9,6 @@ need Triton, are loaded when the first one is used.
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -114,18 +113,3 @@ def _side_by_side(tensors: Parts) -> list[Tensor]:
     if len(tensors) == 1:
         return [tensor.unsqueeze(0) for tensor in tensors[0]]
     return [torch.stack(same) for same in zip(*tensors, strict=True)]
-
-
-@cache
-def _ways() -> dict[str, Way]:
-    from surm.structures.gpu.ways import WAYS
-
-    return WAYS
-
-
-_PLAIN = Plain()
-
-
-def way(name: str) -> Way:
-    """A way by its name."""
-    return _PLAIN if name == PLAIN else _ways()[name]
