@@ -402,7 +402,7 @@ def _keep(
     tl.store(at + stride, b.to(y.dtype.element_ty), mask=both)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens"])  # one compilation for batches of any size
 def _convolve_kernel(
     x, x_stride, y, y_stride, matrices, twiddles, spectra, tokens, alpha,
     inputs: tl.constexpr, outputs: tl.constexpr,
@@ -437,7 +437,7 @@ def _convolve_kernel(
         _keep(y, y_stride, 2 * pair, tokens, y_a * a_power, y_b * b_power, outputs, q, P, Q, ADD)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens"])  # one compilation for batches of any size
 def _backward_kernel(
     g, g_stride, x, x_stride, dx, dx_stride, matrices, twiddles, spectra, partial, tokens, alpha,
     m: tl.constexpr, n: tl.constexpr,
