@@ -1,6 +1,4 @@
-"""Kernels for a GPU, written in Triton.
-
-Nothing here is loaded before it is used, as Triton does not come with every torch.
+"""Kernels for a GPU, written in Triton, and loaded where they are used alone: not every torch comes with Triton.
 
 The plain ways of `surm.structures.kernels` give the same numbers up to rounding, on every device.
 """
@@ -13,8 +11,9 @@ import torch
 
 
 def available(device: torch.device) -> bool:
-    """Whether these kernels run on tensors of this device: a GPU of CUDA, or any with TRITON_INTERPRET=1."""
-    return _has_triton() and (device.type == "cuda" or os.environ.get("TRITON_INTERPRET") == "1")
+    """Whether these kernels run on tensors of this device: a GPU of NVIDIA, or any with TRITON_INTERPRET=1."""
+    on_gpu = device.type == "cuda" and torch.version.hip is None
+    return _has_triton() and (on_gpu or os.environ.get("TRITON_INTERPRET") == "1")
 
 
 @cache
