@@ -42,6 +42,8 @@ records = $(if $(RECORDS),--records $(RECORDS))
 fraction = $(if $(FRACTION),--fraction $(FRACTION))
 chosen = --scale $(SCALE) $(seeds) $(only) $(set)
 pytest = OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 WANDB_MODE=offline $(PY) -m pytest -n 2
+# The kernels of a GPU, by Triton's interpreter, which must be on before torch loads Triton: in a process of its own.
+kernels = TRITON_INTERPRET=1 $(pytest) tests/structures/gpu
 
 # The profiler that measures peak memory warns of tensors that were there before; nobody here can act on it.
 export TORCH_CPP_LOG_LEVEL ?= ERROR
@@ -93,9 +95,11 @@ dashboard: $(ASSETS) ## save the views of the Weights & Biases project
 
 test: lint ## lint, types and the quick tests
 	@$(pytest) -m "not slow"
+	@$(kernels) -m "not slow"
 
 test-all: lint $(LAUNCHERS) ## the same and the slow tests: full training, several processes, inductor
 	@$(pytest)
+	@$(kernels)
 
 test-oldest: $(ASSETS) ## the quick tests with the oldest peft that pyproject.toml allows
 	@rm -rf build/oldest && $(PY) -m venv --without-pip build/oldest

@@ -104,7 +104,7 @@ def test_a_room_says_what_belongs_there(name):
 @pytest.mark.parametrize(
     ("name", "allowed"),
     [
-        ("surm.structures", {"torch"}),
+        ("surm.structures", {"torch", "triton"}),
         ("surm.tuners", {"torch", "peft", "transformers", "huggingface_hub"}),
     ],
 )
@@ -125,4 +125,17 @@ def test_importing_surm_loads_the_library_alone():
     result = subprocess.run([sys.executable, "-c", command], cwd=ROOT, capture_output=True, text=True, check=True)
     loaded = set(result.stdout.split())
     assert {"torch", "peft", "surm.tuners"} <= loaded
-    assert not {"hydra", "omegaconf", "timm", "datasets", "wandb", "onnx", "matplotlib", "surm.training"} & loaded
+    assert (
+        not {
+            "hydra",
+            "omegaconf",
+            "timm",
+            "datasets",
+            "wandb",
+            "onnx",
+            "matplotlib",
+            "surm.training",
+            "surm.structures.gpu.form",
+        }
+        & loaded
+    )

@@ -1,0 +1,20 @@
+"""Kernels for a GPU, written in Triton, and loaded where they are used alone: not every torch comes with Triton.
+
+The plain ways of `surm.structures.kernels` give the same numbers up to rounding, on every device.
+"""
+
+import os
+from functools import cache
+from importlib.util import find_spec
+
+import torch
+
+
+def available(device: torch.device) -> bool:
+    """Whether these kernels run on tensors of this device: a GPU of CUDA, or any with TRITON_INTERPRET=1."""
+    return _has_triton() and (device.type == "cuda" or os.environ.get("TRITON_INTERPRET") == "1")
+
+
+@cache
+def _has_triton() -> bool:
+    return find_spec("triton") is not None
