@@ -20,6 +20,8 @@ from surm.structures.gpu.parts import MOST_PARTS, chosen, pointers
 LARGEST = 64  # factor, in either direction: a tile of one token and the sums for both gradients stay in registers
 SMALLEST = 16  # side of a matrix that tensor cores multiply; smaller factors are padded
 ENTRIES = 8192  # of a tile of tokens, with its padding
+WARPS, LARGE_WARPS = 4, 8  # of a program, and where one token's matrix has LARGE entries
+LARGE = 4096
 PROGRAMS = 264  # two for each multiprocessor of an H100; fixed, so that sums have the same order on every card
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -112,7 +114,7 @@ def _block(m1: int, n1: int, m2: int, n2: int, dtype: torch.dtype) -> tuple[int,
     """Tokens of a tile and warps of a program."""
     largest = max(_padded(n1) * _padded(n2), _padded(n1) * _padded(m2), _padded(m1) * _padded(m2))
     entries = ENTRIES // 2 if dtype == torch.float32 else ENTRIES
-    return max(1, entries // largest), 8 if largest >= 4096 else 4
+    return max(1, entries // largest), LARGE_WARPS if largest >= LARGE else WARPS
 
 
 def _constants(m1: int, n1: int, m2: int, n2: int, parts: int, block: int, dtype: torch.dtype) -> dict[str, object]:

@@ -35,8 +35,8 @@ PAIRS = {
     "ldr": ("circulant", "skew_circulant"),
 }
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-TILE = (32, 128)  # of D, rows x columns
-STRIP, COLUMNS = 32, 128  # rows of H that one program sums, and how many diagonals
+TILE, WARPS = (32, 128), 4  # of D, rows x columns
+STRIP, COLUMNS, SUM_WARPS = 32, 128, 4  # rows of H that one program sums, and how many diagonals
 SUMMED = 32  # diagonals whose partial sums one program adds up, as many at a time
 
 
@@ -92,6 +92,7 @@ def form(
         PARTS=parts,
         ROWS=rows,
         COLUMNS=columns,
+        num_warps=WARPS,
     )
     return out
 
@@ -134,6 +135,7 @@ def form_pair(kind: str, factors: Factors, m: int, n: int, dtype: torch.dtype) -
         PARTS=parts,
         ROWS=rows,
         COLUMNS=columns,
+        num_warps=WARPS,
     )
     return T1, T2
 
@@ -159,16 +161,22 @@ def diagonal_gradients(
         T1, T2 = pair or form_pair(kind, factors, m, n, H.dtype)
         H = H.view(len(factors), m, n)
         return pair_gradients(kind, factors, torch.bmm(H, T2.mT), torch.bmm(T1.mT, H), m, n, alpha)
-    parts, (first, *_) = len(factors), factors[0]
+    size = factors[0][0].shape[1]
+    partials = _partial_sums(kind, H, (m * H.stride(0), 0), len(factors), 1, m, n, size)
+    return product_rule(factors, partials, alpha)
+
+
+def product_rule(factors: Factors, partials: Tensor, alpha: float) -> list[list[Tensor]]:
+    """alpha times the gradients of all parameters from parts (S, P, size) of that of the generators; one launch."""
+    parts, first = len(factors), factors[0][0]
     size = first.shape[1]
-    partials = _partial_sums(kind, H, (m * H.stride(0), 0), parts, 1, m, n, size)
     gradients = [[torch.empty_like(factor) for factor in part] for part in factors]
     _product_rule[(triton.cdiv(size, SUMMED), parts)](
         partials,
         *pointers(factors),
         *pointers(gradients),
         size,
-        partials.shape[0],
+        len(partials),
         alpha,
         PRODUCT=len(factors[0]) == 2,
         TERMS=first.shape[0],
@@ -223,6 +231,7 @@ def _partial_sums(
         KIND=SINGLE[kind],
         ROWS=STRIP,
         COLUMNS=COLUMNS,
+        num_warps=SUM_WARPS,
     )
     return partials
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy import linalg
 
-from surm.structures.gpu import form
+from surm.structures.gpu import blocks, form
 from tests.structures.gpu import DEVICE
 
 # One rounding of the result. To bfloat16 the interpreter cuts digits off, where a GPU rounds to the nearest.
@@ -125,6 +125,29 @@ def test_gradients_of_all_parameters_are_those_of_differences(kind, size, dtype)
         for gradient, parameter, expected in zip(own, part, gradients_at(kind, part, rows, m, n), strict=True):
             assert gradient.dtype == parameter.dtype
             assert relative_error(gradient, 0.5 * expected) < tolerance
+
+
+@pytest.mark.parametrize(
+    ("kind", "size", "dtype"),
+    [
+        (kind, size, dtype)
+        for kind in form.SINGLE
+        for size in [(9, 13), (70, 7), (5, 80), (66, 130)]
+        for dtype in TOLERANCE
+    ],
+)
+@pytest.mark.sample(6)
+def test_gradients_by_blocks_are_those_of_differences(kind, size, dtype):
+    m, n = size
+    factors, _ = drawn(kind, m, n, terms=2, parts=2, product="circulant" in kind)
+    g, x = torch.randn(150, 2 * m, device=DEVICE).to(dtype), torch.randn(150, n, device=DEVICE).to(dtype)
+    found = blocks.gradients_by_blocks(kind, factors, g, x, m, alpha=0.5)
+    H = (g.double().T @ x.double()).cpu().numpy().reshape(2, m, n)
+    for part, own, rows in zip(factors, found, H, strict=True):
+        for gradient, expected in zip(own, gradients_at(kind, part, rows, m, n), strict=True):
+            assert relative_error(gradient, 0.5 * expected) < 1e-5
+    again = blocks.gradients_by_blocks(kind, factors, g, x, m, alpha=0.5)
+    assert all(torch.equal(*both) for pair in zip(found, again, strict=True) for both in zip(*pair, strict=True))
 
 
 @pytest.mark.parametrize("kind", form.PAIRS)
