@@ -19,10 +19,13 @@ from surm.structures.gpu.parts import MOST_PARTS, chosen, pointers
 
 LARGEST = 64  # factor, in either direction: a tile of one token and the sums for both gradients stay in registers
 SMALLEST = 16  # side of a matrix that tensor cores multiply; smaller factors are padded
-ENTRIES = 8192  # of a tile of tokens, with its padding
-WARPS, LARGE_WARPS = 4, 8  # of a program, and where one token's matrix has LARGE entries
-LARGE = 4096
-PROGRAMS = 264  # two for each multiprocessor of an H100; fixed, so that sums have the same order on every card
+LARGE = 4096  # entries of a token's matrix from which on the second line of each table holds
+
+# Entries of a tile of tokens with its padding, warps, and programs, of which there are never more, whatever the card,
+# so that sums have one order. Larger tiles do not fit the registers: compiled for an H100, the gradients of factors of
+# 32 x 32 spill 0.6 kB with 4096 entries, and nothing with 1024.
+PRODUCT = ((4096, 4, 528), (8192, 8, 264))
+GRADIENTS = ((1024, 2, 792), (4096, 8, 264))
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 Parts = Sequence[tuple[Tensor, Tensor]]
@@ -47,8 +50,8 @@ def kronecker_product(factors: Parts, x: Tensor, alpha: float = 1.0, out: Tensor
     y = x.new_empty(tokens, parts * m1 * m2) if out is None else out
     if tokens == 0:
         return y
-    block, warps = _block(m1, n1, m2, n2, x.dtype)
-    _product[(min(triton.cdiv(tokens, block), PROGRAMS), parts)](
+    block, warps, most = _sizes(PRODUCT, m1, n1, m2, n2, x.dtype)
+    _product[(min(triton.cdiv(tokens, block), most), parts)](
         x,
         y,
         *pointers(factors),
@@ -73,8 +76,8 @@ def kronecker_gradients(
     """
     (m1, n1), (m2, n2) = factors[0][0].shape[-2:], factors[0][1].shape[-2:]
     tokens, parts = len(x), len(factors)
-    block, warps = _block(m1, n1, m2, n2, x.dtype)
-    programs = max(1, min(triton.cdiv(tokens, block), PROGRAMS))
+    block, warps, most = _sizes(GRADIENTS, m1, n1, m2, n2, x.dtype)
+    programs = max(1, min(triton.cdiv(tokens, block), most))
     partials = torch.empty(programs, parts, m1 * n1 + m2 * n2, dtype=torch.float32, device=x.device)
     _gradients[(programs,)](
         x,
@@ -110,11 +113,13 @@ def _padded(side: int) -> int:
     return int(max(SMALLEST, triton.next_power_of_2(side)))
 
 
-def _block(m1: int, n1: int, m2: int, n2: int, dtype: torch.dtype) -> tuple[int, int]:
-    """Tokens of a tile and warps of a program."""
+def _sizes(
+    table: tuple[tuple[int, int, int], ...], m1: int, n1: int, m2: int, n2: int, dtype: torch.dtype
+) -> tuple[int, int, int]:
+    """Tokens of a tile, warps of a program, and most programs."""
     largest = max(_padded(n1) * _padded(n2), _padded(n1) * _padded(m2), _padded(m1) * _padded(m2))
-    entries = ENTRIES // 2 if dtype == torch.float32 else ENTRIES
-    return max(1, entries // largest), LARGE_WARPS if largest >= LARGE else WARPS
+    entries, warps, programs = table[largest >= LARGE]
+    return max(1, entries // (largest * (2 if dtype == torch.float32 else 1))), warps, programs
 
 
 def _constants(m1: int, n1: int, m2: int, n2: int, parts: int, block: int, dtype: torch.dtype) -> dict[str, object]:
@@ -196,7 +201,7 @@ def _gradients(
     PARTS: tl.constexpr, BLOCK: tl.constexpr, PRECISION: tl.constexpr, NEEDS_X: tl.constexpr,
 ):  # fmt: skip
     """With U = A^T G: dX = U B; with Z = X B^T: dA = sum_t G Z^T, dB = sum_t U^T X. One part after the other."""
-    for part in tl.static_range(PARTS):
+    for part in range(PARTS):
         A = tl.trans(_matrix(chosen(a0, a1, a2, a3, part, PARTS), m1, n1, M1, N1, PRECISION))
         B = _matrix(chosen(b0, b1, b2, b3, part, PARTS), m2, n2, M2, N2, PRECISION)
         dA = tl.zeros((M1, N1), tl.float32)
