@@ -13,7 +13,8 @@ from tests.structures.gpu import DEVICE
 SHAPES = [(16, 16, 16, 16), (24, 24, 32, 32), (16, 32, 24, 16), (32, 16, 16, 24), (20, 18, 17, 31)]
 # Of the update alone, before it is rounded to the dtype of y: tf32's 2^-11 for each operand; float32's for float32.
 TOLERANCE = {torch.float32: 3e-6, torch.bfloat16: 1e-3, torch.float16: 1e-3}
-ROUNDING = {torch.float32: 0, torch.bfloat16: 2e-3, torch.float16: 3e-4}
+# To bfloat16 the interpreter cuts digits off, where a GPU rounds to the nearest.
+ROUNDING = {torch.float32: 0, torch.bfloat16: 4e-3 if DEVICE.type == "cpu" else 2e-3, torch.float16: 3e-4}
 
 
 def draw(*shape, dtype=torch.float32):
