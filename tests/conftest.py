@@ -7,8 +7,7 @@ import pytest
 import torch
 
 if not torch.cuda.is_available():
-    # Triton asks for its interpreter when its own functions are defined, which whatever imports it first decides. Not
-    # for longer than that: layers on the CPU take kernels where the interpreter is on.
+    # Triton asks for its interpreter when its own functions are defined, which whatever imports it first decides.
     with pytest.MonkeyPatch.context() as patch, suppress(ImportError):
         patch.setenv("TRITON_INTERPRET", "1")
         import triton.language  # noqa: F401

@@ -132,4 +132,5 @@ def test_importing_surm_loads_the_library_alone():
     result = subprocess.run([sys.executable, "-c", command], cwd=ROOT, capture_output=True, text=True, check=True)
     loaded = set(result.stdout.split())
     assert {"torch", "peft", "surm.tuners"} <= loaded
-    assert not {"hydra", "omegaconf", "timm", "datasets", "wandb", "onnx", "matplotlib", "surm.training"} & loaded
+    other = {"hydra", "omegaconf", "timm", "datasets", "wandb", "onnx", "matplotlib", "surm.training"}
+    assert not (other | {"surm.structures.gpu.form"}) & loaded

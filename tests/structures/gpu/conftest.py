@@ -1,18 +1,34 @@
-"""Kernels for a GPU run on it, or, where there is none, in Triton's interpreter on the CPU."""
+"""Kernels run on a GPU or, where there is none, in Triton's interpreter; nothing is collected where there is no Triton.
+
+The interpreter is asked for when kernels are defined and when they run. Nothing else in the tests defines or runs any.
+"""
+
+from collections.abc import Iterator
+from importlib import import_module
 
 import pytest
-import torch
 
-DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+from tests.structures.gpu import DEVICE, HAS_TRITON
+
+collect_ignore_glob = [] if HAS_TRITON else ["test_*.py"]
 
 
-@pytest.fixture(scope="package")
-def transform():
-    """The file of kernels; Triton asks for its interpreter when a kernel is defined."""
-    pytest.importorskip("triton")
-    with pytest.MonkeyPatch.context() as patch:
-        if DEVICE.type == "cpu":
-            patch.setenv("TRITON_INTERPRET", "1")
-        from surm.structures.gpu import transform
+def interpreting() -> pytest.MonkeyPatch:
+    patch = pytest.MonkeyPatch()
+    if DEVICE.type == "cpu":
+        patch.setenv("TRITON_INTERPRET", "1")
+    return patch
 
-        yield transform
+
+if HAS_TRITON:
+    defining = interpreting()
+    for name in ("factors", "form", "transform"):
+        import_module(f"surm.structures.gpu.{name}")
+    defining.undo()
+
+
+@pytest.fixture(scope="package", autouse=True)
+def _interpreter() -> Iterator[None]:
+    running = interpreting()
+    yield
+    running.undo()

@@ -7,7 +7,8 @@ import torch
 from scipy import linalg
 from torch import Tensor
 
-from tests.structures.gpu.conftest import DEVICE
+from surm.structures.gpu import transform
+from tests.structures.gpu import DEVICE
 
 KINDS = ("circulant", "skew_circulant", "toeplitz", "symmetric_toeplitz")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -86,7 +87,7 @@ CASES = [
 
 
 @pytest.mark.parametrize(("shape", "kind", "dtype"), CASES)
-def test_products_and_gradients(transform, shape, kind, dtype):
+def test_products_and_gradients(shape, kind, dtype):
     m, n = SHAPES[shape]
     case = Case(kind, m, n, dtype)
     assert transform.supports(kind, m, n, dtype)
@@ -101,7 +102,7 @@ def test_products_and_gradients(transform, shape, kind, dtype):
         assert error(found, wanted) < bound(dtype)
 
 
-def test_output_is_added_to_between_its_neighbours_and_transposed(transform):
+def test_output_is_added_to_between_its_neighbours_and_transposed():
     m, n = 96, 256
     case = Case("circulant", m, n, torch.float32, factors=1)
     known = transform.spectrum("circulant", case.factors, m, n)
@@ -114,7 +115,7 @@ def test_output_is_added_to_between_its_neighbours_and_transposed(transform):
     assert error(dx, case.dx) < 1e-5
 
 
-def test_gradients_alone_are_those_of_both_and_repeat_to_the_last_bit(transform):
+def test_gradients_alone_are_those_of_both_and_repeat_to_the_last_bit():
     case = Case("toeplitz", 64, 64, torch.bfloat16, factors=1)
     alone = transform.correlate("toeplitz", case.factors, case.g, case.x, 64, 64, ALPHA)
     dx = torch.zeros_like(case.x)
@@ -123,7 +124,7 @@ def test_gradients_alone_are_those_of_both_and_repeat_to_the_last_bit(transform)
     assert error(alone[0], case.gradients[0]) < 1e-3
 
 
-def test_zero_start_leaves_the_output_and_gives_a_gradient(transform):
+def test_zero_start_leaves_the_output_and_gives_a_gradient():
     case = Case("circulant", 64, 64, torch.bfloat16)
     first, second = torch.zeros_like(case.factors[0]), case.factors[1]
     y = case.g.clone()
@@ -136,7 +137,7 @@ def test_zero_start_leaves_the_output_and_gives_a_gradient(transform):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 @pytest.mark.parametrize("size", [1e-7, 6e4])
-def test_largest_and_smallest_numbers_of_float16(transform, dtype, size):
+def test_largest_and_smallest_numbers_of_float16(dtype, size):
     """A constant token has all of its energy in one frequency, the largest number that a transform can give."""
     x = torch.full((2, 64), size, dtype=dtype, device=DEVICE)
     c = torch.full((1, 64), 1e-3, device=DEVICE)
@@ -145,13 +146,13 @@ def test_largest_and_smallest_numbers_of_float16(transform, dtype, size):
     assert error(y, 64 * 1e-3 * x.double().cpu()) < bound(dtype)
 
 
-def test_no_tokens(transform):
+def test_no_tokens():
     c, none = torch.ones(1, 64, device=DEVICE), torch.ones(0, 64, device=DEVICE)
     assert transform.convolve("circulant", [c], none, 64, 64).shape == (0, 64)
     assert transform.correlate("circulant", [c], none, none, 64, 64)[0].eq(0).all()
 
 
-def test_what_is_not_supported_is_refused_in_one_sentence(transform):
+def test_what_is_not_supported_is_refused_in_one_sentence():
     assert not transform.supports("circulant", 64, 64, torch.float64)
     assert not transform.supports("kronecker", 64, 64, torch.float32)
     assert not transform.supports("circulant", 197, 64, torch.float32)  # a prime

@@ -1,7 +1,5 @@
 """The ways of a GPU give the numbers of dense matrices in float64, here under Triton's interpreter."""
 
-import os
-
 import pytest
 import torch
 from torch import Tensor
@@ -10,8 +8,6 @@ from torch.nn.functional import linear
 from surm.structures import build
 from surm.structures.backends import updates
 from surm.structures.ops import Update, updated_linear
-
-interpreted = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="needs Triton's interpreter")
 
 CASES = [
     ("form", "circulant", {"terms": 2}),
@@ -36,7 +32,6 @@ def by_way(way: str, listed: list[Update]) -> list[Update]:
     return [update._replace(way=way, outer=True) for update in listed]
 
 
-@interpreted
 @pytest.mark.sample(4)
 @pytest.mark.parametrize("beside", ["weight", "output", "nothing"])
 @pytest.mark.parametrize(("way", "structure", "options"), CASES)
