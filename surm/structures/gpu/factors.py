@@ -9,23 +9,44 @@ float32's, so that no scaling is needed; for float32 inputs three such products 
 """
 
 from collections.abc import Sequence
+from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from surm.structures.gpu.parts import MOST_PARTS, chosen, pointers
+from surm.structures.gpu.launch import Launcher, blocks_of
+from surm.structures.gpu.parts import chosen, pointers
+from surm.structures.ways import MOST_PARTS
 
 LARGEST = 64  # factor, in either direction: a tile of one token and the sums for both gradients stay in registers
 SMALLEST = 16  # side of a matrix that tensor cores multiply; smaller factors are padded
 LARGE = 4096  # entries of a token's matrix from which on the second line of each table holds
 
-# Entries of a tile of tokens with its padding, warps, and programs, of which there are never more, whatever the card,
-# so that sums have one order. Larger tiles do not fit the registers: compiled for an H100, the gradients of factors of
-# 32 x 32 spill 0.6 kB with 4096 entries, and nothing with 1024.
-PRODUCT = ((4096, 4, 528), (8192, 8, 264))
-GRADIENTS = ((1024, 2, 792), (4096, 8, 264))
+
+class Tiles(NamedTuple):
+    """Tiles of tokens of a program, and its size.
+
+    Attributes:
+        entries: of a tile with its padding, in half precision; half as many in float32.
+        warps: of a program.
+        programs: never more, whatever the card, so that sums have one order.
+    """
+
+    entries: int
+    warps: int
+    programs: int
+
+
+# By the size of a token's matrix, below `LARGE` and from there on. Larger tiles do not fit the registers: compiled for
+# an H100, the gradients of factors of 32 x 32 spill 0.6 kB with 4096 entries, and nothing with 1024.
+PRODUCT = (Tiles(4096, 4, 528), Tiles(8192, 8, 264))
+GRADIENTS = (Tiles(1024, 2, 792), Tiles(4096, 8, 264))
+WIDE_GRADIENTS = (Tiles(1024, 2, 1056), Tiles(4096, 8, 264))  # of float32
+SUMMED = 32  # entries of the gradients whose partial sums one program adds up, as many at a time
+TILE = (32, 128)  # of A kron B where it is written
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 Parts = Sequence[tuple[Tensor, Tensor]]
@@ -42,27 +63,19 @@ def kronecker_product(factors: Parts, x: Tensor, alpha: float = 1.0, out: Tensor
     """alpha x (A kron B)^T of each part: x (T, n) -> (T, P m) in the dtype of x, added into `out` if that is given.
 
     One launch that reads x once for each part and writes y once. Last strides of x and `out` are 1; A and B are
-    contiguous (m1, n1) and (m2, n2).
+    contiguous (m1, n1) and (m2, n2), or with a first dimension of 1.
     """
-    (m1, n1), (m2, n2) = factors[0][0].shape[-2:], factors[0][1].shape[-2:]
+    constants, m, block, warps, programs = _product_plan(*_sides(factors), len(factors), x.dtype)
     tokens, parts = len(x), len(factors)
-    added = out is not None
-    y = x.new_empty(tokens, parts * m1 * m2) if out is None else out
-    if tokens == 0:
-        return y
-    block, warps, most = _sizes(PRODUCT, m1, n1, m2, n2, x.dtype)
-    _product[(min(triton.cdiv(tokens, block), most), parts)](
-        x,
-        y,
-        *pointers(factors),
-        tokens,
-        x.stride(0),
-        y.stride(0),
-        alpha,
-        **_constants(m1, n1, m2, n2, parts, block, x.dtype),
-        ADDED=added,
-        num_warps=warps,
-    )
+    y = x.new_empty(tokens, parts * m) if out is None else out
+    if tokens:
+        _product(
+            (min(blocks_of(tokens, block), programs), parts, 1),
+            (x, y, *pointers(factors)),
+            (tokens, float(alpha)),
+            (x.stride(0), y.stride(0), *constants, out is not None),
+            num_warps=warps,
+        )
     return y
 
 
@@ -74,68 +87,85 @@ def kronecker_gradients(
     g (T, P m), x (T, n). One launch that reads g and x once and dx once a part, and one that sums what the programs of
     the first leave, in a fixed order.
     """
-    (m1, n1), (m2, n2) = factors[0][0].shape[-2:], factors[0][1].shape[-2:]
-    tokens, parts = len(x), len(factors)
-    block, warps, most = _sizes(GRADIENTS, m1, n1, m2, n2, x.dtype)
-    programs = max(1, min(triton.cdiv(tokens, block), most))
-    partials = torch.empty(programs, parts, m1 * n1 + m2 * n2, dtype=torch.float32, device=x.device)
-    _gradients[(programs,)](
-        x,
-        g,
-        x if dx is None else dx,
-        partials,
-        *pointers(factors),
-        tokens,
-        x.stride(0),
-        g.stride(0),
-        (x if dx is None else dx).stride(0),
-        alpha,
-        **_constants(m1, n1, m2, n2, parts, block, x.dtype),
-        NEEDS_X=dx is not None,
+    constants, sizes, block, warps, programs = _gradients_plan(*_sides(factors), len(factors), x.dtype)
+    tokens, parts, size = len(x), len(factors), sizes[0] + sizes[1]
+    programs = max(1, min(blocks_of(tokens, block), programs))
+    partials = torch.empty(programs, parts, size, dtype=torch.float32, device=x.device)
+    _gradients(
+        (programs, 1, 1),
+        (x, g, dx, partials, *pointers(factors)),
+        (tokens, float(alpha)),
+        (x.stride(0), g.stride(0), 0 if dx is None else dx.stride(0), *constants, dx is not None),
         num_warps=warps,
     )
     gradients = [(torch.empty_like(A), torch.empty_like(B)) for A, B in factors]
-    columns = 32
-    _sum_partials[(triton.cdiv(m1 * n1 + m2 * n2, columns), parts)](
-        partials,
-        *pointers(gradients),
-        m1 * n1,
-        m2 * n2,
-        programs,
-        alpha,
-        PARTS=parts,
-        COLUMNS=columns,
+    _sum_partials(
+        (blocks_of(size, SUMMED), parts, 1),
+        (partials, *pointers(gradients)),
+        (programs, float(alpha)),
+        (*sizes, parts, SUMMED),
+        num_warps=4,
     )
     return gradients
+
+
+def kronecker_form(
+    factors: Parts, alpha: float = 1.0, weight: Tensor | None = None, dtype: torch.dtype = torch.float32
+) -> Tensor:
+    """W + alpha (A kron B), or alpha (A kron B), of each part: (P m, n) in `dtype`, in one launch; W of any strides."""
+    m1, n1, m2, n2 = _sides(factors)
+    m, n, parts = m1 * m2, n1 * n2, len(factors)
+    out = torch.empty(parts * m, n, dtype=dtype, device=factors[0][0].device)
+    weighted = (False, 0, 0) if weight is None else (True, *weight.stride())
+    rows, columns = TILE
+    _form(
+        (blocks_of(n, columns), blocks_of(m, rows), parts),
+        (out, weight, *pointers(factors)),
+        (float(alpha),),
+        (m, n, m2, n1, n2, *weighted, parts, rows, columns),
+        num_warps=4,
+    )
+    return out
+
+
+def _sides(factors: Parts) -> tuple[int, int, int, int]:
+    A, B = factors[0]
+    return *A.shape[-2:], *B.shape[-2:]
 
 
 def _padded(side: int) -> int:
     return int(max(SMALLEST, triton.next_power_of_2(side)))
 
 
-def _sizes(
-    table: tuple[tuple[int, int, int], ...], m1: int, n1: int, m2: int, n2: int, dtype: torch.dtype
-) -> tuple[int, int, int]:
+@lru_cache(maxsize=256)
+def _product_plan(
+    m1: int, n1: int, m2: int, n2: int, parts: int, dtype: torch.dtype
+) -> tuple[tuple[object, ...], int, int, int, int]:
+    """Constants of the kernel, m, tokens of a tile, warps of a program, and most programs."""
+    block, warps, programs = _sizes(PRODUCT, m1, n1, m2, n2, dtype)
+    return _constants(m1, n1, m2, n2, parts, block, dtype), m1 * m2, block, warps, programs
+
+
+@lru_cache(maxsize=256)
+def _gradients_plan(
+    m1: int, n1: int, m2: int, n2: int, parts: int, dtype: torch.dtype
+) -> tuple[tuple[object, ...], tuple[int, int], int, int, int]:
+    """Constants of the kernel, sizes of A and B, tokens of a tile, warps of a program, and most programs."""
+    table = WIDE_GRADIENTS if dtype == torch.float32 else GRADIENTS
+    block, warps, programs = _sizes(table, m1, n1, m2, n2, dtype)
+    return _constants(m1, n1, m2, n2, parts, block, dtype), (m1 * n1, m2 * n2), block, warps, programs
+
+
+def _sizes(table: tuple[Tiles, Tiles], m1: int, n1: int, m2: int, n2: int, dtype: torch.dtype) -> tuple[int, int, int]:
     """Tokens of a tile, warps of a program, and most programs."""
     largest = max(_padded(n1) * _padded(n2), _padded(n1) * _padded(m2), _padded(m1) * _padded(m2))
     entries, warps, programs = table[largest >= LARGE]
     return max(1, entries // (largest * (2 if dtype == torch.float32 else 1))), warps, programs
 
 
-def _constants(m1: int, n1: int, m2: int, n2: int, parts: int, block: int, dtype: torch.dtype) -> dict[str, object]:
-    return {
-        "m1": m1,
-        "n1": n1,
-        "m2": m2,
-        "n2": n2,
-        "M1": _padded(m1),
-        "N1": _padded(n1),
-        "M2": _padded(m2),
-        "N2": _padded(n2),
-        "PARTS": parts,
-        "BLOCK": block,
-        "PRECISION": "tf32x3" if dtype == torch.float32 else "tf32",
-    }
+def _constants(m1: int, n1: int, m2: int, n2: int, parts: int, block: int, dtype: torch.dtype) -> tuple[object, ...]:
+    padded = tuple(map(_padded, (m1, n1, m2, n2)))
+    return (m1, n1, m2, n2, *padded, parts, block, "tf32x3" if dtype == torch.float32 else "tf32")
 
 
 @triton.jit
@@ -168,9 +198,9 @@ def _places(t, tokens, stride, rows, columns, BLOCK: tl.constexpr, ROWS: tl.cons
 # permutation, so that all products are of matrices. The last index often stays where it was read.
 
 
-@triton.jit
-def _product(
-    x, y, a0, a1, a2, a3, b0, b1, b2, b3, tokens, x_row, y_row, alpha,
+@triton.jit(do_not_specialize=["tokens"])
+def _product_kernel(
+    x, y, a0, a1, a2, a3, b0, b1, b2, b3, tokens, alpha, x_row, y_row,
     m1: tl.constexpr, n1: tl.constexpr, m2: tl.constexpr, n2: tl.constexpr,
     M1: tl.constexpr, N1: tl.constexpr, M2: tl.constexpr, N2: tl.constexpr,
     PARTS: tl.constexpr, BLOCK: tl.constexpr, PRECISION: tl.constexpr, ADDED: tl.constexpr,
@@ -193,9 +223,9 @@ def _product(
         tl.store(y + at, Y.to(y.dtype.element_ty), mask=inside)
 
 
-@triton.jit
-def _gradients(
-    x, g, dx, partials, a0, a1, a2, a3, b0, b1, b2, b3, tokens, x_row, g_row, dx_row, alpha,
+@triton.jit(do_not_specialize=["tokens"])
+def _gradients_kernel(
+    x, g, dx, partials, a0, a1, a2, a3, b0, b1, b2, b3, tokens, alpha, x_row, g_row, dx_row,
     m1: tl.constexpr, n1: tl.constexpr, m2: tl.constexpr, n2: tl.constexpr,
     M1: tl.constexpr, N1: tl.constexpr, M2: tl.constexpr, N2: tl.constexpr,
     PARTS: tl.constexpr, BLOCK: tl.constexpr, PRECISION: tl.constexpr, NEEDS_X: tl.constexpr,
@@ -234,9 +264,9 @@ def _gradients(
             tl.debug_barrier()  # the next part adds to what this one has written
 
 
-@triton.jit
-def _sum_partials(
-    partials, da0, da1, da2, da3, db0, db1, db2, db3, size1, size2, programs, alpha,
+@triton.jit(do_not_specialize=["programs"])
+def _sum_kernel(
+    partials, da0, da1, da2, da3, db0, db1, db2, db3, programs, alpha, size1, size2,
     PARTS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     part = tl.program_id(1)
@@ -254,3 +284,25 @@ def _sum_partials(
     db = chosen(db0, db1, db2, db3, part, PARTS)
     tl.store(da + k, total.to(da.dtype.element_ty), mask=k < size1)
     tl.store(db + k - size1, total.to(db.dtype.element_ty), mask=(k >= size1) & (k < size))
+
+
+@triton.jit
+def _form_kernel(
+    out, w, a0, a1, a2, a3, b0, b1, b2, b3, alpha, m, n, m2, n1, n2, WEIGHTED: tl.constexpr, w_row, w_column,
+    PARTS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    part = tl.program_id(2)
+    i = (tl.program_id(1) * ROWS + tl.arange(0, ROWS))[:, None]
+    j = (tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS))[None, :]
+    inside = (i < m) & (j < n)
+    a = tl.load(chosen(a0, a1, a2, a3, part, PARTS) + i // m2 * n1 + j // n2, mask=inside, other=0.0)
+    b = tl.load(chosen(b0, b1, b2, b3, part, PARTS) + i % m2 * n2 + j % n2, mask=inside, other=0.0)
+    D = alpha * (a.to(tl.float32) * b.to(tl.float32))
+    row = (part * m + i).to(tl.int64)
+    if WEIGHTED:
+        D += tl.load(w + row * w_row + j * w_column, mask=inside, other=0.0).to(tl.float32)
+    tl.store(out + row * n + j, D.to(out.dtype.element_ty), mask=inside)
+
+
+_product, _gradients = Launcher(_product_kernel), Launcher(_gradients_kernel)
+_sum_partials, _form = Launcher(_sum_kernel), Launcher(_form_kernel)

@@ -17,13 +17,16 @@ All sums are in float32 and in a fixed order, so that a run repeats digit for di
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from surm.structures.gpu.parts import MOST_PARTS, chosen, pointers
+from surm.structures.gpu.launch import Launcher, blocks_of
+from surm.structures.gpu.parts import chosen, pointers
+from surm.structures.ways import MOST_PARTS
 
 Factors = Sequence[Sequence[Tensor]]
 
@@ -36,7 +39,25 @@ PAIRS = {
 }
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 TILE, WARPS = (32, 128), 4  # of D, rows x columns
-STRIP, COLUMNS, SUM_WARPS = 32, 128, 4  # rows of H that one program sums, and how many diagonals
+
+
+class Sums(NamedTuple):
+    """How a program adds up along diagonals.
+
+    Attributes:
+        strip: rows of H that a program sums; where all are in one strip, it ends with the parameters' gradients.
+        rows: of them at a time.
+        diagonals: neighbours that a program sums along.
+        warps: of a program.
+    """
+
+    strip: int
+    rows: int
+    diagonals: int
+    warps: int
+
+
+LOW, HIGH = Sums(1024, 256, 16, 8), Sums(32, 32, 128, 4)  # for H of at most 1024 rows, and of more
 SUMMED = 32  # diagonals whose partial sums one program adds up, as many at a time
 
 
@@ -73,25 +94,13 @@ def form(
         return _sum_of_products(T1, T2, alpha, weight, dtype)
     parts, first = len(factors), factors[0][0]
     out = torch.empty(parts * m, n, dtype=dtype, device=first.device)
-    w = out if weight is None else weight
     rows, columns = TILE
-    _form[(triton.cdiv(n, columns), triton.cdiv(m, rows), parts)](
-        out,
-        w,
-        *pointers(factors),
-        m,
-        n,
-        first.shape[1],
-        w.stride(0),
-        w.stride(1),
-        alpha,
-        KIND=SINGLE[kind],
-        PRODUCT=len(factors[0]) == 2,
-        WEIGHTED=weight is not None,
-        TERMS=first.shape[0],
-        PARTS=parts,
-        ROWS=rows,
-        COLUMNS=columns,
+    weighted = (False, 0, 0) if weight is None else (True, *weight.stride())
+    _form(
+        (blocks_of(n, columns), blocks_of(m, rows), parts),
+        (out, weight, *pointers(factors)),
+        (float(alpha),),
+        (m, n, *first.shape, *weighted, SINGLE[kind], len(factors[0]) == 2, parts, rows, columns),
         num_warps=WARPS,
     )
     return out
@@ -118,23 +127,16 @@ def form_pair(kind: str, factors: Factors, m: int, n: int, dtype: torch.dtype) -
     T1 = torch.empty(parts, m, terms * K, dtype=dtype, device=first.device)
     T2 = torch.empty(parts, terms * K, n, dtype=dtype, device=first.device)
     rows, columns = TILE
-    tiles = max(triton.cdiv(m, rows) * triton.cdiv(K, columns), triton.cdiv(K, rows) * triton.cdiv(n, columns))
+    tiles = max(
+        blocks_of(m, rows) * blocks_of(K, columns),
+        blocks_of(K, rows) * blocks_of(n, columns),
+    )
     one, two = PAIRS[kind]
-    _form_pair[(tiles, 2, parts * terms)](
-        T1,
-        T2,
-        *pointers(factors),
-        m,
-        n,
-        K,
-        first.shape[1],
-        second.shape[1],
-        KIND1=SINGLE[one],
-        KIND2=SINGLE[two],
-        TERMS=terms,
-        PARTS=parts,
-        ROWS=rows,
-        COLUMNS=columns,
+    _form_pair(
+        (tiles, 2, parts * terms),
+        (T1, T2, *pointers(factors)),
+        (),
+        (m, n, K, first.shape[1], second.shape[1], SINGLE[one], SINGLE[two], terms, parts, rows, columns),
         num_warps=WARPS,
     )
     return T1, T2
@@ -151,141 +153,68 @@ def diagonal_gradients(
 ) -> list[list[Tensor]]:
     """alpha times the gradients of all parameters, part by part, in their dtype: the adjoint of `form` at H (P m, n).
 
-    Two launches; for pairs four and two products of 2 r K P m n operations each.
+    One launch, or two for many rows; for pairs twice as many and two products of 2 r K P m n operations each.
 
     Args:
         H: g^T x, in any dtype of `DTYPES`; its last stride is 1.
         pair: what `form_pair` gives in the dtype of H, if it is there already.
     """
-    if kind in PAIRS:
-        T1, T2 = pair or form_pair(kind, factors, m, n, H.dtype)
-        H = H.view(len(factors), m, n)
-        return pair_gradients(kind, factors, torch.bmm(H, T2.mT), torch.bmm(T1.mT, H), m, n, alpha)
-    size = factors[0][0].shape[1]
-    partials = _partial_sums(kind, H, (m * H.stride(0), 0), len(factors), 1, m, n, size)
-    return product_rule(factors, partials, alpha)
-
-
-def product_rule(factors: Factors, partials: Tensor, alpha: float) -> list[list[Tensor]]:
-    """alpha times the gradients of all parameters from parts (S, P, size) of that of the generators; one launch."""
-    parts, first = len(factors), factors[0][0]
-    size = first.shape[1]
     gradients = [[torch.empty_like(factor) for factor in part] for part in factors]
-    _product_rule[(triton.cdiv(size, SUMMED), parts)](
-        partials,
-        *pointers(factors),
-        *pointers(gradients),
-        size,
-        len(partials),
-        alpha,
-        PRODUCT=len(factors[0]) == 2,
-        TERMS=first.shape[0],
-        PARTS=parts,
-        COLUMNS=SUMMED,
-    )
+    if kind not in PAIRS:
+        _sums(kind, factors, gradients, H, (m * H.stride(0), 0), 1, m, n, len(factors[0]) == 2, alpha)
+        return gradients
+    T1, T2 = pair or form_pair(kind, factors, m, n, H.dtype)
+    (one, two), K, terms, H = PAIRS[kind], max(m, n), factors[0][0].shape[0], H.view(len(factors), m, n)
+    H1, H2 = torch.bmm(H, T2.mT), torch.bmm(T1.mT, H)
+    firsts, seconds = ([part[:1] for part in gradients], [part[1:] for part in gradients])
+    _sums(one, None, firsts, H1[0], (H1.stride(0), K), terms, m, K, False, alpha)
+    _sums(two, None, seconds, H2[0], (H2.stride(0), K * n), terms, K, n, False, alpha)
     return gradients
 
 
-def pair_gradients(
-    kind: str, factors: Factors, H1: Tensor, H2: Tensor, m: int, n: int, alpha: float
-) -> list[list[Tensor]]:
-    """alpha times the gradients of a pair's parameters from those of T1, H1 (P, m, r K), and T2, H2 (P, r K, n)."""
-    (one, two), (first, second) = PAIRS[kind], factors[0]
-    parts, terms, K = len(factors), first.shape[0], max(m, n)
-    strides1, strides2 = (H1.stride(0), K), (H2.stride(0), K * n)
-    sums1 = _partial_sums(one, H1[0], strides1, parts, terms, m, K, first.shape[1])
-    sums2 = _partial_sums(two, H2[0], strides2, parts, terms, K, n, second.shape[1])
-    gradients = [[torch.empty_like(factor) for factor in part] for part in factors]
-    largest = max(first.shape[1], second.shape[1])
-    _sum_partials[(triton.cdiv(largest, SUMMED), 2, parts * terms)](
-        sums1,
-        sums2,
-        *pointers(gradients),
-        first.shape[1],
-        second.shape[1],
-        sums1.shape[0],
-        sums2.shape[0],
-        alpha,
-        TERMS=terms,
-        PARTS=parts,
-        COLUMNS=SUMMED,
+def _sums(
+    kind: str,
+    factors: Factors | None,
+    gradients: Factors,
+    H: Tensor,
+    strides: tuple[int, int],
+    matrices: int,
+    m: int,
+    n: int,
+    product: bool,
+    alpha: float,
+) -> None:
+    """Write the gradients of the parameters from sums along the diagonals of H.
+
+    Args:
+        factors: the parameters, where the generator is a sum of products of two.
+        gradients: of each part, one for each parameter.
+        strides: from the H of a part to that of the next one, and from the H of a term to that of the next one.
+        matrices: number of terms that have an H of their own; with one H for all of them it is 1.
+    """
+    parts, (terms, size) = len(gradients), gradients[0][0].shape
+    how = LOW if m <= LOW.strip else HIGH
+    strips, groups = blocks_of(m, how.strip), parts * matrices
+    partials = None
+    if strips > 1:
+        partials = torch.empty(strips, groups, size, dtype=torch.float32, device=H.device)
+    own, of = pointers(factors if product and factors else gradients), pointers(gradients)
+    shared = terms // matrices  # terms that have one H
+    _diagonal_sums(
+        (blocks_of(size, how.diagonals), strips, groups),
+        (H, partials, *own, *of),
+        (float(alpha),),
+        (m, n, size, H.stride(0), *strides, matrices, SINGLE[kind], product, shared, parts, strips == 1, *how[:3]),
+        num_warps=how.warps,
     )
-    return gradients
-
-
-def _partial_sums(
-    kind: str, H: Tensor, strides: tuple[int, int], parts: int, terms: int, m: int, n: int, size: int
-) -> Tensor:
-    """For strips of rows of each H of a part and a term, the sums for each entry of the generator, in float32."""
-    strips = triton.cdiv(m, STRIP)
-    partials = torch.empty(strips, parts * terms, size, dtype=torch.float32, device=H.device)
-    _diagonal_sums[(triton.cdiv(size, COLUMNS), strips, parts * terms)](
-        H,
-        partials,
-        m,
-        n,
-        size,
-        H.stride(0),
-        *strides,
-        terms,
-        KIND=SINGLE[kind],
-        ROWS=STRIP,
-        COLUMNS=COLUMNS,
-        num_warps=SUM_WARPS,
-    )
-    return partials
-
-
-def pair_forward(
-    kind: str, factors: Factors, x: Tensor, m: int, alpha: float = 1.0, out: Tensor | None = None
-) -> Tensor:
-    """alpha x D^T of a pair by its two factors, without D: x (T, n) -> (T, P m), added into `out` if that is given.
-
-    One launch and P + 1 products of 2 r K T operations an entry of a row; `pair_pays` says when D is the cheaper way.
-    """
-    T1, T2 = form_pair(kind, factors, m, x.shape[1], x.dtype)
-    z = x @ T2.flatten(0, 1).mT
-    if out is None:
-        out, beta = x.new_empty(len(x), len(factors) * m), 0
-    else:
-        beta = 1
-    for part, z_part, own in zip(T1, z.chunk(len(factors), dim=1), out.split(m, dim=1), strict=True):
-        own.addmm_(z_part, part.mT, beta=beta, alpha=alpha)
-    return out
-
-
-def pair_backward(
-    kind: str, factors: Factors, g: Tensor, x: Tensor, m: int, alpha: float = 1.0, dx: Tensor | None = None
-) -> list[list[Tensor]]:
-    """The adjoint of `pair_forward`: the gradients of the parameters; alpha g D is added into dx (T, n), if given.
-
-    z = x T2^T is computed again, so that nothing of the size of the tokens is kept.
-    """
-    parts, n = len(factors), x.shape[1]
-    T1, T2 = form_pair(kind, factors, m, n, x.dtype)
-    stacked = T2.flatten(0, 1)
-    z, dz = x @ stacked.mT, x.new_empty(len(x), len(stacked))
-    H1 = torch.empty_like(T1)
-    width = T1.shape[-1]
-    for part in range(parts):
-        own, columns = g[:, part * m : part * m + m], slice(part * width, part * width + width)
-        torch.mm(own, T1[part], out=dz[:, columns])
-        torch.mm(own.mT, z[:, columns], out=H1[part])
-    if dx is not None:
-        dx.addmm_(dz, stacked, alpha=alpha)
-    return pair_gradients(kind, factors, H1, (dz.mT @ x).view(T2.shape), m, n, alpha)
-
-
-def pair_pays(rows: int, m: int, n: int, terms: int = 1) -> bool:
-    """Whether a training step by the two factors takes fewer operations than one by D.
-
-    In units of 2 r K: by the factors 2 products with `rows` tokens and 5 in the backward pass; by D as many as a dense
-    matrix, and D itself twice, and its two gradients.
-    """
-    K = max(m, n)
-    by_factors = rows * terms * K * (3 * m + 4 * n)
-    by_matrix = 3 * rows * m * n + 4 * terms * K * m * n
-    return by_factors < by_matrix
+    if partials is not None:
+        _product_rule(
+            (blocks_of(size, SUMMED), groups, 1),
+            (partials, *own, *of),
+            (float(alpha),),
+            (size, strips, matrices, product, shared, parts, SUMMED),
+            num_warps=4,
+        )
 
 
 @triton.jit
@@ -317,10 +246,9 @@ def _entries(first, second, d, inside, n, size, KIND: tl.constexpr, PRODUCT: tl.
 
 
 @triton.jit
-def _form(
-    out, w, a0, a1, a2, a3, b0, b1, b2, b3, m, n, size, w_row, w_column, alpha,
-    KIND: tl.constexpr, PRODUCT: tl.constexpr, WEIGHTED: tl.constexpr, TERMS: tl.constexpr, PARTS: tl.constexpr,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+def _form_kernel(
+    out, w, a0, a1, a2, a3, b0, b1, b2, b3, alpha, m, n, TERMS: tl.constexpr, size, WEIGHTED: tl.constexpr, w_row,
+    w_column, KIND: tl.constexpr, PRODUCT: tl.constexpr, PARTS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     """One tile of W + alpha D. Neighbours in a row read neighbours in the generator: the cache has them."""
     part = tl.program_id(2)
@@ -337,7 +265,7 @@ def _form(
 
 
 @triton.jit
-def _form_pair(
+def _form_pair_kernel(
     T1, T2, a0, a1, a2, a3, b0, b1, b2, b3, m, n, K, size1, size2,
     KIND1: tl.constexpr, KIND2: tl.constexpr, TERMS: tl.constexpr, PARTS: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr,
@@ -367,63 +295,75 @@ def _write_tile(
 
 
 @triton.jit
-def _diagonal_sums(
-    H, partials, m, n, size, row, part_stride, term_stride, terms,
-    KIND: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+def _sums_kernel(
+    H, partials, a0, a1, a2, a3, b0, b1, b2, b3, da0, da1, da2, da3, db0, db1, db2, db3, alpha,
+    m, n, size, stride, part_stride, term_stride, matrices,
+    KIND: tl.constexpr, PRODUCT: tl.constexpr, TERMS: tl.constexpr, PARTS: tl.constexpr, WHOLE: tl.constexpr,
+    STRIP: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     """For a strip of rows and a few entries k of the generator: the sum over the entries of H that k stands at.
 
     Row i is read from j = i - k on, so that diagonals are columns of the tile and loads of a row are neighbours.
     """
     strip, which = tl.program_id(1), tl.program_id(2)
-    H += (which // terms).to(tl.int64) * part_stride + (which % terms).to(tl.int64) * term_stride
+    part, term = which // matrices, which % matrices
+    H += part.to(tl.int64) * part_stride + term.to(tl.int64) * term_stride
     k = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
-    i = (strip * ROWS + tl.arange(0, ROWS))[:, None]
-    start = H + i.to(tl.int64) * row
-    known = (i < m) & (k < size)[None, :]
-    if KIND == TOEPLITZ:
-        j = i - k[None, :] + n - 1
-        tile = tl.load(start + j, mask=known & (j >= 0) & (j < n), other=0.0).to(tl.float32)
-    elif KIND == SYMMETRIC:
-        below, above = i - k[None, :], i + k[None, :]
-        tile = tl.load(start + below, mask=known & (below >= 0) & (below < n), other=0.0).to(tl.float32)
-        tile += tl.load(start + above, mask=known & (above < n) & (k > 0)[None, :], other=0.0).to(tl.float32)
+    total = tl.zeros((COLUMNS,), tl.float32)
+    for first in range(strip * STRIP, tl.minimum(m, strip * STRIP + STRIP), ROWS):
+        i = (first + tl.arange(0, ROWS))[:, None]
+        start = H + i.to(tl.int64) * stride
+        known = (i < m) & (k < size)[None, :]
+        if KIND == TOEPLITZ:
+            j = i - k[None, :] + n - 1
+            tile = tl.load(start + j, mask=known & (j >= 0) & (j < n), other=0.0).to(tl.float32)
+        elif KIND == SYMMETRIC:
+            below, above = i - k[None, :], i + k[None, :]
+            tile = tl.load(start + below, mask=known & (below >= 0) & (below < n), other=0.0).to(tl.float32)
+            tile += tl.load(start + above, mask=known & (above < n) & (k > 0)[None, :], other=0.0).to(tl.float32)
+        else:
+            d = i - k[None, :]
+            j = tl.where(d < 0, d + size, d)
+            tile = tl.load(start + j, mask=known & (j < n), other=0.0).to(tl.float32)
+            if KIND == SKEW_CIRCULANT:
+                tile = tl.where(d < 0, -tile, tile)
+        total += tl.sum(tile, axis=0)
+    if WHOLE:
+        _spread(
+            alpha * total, k, size, term, chosen(a0, a1, a2, a3, part, PARTS), chosen(b0, b1, b2, b3, part, PARTS),
+            chosen(da0, da1, da2, da3, part, PARTS), chosen(db0, db1, db2, db3, part, PARTS), PRODUCT, TERMS,
+        )  # fmt: skip
     else:
-        d = i - k[None, :]
-        j = tl.where(d < 0, d + size, d)
-        tile = tl.load(start + j, mask=known & (j < n), other=0.0).to(tl.float32)
-        if KIND == SKEW_CIRCULANT:
-            tile = tl.where(d < 0, -tile, tile)
-    at = (strip * tl.num_programs(2) + which).to(tl.int64) * size + k
-    tl.store(partials + at, tl.sum(tile, axis=0), mask=k < size)
+        at = (strip * tl.num_programs(2) + which).to(tl.int64) * size + k
+        tl.store(partials + at, total, mask=k < size)
 
 
 @triton.jit
-def _total(partials, which, count, strips, size, k, COLUMNS: tl.constexpr):
+def _ends_kernel(
+    partials, a0, a1, a2, a3, b0, b1, b2, b3, da0, da1, da2, da3, db0, db1, db2, db3, alpha, size, strips, matrices,
+    PRODUCT: tl.constexpr, TERMS: tl.constexpr, PARTS: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
     """The sum over strips, many at a time, as one after the other would wait for the memory each time."""
+    which = tl.program_id(1)
+    part, term = which // matrices, which % matrices
+    k = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
     total = tl.zeros((COLUMNS,), tl.float32)
     for start in range(0, strips, COLUMNS):
         strip = (start + tl.arange(0, COLUMNS))[:, None]
         inside = (strip < strips) & (k < size)[None, :]
-        total += tl.sum(tl.load(partials + (strip * count + which) * size + k[None, :], mask=inside, other=0.0), axis=0)
-    return total
+        at = partials + (strip * tl.num_programs(1) + which).to(tl.int64) * size + k[None, :]
+        total += tl.sum(tl.load(at, mask=inside, other=0.0), axis=0)
+    _spread(
+        alpha * total, k, size, term, chosen(a0, a1, a2, a3, part, PARTS), chosen(b0, b1, b2, b3, part, PARTS),
+        chosen(da0, da1, da2, da3, part, PARTS), chosen(db0, db1, db2, db3, part, PARTS), PRODUCT, TERMS,
+    )  # fmt: skip
 
 
 @triton.jit
-def _product_rule(
-    partials, a0, a1, a2, a3, b0, b1, b2, b3, da0, da1, da2, da3, db0, db1, db2, db3, size, strips, alpha,
-    PRODUCT: tl.constexpr, TERMS: tl.constexpr, PARTS: tl.constexpr, COLUMNS: tl.constexpr,
-):  # fmt: skip
-    """Gradients of c = sum_t a_t b_t, or of each c_t where there is no b, from that of the generator."""
-    part = tl.program_id(1)
-    k = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
-    total = alpha * _total(partials, part, PARTS, strips, size, k, COLUMNS)
-    da = chosen(da0, da1, da2, da3, part, PARTS)
-    if PRODUCT:
-        a, b = chosen(a0, a1, a2, a3, part, PARTS), chosen(b0, b1, b2, b3, part, PARTS)
-        db = chosen(db0, db1, db2, db3, part, PARTS)
-    for term in range(TERMS):
-        at = term * size + k
+def _spread(total, k, size, term, a, b, da, db, PRODUCT: tl.constexpr, TERMS: tl.constexpr):
+    """The gradients of c = sum_t a_t b_t, or of each c_t where there is no b, for `TERMS` terms from `term` on."""
+    for other in tl.static_range(TERMS):
+        at = (term + other) * size + k
         if PRODUCT:
             first = total * tl.load(b + at, mask=k < size, other=0.0).to(tl.float32)
             second = total * tl.load(a + at, mask=k < size, other=0.0).to(tl.float32)
@@ -433,20 +373,5 @@ def _product_rule(
             tl.store(da + at, total.to(da.dtype.element_ty), mask=k < size)
 
 
-@triton.jit
-def _sum_partials(
-    sums1, sums2, da0, da1, da2, da3, db0, db1, db2, db3, size1, size2, strips1, strips2, alpha,
-    TERMS: tl.constexpr, PARTS: tl.constexpr, COLUMNS: tl.constexpr,
-):  # fmt: skip
-    """Gradients of a pair's two parameters."""
-    which = tl.program_id(2)
-    part, term = which // TERMS, which % TERMS
-    k = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
-    if tl.program_id(1) == 0:
-        own = chosen(da0, da1, da2, da3, part, PARTS) + term * size1 + k
-        total = alpha * _total(sums1, which, PARTS * TERMS, strips1, size1, k, COLUMNS)
-        tl.store(own, total.to(own.dtype.element_ty), mask=k < size1)
-    else:
-        own = chosen(db0, db1, db2, db3, part, PARTS) + term * size2 + k
-        total = alpha * _total(sums2, which, PARTS * TERMS, strips2, size2, k, COLUMNS)
-        tl.store(own, total.to(own.dtype.element_ty), mask=k < size2)
+_form, _form_pair = Launcher(_form_kernel), Launcher(_form_pair_kernel)
+_diagonal_sums, _product_rule = Launcher(_sums_kernel), Launcher(_ends_kernel)

@@ -6,13 +6,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-MOST_PARTS = 4
+from surm.structures.ways import MOST_PARTS
+
+_MISSING = [(None,) * missing for missing in range(MOST_PARTS)]
 
 
-def pointers(parts: Sequence[Sequence[Tensor]]) -> list[Tensor]:
-    """The first parameter of each of MOST_PARTS parts, then the last of each; those behind the parts are never read."""
-    filled = [*parts, *[parts[0]] * (MOST_PARTS - len(parts))]
-    return [part[0] for part in filled] + [part[-1] for part in filled]
+def pointers(parts: Sequence[Sequence[Tensor]]) -> list[Tensor | None]:
+    """The first parameter of each of MOST_PARTS parts, then the last of each; None behind the parts."""
+    missing = _MISSING[MOST_PARTS - len(parts)]
+    return [*(part[0] for part in parts), *missing, *(part[-1] for part in parts), *missing]
 
 
 @triton.jit

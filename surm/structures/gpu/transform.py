@@ -29,6 +29,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from surm.structures.gpu.launch import Launcher
+
 KINDS = ("circulant", "skew_circulant", "toeplitz", "symmetric_toeplitz")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 LARGEST_TILE = 64 * 64  # of which a program holds three, complex, in registers
@@ -64,10 +66,62 @@ def supports(kind: str, m: int, n: int, dtype: torch.dtype) -> bool:
     return kind in KINDS and dtype in DTYPES and min(m, n) > 0 and plan(max(m, n)) is not None
 
 
-def launch(P: int) -> Launch:
-    """By size alone, so that a run repeats on one card to the last bit."""
+def launch(P: int, split: bool) -> Launch:
+    """By size alone, so that a run repeats on one card to the last bit; of those tried on an H100 the fastest."""
     # A warp for 16 rows: Triton gives all warps of chained products to rows, and more would repeat each other's work.
-    return Launch(warps=P // 16, programs=max(1, 128 // P))
+    return Launch(warps=P // 16, programs=max(1, 128 // P), stages=2 if P == 32 and not split else 1)
+
+
+class Prepared(NamedTuple):
+    """What products by matrices of one kind and size need besides their factors and tokens.
+
+    Attributes:
+        sizes: m, n, and the plan's numbers, which the kernels are compiled for.
+        matrices: of the transform.
+        twiddles: float32, for spectra.
+        token_twiddles: those for tokens.
+        parts: matrices that D is the sum of: circulant ones and skew-circulant ones.
+        spectrum: entries of the spectrum of a part, and of its sum of gradients.
+        launch: of the kernels that see tokens.
+        most: programs that they have at most.
+        split: whether tokens are the sum of two float16 numbers.
+    """
+
+    sizes: tuple[int, ...]
+    matrices: Tensor
+    twiddles: Tensor
+    token_twiddles: Tensor
+    parts: int
+    spectrum: int
+    launch: Launch
+    most: int
+    split: bool
+
+
+@lru_cache(maxsize=256)
+def prepare(
+    kind: str, m: int, n: int, shapes: tuple[torch.Size, ...], dtype: torch.dtype, device: torch.device
+) -> Prepared:
+    """The tables and constants for factors of these shapes and tokens of this dtype; made once.
+
+    Raises:
+        ValueError: `supports` says no, or a factor has another size.
+    """
+    chosen = plan(max(m, n)) if min(m, n) > 0 else None
+    if kind not in KINDS or chosen is None:
+        raise ValueError(f"no kernel for {kind} matrices of {m} x {n}: ask `supports` first.")
+    size = m + n - 1 if kind == "toeplitz" else max(m, n)
+    if len(shapes) not in (1, 2) or any(len(shape) != 2 or shape != (shapes[0][0], size) for shape in shapes):
+        listed = [tuple(shape) for shape in shapes]
+        raise ValueError(f"a {kind} matrix of {m} x {n} has one or two factors of (terms, {size}), given {listed}.")
+    shifts, split = _shifts(kind), dtype == torch.float32
+    matrices, twiddles = _tables(chosen, shifts, device)
+    # Of half-precision tokens they are float16, which spares registers: a gradient's error is 3.8e-4, not 3.3e-4.
+    token_twiddles = twiddles if split else twiddles.half()
+    how = launch(chosen.P, split)
+    most = how.programs * _multiprocessors(device)
+    area = 2 * chosen.P * chosen.Q
+    return Prepared((m, n, *chosen), matrices, twiddles, token_twiddles, len(shifts), area, how, most, split)
 
 
 def spectrum(kind: str, factors: Sequence[Tensor], m: int, n: int) -> Tensor:
@@ -77,21 +131,12 @@ def spectrum(kind: str, factors: Sequence[Tensor], m: int, n: int) -> Tensor:
         factors: one tensor (terms, size), whose sum over the terms is the generator, or two, whose products are summed.
             The generator is the first column (K,) of a circulant or skew-circulant matrix, the diagonals (m + n - 1,)
             of a Toeplitz matrix, from the upper right to the lower left corner, or the first column (K,) of a symmetric
-            Toeplitz matrix.
+            Toeplitz matrix. Contiguous.
 
     Raises:
         ValueError: `supports` says no, or a factor has another size.
     """
-    chosen = _checked(kind, factors, m, n)
-    parts, device = len(_shifts(kind)), factors[0].device
-    matrices, twiddles = _tables(chosen, _shifts(kind), device)
-    result = torch.empty(parts, 2 * chosen.P * chosen.Q + 1, device=device)
-    first, second = (factors[0].contiguous(), factors[-1].contiguous())
-    _spectrum_kernel[(parts,)](
-        first, second, result, matrices, twiddles, m, n, *chosen, KIND=kind, TERMS=len(first), FACTORS=len(factors),
-        num_warps=4,
-    )  # fmt: skip
-    return result
+    return _spectrum(kind, factors, _prepared(kind, factors, m, n, factors[0]))
 
 
 def convolve(
@@ -114,21 +159,25 @@ def convolve(
     Raises:
         ValueError: a shape, size or dtype that does not fit.
     """
-    chosen = _checked(kind, factors, m, n)
+    how = _prepared(kind, factors, m, n, x)
     inputs, outputs = (m, n) if transpose else (n, m)
-    _check_tokens("x", x, inputs, len(x))
-    y = torch.empty(len(x), outputs, device=x.device, dtype=x.dtype) if out is None else out
-    _check_tokens("out", y, outputs, len(x))
-    if not len(x):
-        return y
-    spectra = spectrum(kind, factors, m, n) if known is None else known
-    matrices, twiddles = _tables(chosen, _shifts(kind), x.device, _twiddles(x))
-    how = launch(chosen.P)
-    _convolve_kernel[(_programs(len(x), how, x.device),)](
-        x, x.stride(0), y, y.stride(0), matrices, twiddles, spectra, len(x), alpha, inputs, outputs, *chosen,
-        PARTS=len(_shifts(kind)), TRANSPOSE=transpose, ADD=out is not None, SPLIT=x.dtype == torch.float32,
-        STAGES=how.stages, num_warps=how.warps,
-    )  # fmt: skip
+    tokens = len(x)
+    _check_tokens("x", x, inputs, tokens)
+    y = torch.empty(tokens, outputs, device=x.device, dtype=x.dtype) if out is None else out
+    if out is not None:
+        _check_tokens("out", out, outputs, tokens)
+    if tokens:
+        spectra = _spectrum(kind, factors, how) if known is None else known
+        _convolve(
+            (min((tokens + 1) // 2, how.most), 1, 1),
+            (x, y, how.matrices, how.token_twiddles, spectra),
+            (tokens, float(alpha)),
+            (
+                *(x.stride(0), y.stride(0), inputs, outputs, *how.sizes[2:]),
+                *(how.parts, transpose, out is not None, how.split, how.launch.stages),
+            ),
+            num_warps=how.launch.warps,
+        )
     return y
 
 
@@ -154,31 +203,35 @@ def backward(
     Raises:
         ValueError: a shape, size or dtype that does not fit.
     """
-    chosen, shifts = _checked(kind, factors, m, n), _shifts(kind)
-    _check_tokens("x", x, n, len(g))
-    _check_tokens("g", g, m, len(g))
+    how, tokens = _prepared(kind, factors, m, n, x), len(g)
+    _check_tokens("x", x, n, tokens)
+    _check_tokens("g", g, m, tokens)
     if dx is not None:
-        _check_tokens("dx", dx, n, len(g))
-    if not len(g):
+        _check_tokens("dx", dx, n, tokens)
+    if not tokens:
         return [torch.zeros_like(factor) for factor in factors]
-    matrices, twiddles = _tables(chosen, shifts, x.device, _twiddles(x))
-    # Without dx no spectrum is read, and any tensor stands in its place.
-    spectra = known if known is not None else twiddles if dx is None else spectrum(kind, factors, m, n)
-    added, how = x if dx is None else dx, launch(chosen.P)
-    programs = _programs(len(x), how, x.device)
-    partial = torch.empty(programs, len(shifts) * 2 * chosen.P * chosen.Q, device=x.device)
-    _backward_kernel[(programs,)](
-        g, g.stride(0), x, x.stride(0), added, added.stride(0), matrices, twiddles, spectra, partial, len(x), alpha,
-        m, n, *chosen, PARTS=len(shifts), INPUT=dx is not None, SPLIT=x.dtype == torch.float32,
-        STAGES=how.stages, num_warps=how.warps,
-    )  # fmt: skip
-    first, second = (factors[0].contiguous(), factors[-1].contiguous())
-    matrices, twiddles = _tables(chosen, shifts, x.device)
-    gradients = [torch.empty_like(factor, memory_format=torch.contiguous_format) for factor in factors]
-    _gradient_kernel[(1,)](
-        partial.sum(dim=0), first, second, gradients[0], gradients[-1], matrices, twiddles, alpha, m, n, *chosen,
-        KIND=kind, PARTS=len(shifts), TERMS=len(first), FACTORS=len(factors), num_warps=4,
-    )  # fmt: skip
+    spectra = known if known is not None or dx is None else _spectrum(kind, factors, how)
+    programs = min((tokens + 1) // 2, how.most)
+    partial = torch.empty(programs, how.parts * how.spectrum, device=x.device)
+    _backward(
+        (programs, 1, 1),
+        (g, x, dx, how.matrices, how.token_twiddles, spectra, partial),
+        (tokens, float(alpha)),
+        (
+            *(g.stride(0), x.stride(0), 0 if dx is None else dx.stride(0), *how.sizes),
+            *(how.parts, dx is not None, how.split, how.launch.stages),
+        ),
+        num_warps=how.launch.warps,
+    )
+    gradients = [torch.empty_like(factor) for factor in factors]
+    first, last, terms = factors[0], factors[-1], factors[0].shape[0]
+    _gradient(
+        (1, 1, 1),
+        (partial.sum(dim=0), first, last, gradients[0], gradients[-1], how.matrices, how.twiddles),
+        (float(alpha),),
+        (*how.sizes, kind, how.parts, terms, len(factors)),
+        num_warps=4,
+    )
     return gradients
 
 
@@ -199,15 +252,20 @@ def _shifts(kind: str) -> tuple[float, ...]:
     return {"circulant": (0.0,), "skew_circulant": (0.5,)}.get(kind, (0.0, 0.5))
 
 
-def _checked(kind: str, factors: Sequence[Tensor], m: int, n: int) -> Plan:
-    K, chosen = max(m, n), plan(max(m, n)) if min(m, n) > 0 else None
-    if kind not in KINDS or chosen is None:
-        raise ValueError(f"no kernel for {kind} matrices of {m} x {n}: ask `supports` first.")
-    size = m + n - 1 if kind == "toeplitz" else K
-    if len(factors) not in (1, 2) or any(one.ndim != 2 or one.shape != (len(factors[0]), size) for one in factors):
-        shapes = [tuple(one.shape) for one in factors]
-        raise ValueError(f"a {kind} matrix of {m} x {n} has one or two factors of (terms, {size}), given {shapes}.")
-    return chosen
+def _prepared(kind: str, factors: Sequence[Tensor], m: int, n: int, tokens: Tensor) -> Prepared:
+    return prepare(kind, m, n, tuple([factor.shape for factor in factors]), tokens.dtype, factors[0].device)
+
+
+def _spectrum(kind: str, factors: Sequence[Tensor], how: Prepared) -> Tensor:
+    result = torch.empty(how.parts, how.spectrum + 1, device=factors[0].device)
+    _spectra(
+        (how.parts, 1, 1),
+        (factors[0], factors[-1], result, how.matrices, how.twiddles),
+        (),
+        (*how.sizes, kind, factors[0].shape[0], len(factors)),
+        num_warps=4,
+    )
+    return result
 
 
 def _check_tokens(name: str, tokens: Tensor, width: int, count: int) -> None:
@@ -219,10 +277,8 @@ def _check_tokens(name: str, tokens: Tensor, width: int, count: int) -> None:
 
 
 @lru_cache(maxsize=64)
-def _tables(
-    chosen: Plan, shifts: tuple[float, ...], device: torch.device, dtype: torch.dtype = torch.float32
-) -> tuple[Tensor, Tensor]:
-    """The matrices, float16, and the twiddle factors: of each shift p x p and p x q, and one q x q before.
+def _tables(chosen: Plan, shifts: tuple[float, ...], device: torch.device) -> tuple[Tensor, Tensor]:
+    """The matrices, float16, and the twiddle factors, float32: of each shift p x p and p x q, and one q x q before.
 
     Of a matrix stand there the real part, the imaginary part and its negative, each as the sum of two numbers.
     """
@@ -231,7 +287,7 @@ def _tables(
     for shift in shifts:
         matrices.append(_halves_of(_powers(p, p, p, shift), P, P))
         twiddles.append(_parts_of(_powers(p, q, p * q, shift), P, Q)[:2].flatten())
-    return torch.cat(matrices).to(device), torch.cat(twiddles).to(dtype).to(device)
+    return torch.cat(matrices).to(device), torch.cat(twiddles).float().to(device)
 
 
 def _powers(rows: int, columns: int, N: int, shift: float) -> Tensor:
@@ -253,19 +309,9 @@ def _halves_of(matrix: Tensor, rows: int, columns: int) -> Tensor:
     return torch.stack((high, (parts - high).half()), dim=1).flatten()
 
 
-def _twiddles(tokens: Tensor) -> torch.dtype:
-    """Of half-precision tokens they are float16, which spares registers: a gradient's error is 3.8e-4, not 3.3e-4."""
-    return torch.float32 if tokens.dtype == torch.float32 else torch.float16
-
-
 @lru_cache(maxsize=16)
 def _multiprocessors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
-
-
-def _programs(tokens: int, how: Launch, device: torch.device) -> int:
-    """Each takes pairs of tokens in turn: what it loads once is loaded as often as there are programs."""
-    return min((tokens + 1) // 2, how.programs * _multiprocessors(device))
 
 
 # From here on kernels. A matrix is a tuple of six float16 tensors: the real part, the imaginary part and its negative,
@@ -404,7 +450,7 @@ def _keep(
 
 @triton.jit(do_not_specialize=["tokens"])  # one compilation for batches of any size
 def _convolve_kernel(
-    x, x_stride, y, y_stride, matrices, twiddles, spectra, tokens, alpha,
+    x, y, matrices, twiddles, spectra, tokens, alpha, x_stride, y_stride,
     inputs: tl.constexpr, outputs: tl.constexpr,
     p: tl.constexpr, q: tl.constexpr, P: tl.constexpr, Q: tl.constexpr,
     PARTS: tl.constexpr, TRANSPOSE: tl.constexpr, ADD: tl.constexpr, SPLIT: tl.constexpr, STAGES: tl.constexpr,
@@ -439,7 +485,7 @@ def _convolve_kernel(
 
 @triton.jit(do_not_specialize=["tokens"])  # one compilation for batches of any size
 def _backward_kernel(
-    g, g_stride, x, x_stride, dx, dx_stride, matrices, twiddles, spectra, partial, tokens, alpha,
+    g, x, dx, matrices, twiddles, spectra, partial, tokens, alpha, g_stride, x_stride, dx_stride,
     m: tl.constexpr, n: tl.constexpr,
     p: tl.constexpr, q: tl.constexpr, P: tl.constexpr, Q: tl.constexpr,
     PARTS: tl.constexpr, INPUT: tl.constexpr, SPLIT: tl.constexpr, STAGES: tl.constexpr,
@@ -447,7 +493,7 @@ def _backward_kernel(
     F_q = _matrix(matrices, Q)
     for part in tl.static_range(PARTS):
         F = _matrix(matrices + 6 * Q * Q + part * 6 * P * P, P)
-        table, spectrum = twiddles + part * 2 * P * Q, spectra + part * (2 * P * Q + 1)
+        table = twiddles + part * 2 * P * Q
         c_real = tl.zeros((P, Q), tl.float32)
         c_imag = tl.zeros((P, Q), tl.float32)
         # Parts one after the other, although that reads tokens twice: registers hold the sums of one.
@@ -460,6 +506,7 @@ def _backward_kernel(
             else:  # half the registers, until x is transformed
                 g_real, g_imag = real.to(tl.float16), imag.to(tl.float16)
             if INPUT:
+                spectrum = spectra + part * (2 * P * Q + 1)
                 s_real, s_imag = _complex(spectrum, P, Q)
                 d_real, d_imag = real * s_real + imag * s_imag, imag * s_real - real * s_imag
                 d_real, d_imag = _inverse(d_real, d_imag, F, F_q, table, P, Q, SPLIT)
@@ -581,3 +628,7 @@ def _gradient_kernel(
             _spread(first, second, d_first, d_second, j, inside, c, K, TERMS, FACTORS)
     else:
         _spread(first, second, d_first, d_second, j, inside, c, K, TERMS, FACTORS)
+
+
+_spectra, _convolve = Launcher(_spectrum_kernel), Launcher(_convolve_kernel)
+_backward, _gradient = Launcher(_backward_kernel), Launcher(_gradient_kernel)

@@ -17,6 +17,15 @@ TOLERANCE = {torch.float32: 3e-6, torch.bfloat16: 1e-3, torch.float16: 1e-3}
 ROUNDING = {torch.float32: 0, torch.bfloat16: 4e-3 if DEVICE.type == "cpu" else 2e-3, torch.float16: 3e-4}
 
 
+SIZES = kernels._sizes
+
+
+@pytest.fixture(autouse=True)
+def _plans_anew():
+    for plans in (kernels._product_plan, kernels._gradients_plan):
+        plans.cache_clear()
+
+
 def draw(*shape, dtype=torch.float32):
     return torch.randn(shape, device=DEVICE).to(dtype)
 
@@ -42,8 +51,7 @@ def test_the_largest_factors(dtype):
 
 
 # Fewer programs than tiles, so that each takes several.
-@patch.object(kernels, "PRODUCT", ((1024, 4, 2), (4096, 8, 2)))
-@patch.object(kernels, "GRADIENTS", ((1024, 2, 2), (4096, 8, 2)))
+@patch.object(kernels, "_sizes", lambda *arguments: (*SIZES(*arguments)[:2], 2))
 def check(shape, dtype, tokens):
     m1, n1, m2, n2 = shape
     torch.manual_seed(0)
@@ -53,6 +61,10 @@ def check(shape, dtype, tokens):
     D = torch.cat([twin(A, B) for A, B in factors])
     x64, g64 = x.double().cpu(), g.double().cpu()
     assert relative_error(kernels.kronecker_product(factors, x), x64 @ D.T) < TOLERANCE[dtype] + ROUNDING[dtype]
+    weight = draw(n, parts * m, dtype=dtype).T  # of other strides
+    total = weight.double().cpu() + alpha * D
+    assert relative_error(kernels.kronecker_form(factors, alpha, weight, dtype), total) < 1e-6 + ROUNDING[dtype]
+    assert relative_error(kernels.kronecker_form(factors), D) < 1e-6
     y, dx = draw(tokens, parts * m, dtype=dtype), draw(tokens, n, dtype=dtype)
     expected_y, expected_dx = y.double().cpu() + alpha * x64 @ D.T, dx.double().cpu() + alpha * g64 @ D
     assert kernels.kronecker_product(factors, x, alpha, y) is y
