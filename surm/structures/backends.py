@@ -28,7 +28,7 @@ from surm.structures.family import Family
 from surm.structures.gpu import available
 from surm.structures.kernels import KERNELS
 from surm.structures.ops import Update, updated_linear
-from surm.structures.ways import PLAIN
+from surm.structures.ways import FORM, PLAIN, TRANSFORM
 from surm.structures.work import Work
 
 R = TypeVar("R")
@@ -216,16 +216,21 @@ def _choose(
     backends: frozenset[str],
 ) -> Choice:
     case = rows, dtype, device, training
+    ways = tuple(_way(part, rows, dtype, device) for work in structures for part in work)
+    may_sum = exact and "dense" not in backends
+    if all(way != PLAIN for way, _ in ways):  # the fastest of a GPU
+        if "dense" in backends:
+            ways = tuple((FORM if way == TRANSFORM else way, outer) for way, outer in ways)
+        together = may_sum and (backends == {"fused"} or all(way != TRANSFORM for way, _ in ways))
+        return Choice(False, together, ways)
     by_transforms = [_fft_seconds(work, *case) for work in structures]
     by_matrix = [_dense_seconds(work, *case) for work in structures]
     apart = sum(map(min, by_transforms, by_matrix))
     outputs = rows * sum(work[0].m for work in structures)  # which are written and added to the layer's
     fused = sum(_fused_seconds(work, *case) for work in structures)
     least = fused < apart + 2 * outputs * _costs(dtype, device).entry
-    together = exact and "dense" not in backends and (backends == {"fused"} or least)
-    ways = tuple(_way(part, rows, dtype, device) for work in structures for part in work)
-    on_gpu = all(way != PLAIN for way, _ in ways)
-    fft = not (together or on_gpu or backends == {"dense"}) and any(map(lt, by_transforms, by_matrix))
+    together = may_sum and (backends == {"fused"} or least)
+    fft = not (together or backends == {"dense"}) and any(map(lt, by_transforms, by_matrix))
     return Choice(fft, together, ways)
 
 

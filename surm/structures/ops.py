@@ -88,6 +88,11 @@ class Plan(NamedTuple):
     together: bool
     groups: tuple[Group, ...]
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether no kernel of a GPU reads rows."""
+        return all(group.way == PLAIN for group in self.groups)
+
     def written(self) -> str:
         """As text: an operator of torch.library takes nothing nested, and a graph sees a constant."""
         groups = (":".join(map(str, group)) for group in self.groups)
@@ -127,7 +132,7 @@ def _grouped(m: int, together: bool, updates: tuple[Facts, ...]) -> Plan:
         if groups and kind == last and groups[-1].stop == start and room:
             groups[-1] = groups[-1]._replace(stop=stop, parts=groups[-1].parts + 1)
         else:
-            groups.append(Group(start, stop, 1, len(shapes), kernel, alpha, outer, name))
+            groups.append(Group(start, stop, 1, len(shapes), kernel, float(alpha), outer, name))
         last = kind
     return Plan(m, together, tuple(groups))
 
@@ -155,9 +160,10 @@ def _with_tensors(plan: Plan, tensors: Sequence[Tensor]) -> list[tuple[Group, Pa
     found: list[tuple[Group, Parts]] = []
     first = 0
     for group in plan.groups:
-        starts = range(first, first + group.parts * group.generators, group.generators)
-        found.append((group, [tensors[start : start + group.generators] for start in starts]))
-        first += group.parts * group.generators
+        size = group.generators
+        stop = first + group.parts * size
+        found.append((group, [tensors[start : start + size] for start in range(first, stop, size)]))
+        first = stop
     return found
 
 
@@ -165,12 +171,18 @@ def summed_weight(weight: Tensor, groups: Sequence[tuple[Group, Parts]], dtype: 
     """W + D (m, n) in `dtype`."""
     m, n = weight.shape
     group, tensors = groups[0]
-    if len(groups) == 1 and group.rows == slice(0, m):
+    if len(groups) == 1 and group.covers(m):
         return way(group.way).form(group, tensors, n, weight, dtype)
     total = weight.to(dtype, copy=True)
     for group, tensors in groups:
         total[group.rows].add_(way(group.way).form(group, tensors, n, None, dtype))
     return total
+
+
+def _matrix(x: Tensor, plan: Plan) -> Tensor:
+    """x (..., n) as rows (T, n), each contiguous where a kernel of a GPU reads them."""
+    rows = x if x.dim() == 2 else x.reshape(-1, x.shape[-1])
+    return rows if rows.stride(1) == 1 or plan.is_plain else rows.contiguous()
 
 
 def _forward(
@@ -181,21 +193,21 @@ def _forward(
     tensors: Sequence[Tensor],
     plan: Plan,
 ) -> Tensor:
-    groups = _with_tensors(plan, tensors)
+    groups, m = _with_tensors(plan, tensors), plan.m
     with without_autocast(x):  # in whose dtype D would be formed
         if weight is not None and plan.together:
             return linear(x, summed_weight(weight, groups, x.dtype), bias)
         # One group for all rows writes what others would have to add to.
-        fresh = weight is None and base is None and len(groups) == 1 and groups[0][0].rows == slice(0, plan.m)
+        fresh = weight is None and base is None and len(groups) == 1 and groups[0][0].covers(m)
         if weight is not None:
             y = linear(x, weight, bias)
         elif base is not None:
             y = base.clone(memory_format=torch.contiguous_format)
         else:
-            y = (x.new_empty if fresh else x.new_zeros)((*x.shape[:-1], plan.m))
-        rows, out = x.reshape(-1, x.shape[-1]), y.view(-1, plan.m)
+            y = (x.new_empty if fresh else x.new_zeros)((*x.shape[:-1], m))
+        rows, out = _matrix(x, plan), y if y.dim() == 2 else y.view(-1, m)
         for group, parts in groups:
-            way(group.way).add(group, parts, rows, out[:, group.rows], fresh)
+            way(group.way).add(group, parts, rows, out if group.covers(m) else out[:, group.rows], fresh)
     return y
 
 
@@ -204,20 +216,21 @@ def _gradients(
 ) -> tuple[Tensor | None, list[Tensor]]:
     """The gradient of x, if it is needed, and those of the generators, if any `needs` them."""
     # As matrices: a product of g as it comes, with a W + D for each example, would be slow where g is not contiguous.
-    g_rows, x_rows, groups = g.reshape(-1, plan.m), x.reshape(-1, x.shape[-1]), _with_tensors(plan, tensors)
+    g_rows, x_rows, groups, m = _matrix(g, plan), _matrix(x, plan), _with_tensors(plan, tensors), plan.m
     dx, fresh, gradients = None, False, list[Tensor]()
     with without_autocast(x):
         # First, as it reads g, and W + D is gone when the others are computed.
         if needs_x and weight is not None:
-            dx = g_rows @ (summed_weight(weight, groups, g.dtype) if plan.together else weight)
+            dx = torch.mm(g_rows, summed_weight(weight, groups, g.dtype) if plan.together else weight)
         elif needs_x:
             dx, fresh = torch.empty_like(x_rows, memory_format=torch.contiguous_format), True
         if needs or not plan.together:
+            into = None if plan.together else dx
             for group, parts in groups:
-                into = None if plan.together else dx
-                gradients += way(group.way).backward(group, parts, g_rows[:, group.rows], x_rows, into, fresh, needs)
+                own = g_rows if group.covers(m) else g_rows[:, group.rows]
+                gradients += way(group.way).backward(group, parts, own, x_rows, into, fresh, needs)
                 fresh = False
-    return None if dx is None else dx.view(x.shape), gradients
+    return dx if dx is None or x.dim() == 2 else dx.view(x.shape), gradients
 
 
 def _bias_gradient(g: Tensor) -> Tensor:

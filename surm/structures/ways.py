@@ -16,7 +16,7 @@ from torch import Tensor
 
 from surm.structures.kernels import KERNELS
 
-PLAIN = "plain"
+PLAIN, FORM, TRANSFORM = "plain", "form", "transform"  # of the names of ways, those that are asked for
 MOST_PARTS = 4  # of a group for a kernel of a GPU, which has a pointer for each
 Parts = Sequence[Sequence[Tensor]]
 
@@ -47,6 +47,10 @@ class Group(NamedTuple):
     @property
     def rows(self) -> slice:
         return slice(self.start, self.stop)
+
+    def covers(self, m: int) -> bool:
+        """Whether it updates all of m rows."""
+        return self.start == 0 and self.stop == m
 
     @property
     def m(self) -> int:

@@ -49,9 +49,10 @@ SUMMED = 32  # entries of the gradients whose partial sums one program adds up, 
 TILE = (32, 128)  # of A kron B where it is written
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
-Parts = Sequence[tuple[Tensor, Tensor]]
+Parts = Sequence[Sequence[Tensor]]
 
 
+@lru_cache(maxsize=256)
 def supports(m1: int, n1: int, m2: int, n2: int, terms: int, parts: int, dtype: torch.dtype) -> bool:
     """Whether the kernels take such factors: one term, sides up to `LARGEST`, and not more padding than numbers."""
     fits = max(m1, n1, m2, n2) <= LARGEST
@@ -81,7 +82,7 @@ def kronecker_product(factors: Parts, x: Tensor, alpha: float = 1.0, out: Tensor
 
 def kronecker_gradients(
     factors: Parts, g: Tensor, x: Tensor, alpha: float = 1.0, dx: Tensor | None = None
-) -> list[tuple[Tensor, Tensor]]:
+) -> list[list[Tensor]]:
     """Gradients of A and B of each part, in their dtype; alpha g (A kron B) is added into dx (T, n) if that is given.
 
     g (T, P m), x (T, n). One launch that reads g and x once and dx once a part, and one that sums what the programs of
@@ -98,7 +99,7 @@ def kronecker_gradients(
         (x.stride(0), g.stride(0), 0 if dx is None else dx.stride(0), *constants, dx is not None),
         num_warps=warps,
     )
-    gradients = [(torch.empty_like(A), torch.empty_like(B)) for A, B in factors]
+    gradients = [[torch.empty_like(A), torch.empty_like(B)] for A, B in factors]
     _sum_partials(
         (blocks_of(size, SUMMED), parts, 1),
         (partials, *pointers(gradients)),

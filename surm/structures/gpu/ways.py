@@ -1,12 +1,25 @@
-"""The ways of a GPU in which updates act, by its kernels; they take what `ways_of` gives them."""
+"""The ways of a GPU in which updates act, by its kernels; they take what `ways_of` gives them.
+
+Which way is the fastest was measured on an H100, see docs/speed.md:
+
+* In half precision a product with D and H = g^T x cost least up to width 1024; transforms where D is larger. For pairs,
+  whose D is a product of two matrices, the same.
+* In float32, whose products are sixteen times as slow, W + D is one product, and transforms take the place of H. For a
+  pair of which D costs more than its transforms, D is never formed.
+"""
 
 import torch
 from torch import Tensor
 
 from surm.structures.gpu import factors, form, transform
-from surm.structures.ways import PLAIN, Group, Parts, Plain, Way
+from surm.structures.gpu.pairs import pair_backward, pair_forward
+from surm.structures.ways import FORM, PLAIN, TRANSFORM, Group, Parts, Plain, Way
 
-TRANSFORMED = 2048  # entries of a row from which a transform beats a product with D; an estimate, not measured
+CORRELATE, FACTORS = "correlate", "factors"
+TRANSFORMED = 1024  # largest side beyond which transforms beat products with D, in half precision
+MANY = 8192  # rows from which they do at that size
+CORRELATED = 512  # largest side from which transforms beat H = g^T x, in float32
+FORMED = 4096  # rows from which D of a pair of at most `TRANSFORMED` costs less than two more transforms, in float32
 
 
 def ways_of(kernel: str, m: int, n: int, dtype: torch.dtype) -> tuple[str, str, int]:
@@ -17,18 +30,28 @@ def ways_of(kernel: str, m: int, n: int, dtype: torch.dtype) -> tuple[str, str, 
     if dtype not in form.DTYPES:
         return PLAIN, PLAIN, 0
     if kernel == "kronecker":
-        return "factors", "factors", 0
+        return FACTORS, FACTORS, 0
+    K = max(m, n)
     if kernel in form.SINGLE:
-        transformed = min(m, n) >= TRANSFORMED and transform.supports(kernel, m, n, dtype)
-        return "form", "transform" if transformed else "form", TRANSFORMED
+        if not transform.supports(kernel, m, n, dtype):
+            return FORM, FORM, 0
+        if dtype == torch.float32:
+            return (FORM, FORM, 0) if K < CORRELATED else (CORRELATE, CORRELATE, 0)
+        if K > TRANSFORMED:
+            return TRANSFORM, TRANSFORM, 0
+        # A Toeplitz matrix takes two transforms.
+        pays = K == TRANSFORMED and "toeplitz" not in kernel
+        return FORM, TRANSFORM if pays else FORM, MANY
     if kernel in form.PAIRS:
-        # By the factors a step takes K rows (3 m + 4 n) operations, by D rows 3 m n and for D itself 4 K m n.
-        K = max(m, n)
-        return "pair", "form", 4 * K * m * n // (K * (3 * m + 4 * n) - 3 * m * n) + 1
+        one, two = form.PAIRS[kernel]
+        if not (transform.supports(one, m, K, dtype) and transform.supports(two, K, n, dtype)):
+            return FORM, FORM, 0
+        if K > TRANSFORMED:
+            return TRANSFORM, TRANSFORM, 0
+        if dtype == torch.float32 and K >= CORRELATED:
+            return TRANSFORM, CORRELATE, FORMED
+        return FORM, FORM, 0
     return PLAIN, PLAIN, 0
-
-
-_PLAIN = Plain()
 
 
 class Formed(Way):
@@ -46,52 +69,70 @@ class Formed(Way):
             del D  # before H is there
         if not needs:
             return []
-        found = form.diagonal_gradients(group.kernel, tensors, g.mT @ x, group.m, x.shape[1], group.alpha)
+        found = form.diagonal_gradients(group.kernel, tensors, torch.mm(g.mT, x), group.m, x.shape[1], group.alpha)
         return [gradient for part in found for gradient in part]
 
 
-class Paired(Formed):
-    """x T2^T T1^T by the two factors of a pair; D where it is added to a weight."""
-
-    def add(self, group: Group, tensors: Parts, x: Tensor, out: Tensor, fresh: bool) -> None:
-        form.pair_forward(group.kernel, tensors, x, group.m, group.alpha, out.zero_() if fresh else out)
+class Correlated(Formed):
+    """D in one launch, and the gradients by transforms."""
 
     def backward(
         self, group: Group, tensors: Parts, g: Tensor, x: Tensor, dx: Tensor | None, fresh: bool, needs: bool
     ) -> list[Tensor]:
-        into = dx.zero_() if dx is not None and fresh else dx
-        found = form.pair_backward(group.kernel, tensors, g, x, group.m, group.alpha, into)
-        return [gradient for part in found for gradient in part]
+        if dx is not None:
+            D = self.form(group, tensors, x.shape[1], None, g.dtype)
+            dx.addmm_(g, D, beta=0 if fresh else 1)
+        return _by_transforms(group, tensors, g, x, None) if needs else []
 
 
 class Transformed(Formed):
-    """Transforms of the rows within one kernel; D where it is added to a weight."""
+    """Products and gradients by transforms; D where it is added to a weight."""
 
     def add(self, group: Group, tensors: Parts, x: Tensor, out: Tensor, fresh: bool) -> None:
-        into, n = (out.zero_() if fresh else out), x.shape[1]
-        for own, y in zip(tensors, torch.split(into, group.m, dim=1), strict=True):
-            transform.convolve(group.kernel, own, x, group.m, n, group.alpha, y)
+        if fresh:
+            out.zero_()
+        for own, y in zip(tensors, _columns(out, group), strict=True):
+            if group.kernel in form.PAIRS:
+                pair_forward(group.kernel, own, x, group.m, group.alpha, y)
+            else:
+                transform.convolve(group.kernel, own, x, group.m, x.shape[1], group.alpha, y)
 
     def backward(
         self, group: Group, tensors: Parts, g: Tensor, x: Tensor, dx: Tensor | None, fresh: bool, needs: bool
     ) -> list[Tensor]:
-        into, gradients = (dx.zero_() if dx is not None and fresh else dx), list[Tensor]()
-        for own, part in zip(tensors, torch.split(g, group.m, dim=1), strict=True):
-            gradients += transform.backward(group.kernel, own, part, x, group.m, x.shape[1], group.alpha, into)
-        return gradients
+        if dx is not None and fresh:
+            dx.zero_()
+        return _by_transforms(group, tensors, g, x, dx)
+
+
+def _by_transforms(group: Group, tensors: Parts, g: Tensor, x: Tensor, dx: Tensor | None) -> list[Tensor]:
+    gradients: list[Tensor] = []
+    for own, part in zip(tensors, _columns(g, group), strict=True):
+        if group.kernel in form.PAIRS:
+            gradients += pair_backward(group.kernel, own, part, x, group.m, group.alpha, dx)
+        else:
+            gradients += transform.backward(group.kernel, own, part, x, group.m, x.shape[1], group.alpha, dx)
+    return gradients
+
+
+def _columns(rows: Tensor, group: Group) -> list[Tensor]:
+    """The columns of each part."""
+    return [rows] if group.parts == 1 else list(torch.split(rows, group.m, dim=1))
 
 
 class Factored(Way):
-    """Both products of a row by the factors A and B within one kernel."""
+    """Both products of a row by the factors A and B within one kernel; A kron B where it is added to a weight."""
 
     def form(self, group: Group, tensors: Parts, n: int, weight: Tensor | None, dtype: torch.dtype) -> Tensor:
-        return _PLAIN.form(group, tensors, n, weight, dtype)
+        if len(tensors[0][0]) > 1:
+            return _PLAIN.form(group, tensors, n, weight, dtype)
+        return factors.kronecker_form(tensors, group.alpha, weight, dtype)
 
     def add(self, group: Group, tensors: Parts, x: Tensor, out: Tensor, fresh: bool) -> None:
         if _fit(tensors, x):
-            factors.kronecker_product(_pairs(tensors), x, group.alpha, out.zero_() if fresh else out)
+            factors.kronecker_product(tensors, x, group.alpha, out.zero_() if fresh else out)
         else:
-            _PLAIN.add(group, tensors, x, out, fresh)
+            super().add(group, tensors, x, out, fresh)
 
     def backward(
         self, group: Group, tensors: Parts, g: Tensor, x: Tensor, dx: Tensor | None, fresh: bool, needs: bool
@@ -99,7 +140,7 @@ class Factored(Way):
         if not _fit(tensors, x):
             return _PLAIN.backward(group, tensors, g, x, dx, fresh, needs)
         into = dx.zero_() if dx is not None and fresh else dx
-        found = factors.kronecker_gradients(_pairs(tensors), g, x, group.alpha, into)
+        found = factors.kronecker_gradients(tensors, g, x, group.alpha, into)
         return [gradient for part in found for gradient in part]
 
 
@@ -108,8 +149,10 @@ def _fit(tensors: Parts, x: Tensor) -> bool:
     return bool(factors.supports(m1, n1, m2, n2, terms, len(tensors), x.dtype))
 
 
-def _pairs(tensors: Parts) -> list[tuple[Tensor, Tensor]]:
-    return [(A, B) for A, B in tensors]
-
-
-WAYS: dict[str, Way] = {"form": Formed(), "pair": Paired(), "transform": Transformed(), "factors": Factored()}
+_PLAIN = Plain()
+WAYS: dict[str, Way] = {
+    FORM: Formed(),
+    CORRELATE: Correlated(),
+    TRANSFORM: Transformed(),
+    FACTORS: Factored(),
+}
