@@ -246,9 +246,9 @@ def _way(work: Work, rows: int, dtype: torch.dtype, device: str) -> tuple[str, b
 def _ways_of(kernel: str, m: int, n: int, dtype: torch.dtype) -> tuple[str, str, int]:
     if not available(torch.device("cuda")):
         return PLAIN, PLAIN, 0
-    from surm.structures.gpu.ways import ways_of
+    from surm.structures.gpu.ways import loaded_ways_of
 
-    return ways_of(kernel, m, n, dtype)
+    return loaded_ways_of(kernel, m, n, dtype)
 
 
 def _fft_seconds(work: tuple[Work, ...], rows: int, dtype: torch.dtype, device: str, training: bool) -> float:

@@ -115,9 +115,9 @@ def prepare(
         listed = [tuple(shape) for shape in shapes]
         raise ValueError(f"a {kind} matrix of {m} x {n} has one or two factors of (terms, {size}), given {listed}.")
     shifts, split = _shifts(kind), dtype == torch.float32
-    matrices, twiddles = _tables(chosen, shifts, device)
+    matrices, twiddles, half_twiddles = _tables(chosen, shifts, device)
     # Of half-precision tokens they are float16, which spares registers: a gradient's error is 3.8e-4, not 3.3e-4.
-    token_twiddles = twiddles if split else twiddles.half()
+    token_twiddles = twiddles if split else half_twiddles
     how = launch(chosen.P, split)
     most = how.programs * _multiprocessors(device)
     area = 2 * chosen.P * chosen.Q
@@ -277,17 +277,30 @@ def _check_tokens(name: str, tokens: Tensor, width: int, count: int) -> None:
 
 
 @lru_cache(maxsize=64)
-def _tables(chosen: Plan, shifts: tuple[float, ...], device: torch.device) -> tuple[Tensor, Tensor]:
-    """The matrices, float16, and the twiddle factors, float32: of each shift p x p and p x q, and one q x q before.
+def _tables(chosen: Plan, shifts: tuple[float, ...], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """The matrices, float16, and the twiddle factors, float32 and float16.
 
-    Of a matrix stand there the real part, the imaginary part and its negative, each as the sum of two numbers.
+    Of each shift a p x p matrix and p x q factors, and one q x q matrix before them. Of a matrix stand there the real part, the imaginary part and its negative, each as the sum of two numbers.
     """
     p, q, P, Q = chosen
     matrices, twiddles = [_halves_of(_powers(q, q, q, 0.0), Q, Q)], []
     for shift in shifts:
         matrices.append(_halves_of(_powers(p, p, p, shift), P, P))
         twiddles.append(_parts_of(_powers(p, q, p * q, shift), P, Q)[:2].flatten())
-    return torch.cat(matrices).to(device), torch.cat(twiddles).float().to(device)
+    factors = torch.cat(twiddles)
+    return torch.cat(matrices).to(device), factors.float().to(device), factors.half().to(device)
+
+
+def load(kind: str, m: int, n: int, device: torch.device) -> None:
+    """Make the tables of such matrices now: nothing can be copied to a GPU while a CUDA graph is recorded.
+
+    Raises:
+        ValueError: `supports` says no.
+    """
+    chosen = plan(max(m, n))
+    if kind not in KINDS or chosen is None:
+        raise ValueError(f"no kernel for {kind} matrices of {m} x {n}: ask `supports` first.")
+    _tables(chosen, _shifts(kind), device)
 
 
 def _powers(rows: int, columns: int, N: int, shift: float) -> Tensor:

@@ -54,6 +54,17 @@ def ways_of(kernel: str, m: int, n: int, dtype: torch.dtype) -> tuple[str, str, 
     return PLAIN, PLAIN, 0
 
 
+def loaded_ways_of(kernel: str, m: int, n: int, dtype: torch.dtype) -> tuple[str, str, int]:
+    """`ways_of`, with the tables that they need on the current GPU."""
+    ways = ways_of(kernel, m, n, dtype)
+    if {TRANSFORM, CORRELATE}.intersection(ways):
+        K = max(m, n)
+        one, two = form.PAIRS.get(kernel, (kernel, kernel))
+        for kind, rows, columns in {(one, m, K), (two, K, n)}:
+            transform.load(kind, rows, columns, torch.device("cuda", torch.cuda.current_device()))
+    return ways
+
+
 class Formed(Way):
     """D in one launch, and sums along the diagonals of H = g^T x."""
 
