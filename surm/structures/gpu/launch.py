@@ -43,7 +43,9 @@ class Launcher:
         if device >= 0 and device != torch._C._cuda_getDevice():
             with torch.cuda.device(device):
                 return self(grid, pointers, changing, fixed, **options)
-        addresses, types, all_bits = [], [], 0
+        addresses: list[int | None] = []
+        types: list[torch.dtype | None] = []
+        all_bits = 0  # of all addresses: their last ones are zero where all are aligned
         for tensor in pointers:
             if tensor is None:
                 addresses.append(None)
