@@ -280,7 +280,8 @@ def _check_tokens(name: str, tokens: Tensor, width: int, count: int) -> None:
 def _tables(chosen: Plan, shifts: tuple[float, ...], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     """The matrices, float16, and the twiddle factors, float32 and float16.
 
-    Of each shift a p x p matrix and p x q factors, and one q x q matrix before them. Of a matrix stand there the real part, the imaginary part and its negative, each as the sum of two numbers.
+    Of each shift a p x p matrix and p x q factors, and one q x q matrix before them. Of a matrix stand there the real
+    part, the imaginary part and its negative, each as the sum of two numbers.
     """
     p, q, P, Q = chosen
     matrices, twiddles = [_halves_of(_powers(q, q, q, 0.0), Q, Q)], []
