@@ -4,7 +4,7 @@
 PYTHON ?= python3
 ## VENV=.venv       folder of the environment; an existing one is used: VENV=$CONDA_PREFIX inside conda
 VENV ?= .venv
-## SCALE=laptop     folder of conf/experiment: smoke (3 minutes), laptop (40), full (a day), small (hours), paper (GPUs)
+## SCALE=laptop     folder of conf/experiment: smoke (3 minutes), laptop (40), full (a day), small (hours), claims (a day), paper (GPUs)
 SCALE ?= laptop
 ## SEEDS=           number of seeds (default: the scale's own)
 SEEDS ?=
@@ -16,7 +16,7 @@ SET ?=
 FRACTION ?=
 ## LAUNCHER=basic   what starts the runs of `reproduce`: basic, joblib, submitit_local, submitit_slurm, ray
 LAUNCHER ?= basic
-## RECORDS=         folders of records to read in place of outputs/runs, by `report` and `wandb-sync`
+## RECORDS=         folders of records to read in place of outputs/runs, by `report`, `publish` and `wandb-sync`
 RECORDS ?=
 ## NAME=            of a benchmark: keep it as results/benchmark/NAME.json
 NAME ?=
@@ -48,12 +48,12 @@ export TORCH_CPP_LOG_LEVEL ?= ERROR
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup assets launchers reproduce smoke tune status report publish wandb-sync dashboard benchmark test test-all test-oldest lint format lock clean
+.PHONY: help setup assets launchers reproduce smoke tune status report publish restore wandb-sync dashboard benchmark benchmark-gpu test test-all test-oldest lint format lock clean
 
 help: ## list the targets and the variables
 	@echo "Usage: make TARGET [VARIABLE=value ...]"
 	@echo
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-11s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-13s %s\n", $$1, $$2 }' Makefile
 	@echo
 	@sed -n 's/^## /  /p' Makefile
 
@@ -80,10 +80,16 @@ report: $(ASSETS) ## write tables, figures and the page outputs/report.html from
 	@$(PY) scripts/report.py $(chosen) $(records)
 
 publish: $(ASSETS) ## copy the finished records of a clean tree to results/runs/
-	@$(PY) scripts/records.py publish $(chosen)
+	@$(PY) scripts/records.py publish $(chosen) $(records)
+
+restore: $(ASSETS) ## copy published records back to outputs/runs/, so that a sweep fills only the gaps
+	@$(PY) scripts/records.py restore $(records)
 
 benchmark: $(ASSETS) ## measure what a training step costs with each kind of update, in 2 minutes
 	@$(PY) scripts/benchmark.py --quick $(if $(NAME),--save $(NAME))
+
+benchmark-gpu: $(ASSETS) ## test and measure on one GPU beside LoRA and PEFT's other methods, in 8 minutes
+	@$(PY) scripts/benchmark_gpu.py
 
 wandb-sync: $(ASSETS) ## upload runs made without Weights & Biases, each once
 	@$(PY) scripts/records.py wandb-sync $(chosen) $(records)

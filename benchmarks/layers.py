@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from peft import (
+    BOFTConfig,
     C3AConfig,
     FourierFTConfig,
     LoKrConfig,
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from benchmarks.measure import Candidate, Step, candidate, measure
+from benchmarks.modes import compiled, replayed
 from benchmarks.result import FLOOR, LORA, PLAIN, Cell
 from surm import structures
 from surm.methods.names import style_of
@@ -125,8 +127,11 @@ class _PlainDense(_Beside):
         return y
 
 
-def layers(backend: str = "auto") -> dict[str, Layer]:
-    """All layers by name; `backend` is that of our structures."""
+BOFT = peft_layer("BOFT block 32", BOFTConfig, boft_block_size=32)
+
+
+def layers(backend: str = "auto", *, boft: bool = False) -> dict[str, Layer]:
+    """All layers by name; `backend` is that of our structures, and `boft` adds the slowest of PEFT's methods."""
     ours = {} if backend == "auto" else {"backend": backend}
     found = [
         Layer(FLOOR, "floor", _frozen),
@@ -139,6 +144,7 @@ def layers(backend: str = "auto") -> dict[str, Layer]:
         peft_layer("C3A block 64", C3AConfig, block_size=64),
         peft_layer("LoKr full factors", LoKrConfig, r=WIDTH),  # a rank as large as this makes both factors full
         peft_layer("FourierFT n=1000", FourierFTConfig, n_frequency=1000),
+        *([BOFT] if boft else []),
         *(Layer(name, "paper", partial(_Beside, *STRUCTURES[structure])) for name, structure in FORMULAS.items()),
         *(Layer(PLAIN + name, "plain", partial(_PlainDense, *chosen)) for name, chosen in STRUCTURES.items()),
         *(
@@ -165,30 +171,40 @@ def measure_layers(
     *,
     rounds: int,
     seconds: float | None = None,
+    mode: str = "",
+    reference: str = FLOOR,
 ) -> Cell:
     """One forward and backward pass of each layer, with the input's gradient, relative to the frozen layer's.
 
-    The input has three dimensions, as in a model; autograd can add up its gradients in place in two alone. Above
-    `tokens` x `width`^2 = 4e10, of the layers only the frozen one, LoRA and ours, in 3 rounds.
+    The input has three dimensions, as in a model; autograd can add up its gradients in place in two alone. On a CPU,
+    above `tokens` x `width`^2 = 4e10, of the layers only the frozen one, LoRA and ours, in 3 rounds.
+
+    mode: "eager", "graph" or "compiled" (see `benchmarks.modes`), which the cell's place then names.
+    reference: name of the layer whose ratios are 1.
     """
-    if tokens * width**2 > LARGE:
+    if device.type == "cpu" and tokens * width**2 > LARGE:
         chosen = [layer for layer in chosen if layer.kind in ("floor", "ours") or layer.name.startswith("LoRA")]
         rounds = min(rounds, LARGE_ROUNDS)
     torch.manual_seed(0)
     x = torch.randn(1, tokens, width, dtype=dtype, device=device, requires_grad=True)
     g = torch.randn(1, tokens, width, dtype=dtype, device=device)
     place = {"width": width, "tokens": tokens, "dtype": str(dtype).removeprefix("torch."), "device": device.type}
-    candidates = [_candidate(layer, x, g) for layer in chosen]
-    return measure(place, candidates, FLOOR, rounds=rounds, device=device, seconds=seconds)
+    place |= {"mode": mode} if mode else {}
+    candidates = [_candidate(layer, x, g, mode) for layer in chosen]
+    return measure(
+        place, candidates, reference, rounds=rounds, device=device, seconds=seconds, memory=mode in ("", "eager")
+    )
 
 
-def _candidate(layer: Layer, x: Tensor, g: Tensor) -> Candidate:
+def _candidate(layer: Layer, x: Tensor, g: Tensor, mode: str) -> Candidate:
     def make() -> tuple[Step, int]:
         module = layer.build(nn.Linear(x.shape[-1], x.shape[-1], dtype=x.dtype, device=x.device))
         trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
         if layer.kind != "full":
             for parameter in trained:  # no update is zero, so that nothing can be left out
                 nn.init.normal_(parameter, std=0.02)
+        if mode == "compiled":
+            compiled(module, x.device)
 
         def step() -> None:
             module(x).backward(g)
@@ -196,6 +212,6 @@ def _candidate(layer: Layer, x: Tensor, g: Tensor) -> Candidate:
             for parameter in trained:
                 parameter.grad = None
 
-        return step, sum(parameter.numel() for parameter in trained)
+        return replayed(step) if mode == "graph" else step, sum(parameter.numel() for parameter in trained)
 
     return candidate(layer.name, layer.kind, make)

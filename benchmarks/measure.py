@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks.modes import count_kernels
 from benchmarks.result import Cell, Quartiles, Row
 from surm.shared.errors import ConfigError
 from surm.training.memory import measure_added
@@ -56,6 +57,7 @@ def measure(
     rounds: int,
     device: torch.device,
     seconds: float | None = None,
+    memory: bool = True,
 ) -> Cell:
     """Time and peak memory of each candidate relative to the reference's.
 
@@ -69,6 +71,8 @@ def measure(
         rounds: beside two that are not counted.
         device: where the steps compute.
         seconds: start no further round after so long, once there are three.
+        memory: measure the peaks too, and on a GPU count the kernels; not for a replayed graph, which holds its own
+            memory and starts what it recorded.
     """
     candidates = list(candidates)
     steps = {each.name: each.step for each in candidates if each.step is not None}
@@ -76,20 +80,22 @@ def measure(
         raise ValueError("".join(each.reason for each in candidates if each.name == reference))
     repeats = _repeats(steps[reference], device)
     times = _interleaved(steps, rounds, repeats, device, seconds)
-    peaks = {name: peak_bytes(step, device) for name, step in steps.items()}
+    peaks = {name: peak_bytes(step, device) for name, step in steps.items()} if memory else {}
+    kernels = {name: count_kernels(step) for name, step in steps.items()} if memory and device.type == "cuda" else {}
     rows = [
         Row(
             each.name,
             each.kind,
             each.trained,
             time=Quartiles.of(np.array(times[each.name]) / np.array(times[reference])) if each.step else None,
-            memory=peaks[each.name] / peaks[reference] if each.step else None,
+            memory=peaks[each.name] / peaks[reference] if each.name in peaks else None,
             reason=each.reason,
+            kernels=kernels.get(each.name),
         )
         for each in candidates
     ]
     floor = float(np.median(times[reference])) / repeats
-    return Cell(dict(place), reference, len(times[reference]), repeats, floor, peaks[reference], rows)
+    return Cell(dict(place), reference, len(times[reference]), repeats, floor, peaks.get(reference, 0), rows)
 
 
 def _interleaved(

@@ -25,11 +25,19 @@ class Quartiles(NamedTuple):
         return cls(*(float(value) for value in np.quantile(values, (0.5, 0.25, 0.75))))
 
 
+class Kernels(NamedTuple):
+    """What a step starts on a GPU: how long its kernels compute, and how many there are."""
+
+    seconds: float
+    launches: int
+
+
 @dataclass(frozen=True)
 class Row:
     """One variant: its ratios to the reference of the cell, or the reason why there are none.
 
     `kind` is "floor", "full", "peft", "paper" (its formulas as written), "plain" (a dense matrix) or "ours".
+    `kernels` are counted on a GPU alone.
     """
 
     name: str
@@ -38,13 +46,15 @@ class Row:
     time: Quartiles | None = None
     memory: float | None = None
     reason: str = ""
+    kernels: Kernels | None = None
 
 
 @dataclass(frozen=True)
 class Cell:
     """All variants at one size, measured side by side.
 
-    `place` says at which: width, tokens and dtype of a layer, or model, dataset and batch size of a whole step.
+    `place` says at which: width, tokens and dtype of a layer, or model, dataset and batch size of a whole step; on a
+    GPU also the mode, "eager", "graph" (a CUDA graph replayed) or "compiled" (by `torch.compile`).
     `floor_seconds` and `floor_bytes` are those of one step of the reference, for information.
     """
 
@@ -58,21 +68,34 @@ class Cell:
 
     @property
     def title(self) -> str:
+        more = "".join(f", {self.place[key]}" for key in ("precision", "mode") if key in self.place)
         if "model" in self.place:
-            return "{model} on {dataset}, {batch_size} examples a step, {device}".format(**self.place)
-        return "{width} x {width}, {tokens:,} tokens, {dtype}, {device}".format(**self.place)
+            return "{model} on {dataset}, {batch_size} examples a step, {device}".format(**self.place) + more
+        return "{width} x {width}, {tokens:,} tokens, {dtype}, {device}".format(**self.place) + more
 
     @property
     def measured(self) -> dict[str, Row]:
         return {row.name: row for row in self.rows if row.time is not None}
 
     def to_json(self) -> dict[str, Any]:
-        rows = [asdict(row) | {"time": row.time and row.time._asdict()} for row in self.rows]
+        rows = [
+            asdict(row) | {"time": row.time and row.time._asdict(), "kernels": row.kernels and row.kernels._asdict()}
+            for row in self.rows
+        ]
         return asdict(self) | {"rows": rows}
 
     @classmethod
     def from_json(cls, stored: Mapping[str, Any]) -> Self:
-        rows = [Row(**{**row, "time": row["time"] and Quartiles(**row["time"])}) for row in stored["rows"]]
+        rows = [
+            Row(
+                **{
+                    **row,
+                    "time": row["time"] and Quartiles(**row["time"]),
+                    "kernels": Kernels(**row["kernels"]) if row.get("kernels") else None,
+                }
+            )
+            for row in stored["rows"]
+        ]
         return cls(**{**stored, "rows": rows})
 
 

@@ -10,8 +10,7 @@ import sys
 import hydra
 from omegaconf import DictConfig
 
-from surm.config.command import check_command, check_question, is_question, is_sweep
-from surm.config.compose import register_schema
+from surm.config.command import answered, check_command, is_sweep
 from surm.experiments.cli import command
 from surm.experiments.launch import launcher_of
 from surm.experiments.plan import plan
@@ -28,10 +27,7 @@ def answer(_: DictConfig) -> None:
 if __name__ == "__main__":
     arguments = sys.argv[1:]
     with command():
-        if is_question(arguments):
-            check_question(arguments, APPROXIMATE)
-            register_schema()
-            answer()
+        if answered(arguments, APPROXIMATE, answer):
             sys.exit()
         parts = plan(check_command(arguments, APPROXIMATE), APPROXIMATE)
         launcher = launcher_of(arguments, APPROXIMATE) if is_sweep(arguments) else ThisProcess()

@@ -15,7 +15,12 @@ from collections import Counter
 from pathlib import Path
 from xml.etree import ElementTree
 
+from surm.experiments.cli import command
+from surm.records.storage import check_output
+from surm.shared.errors import ConfigError, UserError
+from surm.shared.options import Parser, count
 from surm.shared.paths import REPOSITORY
+from surm.structures import structure_class
 
 FILES = (
     "custom_models",
@@ -29,22 +34,39 @@ OUTCOMES = ("passed", "failed", "skipped", "refused", "excepted")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--source", type=Path, metavar="FOLDER", help="PEFT's unpacked source (default: downloaded)")
-    parser.add_argument("--structure", action="append", default=[], help="one structure; may be repeated")
+    parser.add_argument("--structure", action="append", default=[], type=structure, help="one; may be repeated")
     parser.add_argument("--form", action="append", default=[], choices=("weight", "adapter"), help="one form")
     parser.add_argument("--file", action="append", choices=FILES, help="one of PEFT's files; may be repeated")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the table and the failures as JSON")
-    parser.add_argument("--processes", default="0", metavar="N", help="share the tests among N processes")
+    parser.add_argument("--processes", type=count(64), metavar="N", help="share the tests among N processes")
     arguments = parser.parse_args()
+    with command():
+        run(arguments)
+
+
+def structure(name: str) -> str:
+    """The name of a structure, or of several joined by +."""
+    try:
+        structure_class(name)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error).rstrip(".")) from None
+    return name
+
+
+def run(arguments: argparse.Namespace) -> None:
+    if arguments.json:
+        check_output(arguments.json.parent)
+        if arguments.json.is_dir():
+            raise ConfigError(f"--json {arguments.json} is a folder: name a file in it.")
     try:
         folder = prepared(arguments.source)
-    except subprocess.CalledProcessError as error:
-        sys.exit(f"Error: PEFT's source cannot be downloaded ({error.stderr.strip().splitlines()[-1]}): give --source.")
-    except FileNotFoundError as error:
-        sys.exit(f"Error: {error}")
+    except (subprocess.CalledProcessError, tarfile.TarError) as error:
+        said = str(getattr(error, "stderr", None) or error).strip().splitlines()[-1]
+        raise UserError(f"PEFT's source cannot be downloaded ({said}): give --source.") from None
     table, failures = conformance(
-        folder, arguments.structure, arguments.form, arguments.file or FILES, arguments.processes
+        folder, arguments.structure, arguments.form, arguments.file or FILES, str(arguments.processes or 0)
     )
     print(f"\n{'structure/form':<24}" + "".join(f"{outcome:>10}" for outcome in OUTCOMES))
     for variant, counts in table.items():
@@ -103,6 +125,8 @@ def conformance(
     command += [f"peft_tests/test_{name}.py" for name in files]
     own = {"PYTHONPATH": os.pathsep.join([str(REPOSITORY), str(folder)]), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     subprocess.run(command, cwd=folder, env=os.environ | own)
+    if not report.is_file():
+        raise UserError("pytest ended before it wrote a report: what it said above tells why.")
     table: dict[str, Counter[str]] = {}
     failures = []
     for case in ElementTree.parse(report).iter("testcase"):

@@ -11,8 +11,8 @@ import sys
 import hydra
 from omegaconf import DictConfig
 
-from surm.config.command import check_command, check_question, is_question, is_sweep
-from surm.config.compose import TRAIN, register_schema
+from surm.config.command import answered, check_command, is_sweep
+from surm.config.compose import TRAIN
 from surm.experiments.cli import command
 from surm.experiments.launch import launcher_of
 from surm.experiments.plan import plan
@@ -28,10 +28,7 @@ def answer(_: DictConfig) -> None:
 if __name__ == "__main__":
     arguments = sys.argv[1:]
     with command():
-        if is_question(arguments):
-            check_question(arguments, TRAIN)
-            register_schema()
-            answer()
+        if answered(arguments, TRAIN, answer):
             sys.exit()
         runs = plan(check_command(arguments, TRAIN), TRAIN)
         if not is_sweep(arguments):

@@ -1,4 +1,7 @@
-"""Search each method's learning rate on a slice of the training split: `make tune`."""
+"""Search each method's learning rate on a slice of the training split: `make tune`.
+
+Several processes with one command share the runs.
+"""
 
 import re
 from pathlib import Path
@@ -7,8 +10,10 @@ import yaml
 
 from surm.experiments.cli import chosen_experiments, command, experiment_parser
 from surm.experiments.plan import training_runs
-from surm.experiments.runner import attempt
-from surm.experiments.tune import first_rates, search, wandb_sweeps
+from surm.experiments.runner import ThisProcess
+from surm.experiments.status import print_searches
+from surm.experiments.sweep import run_shared
+from surm.experiments.tune import search, unequal_searches, wandb_sweeps
 from surm.records.storage import check_output, write_atomically
 from surm.shared.options import share
 
@@ -16,7 +21,7 @@ from surm.shared.options import share
 def main() -> None:
     parser = experiment_parser(__doc__, seeds=False)
     parser.add_argument("--fraction", type=share, help="of the training split, for a shorter search")
-    parser.add_argument("--dry", action="store_true", help="print what would be tuned")
+    parser.add_argument("--dry", action="store_true", help="print the searches, what is done and what the rest costs")
     parser.add_argument("--wandb-sweep", type=Path, metavar="FOLDER", help="write each search as a W&B sweep, run none")
     arguments = parser.parse_args()
 
@@ -29,13 +34,11 @@ def main() -> None:
                 write_atomically(file, yaml.safe_dump(sweep, sort_keys=False).encode())
                 print(f"wandb sweep {file}")
             return
-        if not arguments.dry:
-            search(runs, lambda run: run.finished_record() or attempt(run), arguments.fraction)
-            return
-        for run in runs:
-            name = run.config.structure.name
-            first = ", ".join(f"{rate:g}" for rate in first_rates(name))
-            print(f"{run.config.model.name} x {run.config.dataset.name}, {name}: {first}, then beyond the edges")
+        if arguments.dry:
+            print_searches(runs, arguments.fraction)
+        else:
+            search(runs, lambda wanted: run_shared(wanted, ThisProcess()), arguments.fraction)
+            print("\n".join(unequal_searches()))
 
 
 if __name__ == "__main__":

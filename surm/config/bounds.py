@@ -35,6 +35,7 @@ GREATEST = 1e30  # within float32
 
 BOUNDS = {
     "model.image_size": Bounds(1, 4096),
+    "model.dropout": Bounds(0.0, 1.0, below=True),
     "dataset.fraction": Bounds(0, 1, above=True),
     "structure.alpha": Bounds(-GREATEST, GREATEST),
     "structure.dropout": Bounds(0.0, 1.0, below=True),
@@ -52,6 +53,8 @@ BOUNDS = {
     "optim.beta2": Bounds(0.0, 1.0, below=True),
     "optim.warmup_ratio": Bounds(0.0, 1.0, below=True),
     "optim.max_grad_norm": Bounds(0, GREATEST, above=True),
+    "search.values": Bounds(3, 100),
+    "search.seeds": Bounds(0, 2**32 - 1),
     "trainer.epochs": Bounds(1, MILLION),
     "trainer.batch_size": Bounds(1, MILLION),
     "trainer.gradient_accumulation": Bounds(1, MILLION),

@@ -46,6 +46,9 @@ def validate(config: RunConfig, *, files: bool = True) -> None:
     _one_of("placement.activation", config.placement.activation, ACTIVATIONS)
     _one_of("placement.position", config.placement.position, POSITIONS)
     _one_of("device", config.device, ("auto", "cuda", "mps", "cpu"))
+    _one_of("search.by", config.search.by, ("family", "run"))
+    if not config.search.seeds:
+        raise ConfigError("search.seeds=[]: give one or more seeds that are not reported, as in [100,101].")
     _one_of("optim.schedule", config.optim.schedule, ("linear", "cosine", "constant"))
     _one_of("trainer.precision", config.trainer.precision, ("no", "bf16", "fp16"))
     _one_of("tracking.name", config.tracking.name, ("none", "wandb"))

@@ -1,6 +1,6 @@
 """A command line, checked as a whole before anything runs: a typo is one sentence and writes nothing."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields, is_dataclass
 from typing import Any, NoReturn
 
@@ -94,6 +94,25 @@ def check_question(arguments: Sequence[str], entry: Entry[Any]) -> None:
             _check_group(override, entry)
         if not is_sweep(arguments):
             to_dataclasses(compose_config(overrides, entry), entry, overrides)
+
+
+def answered(arguments: Sequence[str], entry: Entry[Any], answer: Callable[[], None]) -> bool:
+    """Whether a command line is a question, after Hydra has answered it.
+
+    Args:
+        arguments: the command line.
+        entry: of the script.
+        answer: the script's function under `hydra.main`; in the script, whose name and settings the answers show.
+
+    Raises:
+        ConfigError: one sentence, for overrides that Hydra cannot compose.
+    """
+    if not is_question(arguments):
+        return False
+    check_question(arguments, entry)
+    register_schema()
+    answer()
+    return True
 
 
 def check_launcher(name: str, *, multirun: bool = True) -> None:

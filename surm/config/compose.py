@@ -24,7 +24,7 @@ from omegaconf.errors import OmegaConfBaseException
 from surm.config.checks import validate
 from surm.config.machine import cores_each, gpus, gpus_each, workers
 from surm.config.schema import RunConfig
-from surm.shared.errors import ConfigError, FormError, UserError
+from surm.shared.errors import ConfigError, FormError, UserError, first_line
 from surm.shared.paths import CONFIG_DIRECTORY
 
 Config = TypeVar("Config")
@@ -107,11 +107,6 @@ def one_sentence(overrides: Sequence[str]) -> Iterator[None]:
     except Exception as error:
         reason = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
         raise ConfigError(f"{' '.join(overrides)}: {first_line(reason)}.") from None
-
-
-def first_line(error: BaseException) -> str:
-    """An error's first line, without its full stop."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
 
 
 def groups() -> dict[str, list[str]]:

@@ -1,17 +1,96 @@
-"""Learning rates: what tuning found for a model, a dataset and a method, else the method's usual starting point."""
+"""Learning rates: what a search found for a run, else the method's usual starting point.
+
+Two kinds of searches, of which a run's `search.by` chooses: `family` gives one rate to a method's variants on a data
+set, whatever the length of the run, and to the task head; `run` gives a rate to each task, length, batch, rank and
+number of terms, and with it the head's, which is common to all methods of the task.
+"""
 
 import json
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
 from surm.config.schema import RunConfig
+from surm.methods.names import label
 from surm.methods.registry import method_class
+from surm.models import model_image_size, model_width
 from surm.shared.paths import PAPER, RESULTS
 
 TUNED_RATES = RESULTS / "tuned_rates.json"
+SEARCHED_RATES = RESULTS / "searched_rates.json"
 STATED_RATES = PAPER / "rates.yaml"
+
+
+class Rates(NamedTuple):
+    """The learning rates of a run, and where they come from, in words."""
+
+    lr: float
+    head_lr: float | None  # None: as lr
+    source: str
+
+
+def rates_of(config: RunConfig) -> Rates:
+    """The rates of a run that was given none, by the kind of search that it asks for."""
+    if config.search.by == "run":
+        return _searched(config)
+    rate, source = default_rate(config)
+    return Rates(rate, config.optim.head_lr, source)
+
+
+# --- one for each length of a run -------------------------------------------------------------------------------------
+
+
+class SearchKey(NamedTuple):
+    """What a search of `search.by=run` is for, in words; what differs in these has rates of its own."""
+
+    task: str  # builtin_vit at 42 px on cifar10, 5 %
+    length: str  # 188 steps of 32
+    method: str  # ldr, 4 terms
+
+
+def search_key(config: RunConfig) -> SearchKey:
+    """The key of a run: model, data and fraction; steps and batch; the method with its options and its form.
+
+    The sites and the bias of an adapter and the projections of the weight form are variants that share a rate.
+    """
+    model, data, trainer = config.model, config.dataset, config.trainer
+    size = model.image_size or model_image_size(model.name, source=model.source)
+    task = model.name + (f" at {size} px" if size else "")
+    task += f", dropout {model.dropout:g}" if model.dropout is not None else ""
+    task += f" on {data.name}" + (f", {100 * data.fraction:g} %" if data.fraction < 1 else "")
+    steps = f"{trainer.max_steps} steps" if trainer.max_steps else f"{trainer.epochs} epochs"
+    method, form = method_class(config.structure.name), config.placement.form
+    structure = method.resolve(config.structure, form, model_width(model.name, **model.origin()))
+    name = label({"structure": structure})
+    adapter = " (adapter)" if form == "adapter" and method.uses_placement else ""
+    return SearchKey(task, f"{steps} of {trainer.batch_size * trainer.gradient_accumulation}", name + adapter)
+
+
+def _searched(config: RunConfig) -> Rates:
+    key, of_task = search_key(config), searched_rates().get(search_key(config).task, {})
+    lengths = [key.length, *(length for length in of_task if length != key.length)]
+    for length in lengths:
+        if found := of_task.get(length, {}).get(key.method):
+            elsewhere = "" if length == key.length else f", used for {key.length}"
+            head = config.optim.head_lr or found["head_lr"]
+            return Rates(found["lr"], head, f"searched at {length}{elsewhere} (results/{SEARCHED_RATES.name})")
+    return Rates(method_class(config.structure.name).usual_rate, config.optim.head_lr, "the usual one, not tuned here")
+
+
+def searched_rates() -> dict[str, dict[str, dict[str, Any]]]:
+    """`results/searched_rates.json`: task -> length -> method -> what was found.
+
+    Of each method "lr" and "head_lr", the chosen ones; "seeds"; "tried": rate -> {"loss": mean over the seeds, "runs":
+    signatures}, a null loss for a rate at which a run diverged.
+    """
+    if not SEARCHED_RATES.exists():
+        return {}
+    rates: dict[str, dict[str, dict[str, Any]]] = json.loads(SEARCHED_RATES.read_text())
+    return rates
+
+
+# --- one for each family of methods -----------------------------------------------------------------------------------
 
 
 def default_rate(config: RunConfig) -> tuple[float, str]:

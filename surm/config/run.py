@@ -5,7 +5,7 @@ from functools import cached_property
 from typing import Any, Self
 
 from surm.config import signature
-from surm.config.rates import default_rate
+from surm.config.rates import rates_of
 from surm.config.schema import RunConfig
 from surm.records.recorded import Recorded
 
@@ -22,8 +22,8 @@ class Run(Recorded):
         """The run of a checked configuration, with the rate that is used where none is given."""
         if config.optim.lr:
             return cls(config)
-        rate, source = default_rate(config)
-        return cls(replace(config, optim=replace(config.optim, lr=rate)), source)
+        found = rates_of(config)
+        return cls(replace(config, optim=replace(config.optim, lr=found.lr, head_lr=found.head_lr)), found.source)
 
     @property
     def rate(self) -> float:

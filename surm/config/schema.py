@@ -14,6 +14,7 @@ class ModelConfig:
     revision: str | None = None  # of the hub; null: the pinned one, or main for a name with a source
     path: str | None = None  # folder with the hub's files, instead of the hub
     image_size: int | None = None  # pixels; null: the model's own
+    dropout: float | None = None  # of the frozen model's own layers while training; null: the model's own
 
     def origin(self) -> dict[str, Any]:
         """What tells where the model comes from, beside its name, as `surm.models` takes it."""
@@ -44,6 +45,17 @@ class OptimConfig:
     warmup_ratio: float = 0.06
     schedule: str = "linear"  # linear | cosine | constant
     max_grad_norm: float | None = 1.0
+
+
+@dataclass
+class SearchConfig:
+    """How `make tune` searches the learning rate; no part of a run's identity, which holds the rate itself."""
+
+    # family: one rate for a method's variants on a data set, and for the task head; run: a rate for each length, batch
+    # and rank, and a common one for the head, chosen on the linear probe
+    by: str = "family"
+    values: int = 5  # of each method, at first; of by=run
+    seeds: list[int] = field(default_factory=lambda: [100, 101])  # none that is reported; of by=run
 
 
 @dataclass
@@ -91,6 +103,7 @@ class RunConfig:
     placement: PlacementConfig = field(default_factory=PlacementConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    search: SearchConfig = field(default_factory=SearchConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     table: TableConfig = field(default_factory=TableConfig)
     seed: int = 0

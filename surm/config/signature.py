@@ -32,6 +32,7 @@ def asked(config: RunConfig) -> dict[str, Any]:
             "source": model.source,
             "revision": models.model_revision(model.name, **model.origin()),
             "image_size": model.image_size or models.model_image_size(model.name, source=model.source),
+            "dropout": model.dropout,
         },
         "dataset": {
             "name": dataset.name,

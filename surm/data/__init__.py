@@ -70,7 +70,7 @@ DATASETS = {
     "valence": DatasetEntry("lexicon.valence", "text", revision="3.3.2"),
     **_family("glue", "text", "glue/cola", "glue/sst2", "glue/mrpc", "glue/stsb"),
     **_family("glue", "text", "glue/qqp", "glue/mnli", "glue/qnli", "glue/rte"),
-    **_family("hub_images", "image", "cifar10", "cifar100", "sun397", "dtd", "stl10"),
+    **_family("hub_images", "image", "cifar10", "cifar10_1000", "cifar100", "sun397", "dtd", "stl10"),
     **_family("vtab", "image", "vtab/cifar100", "vtab/caltech101", "vtab/dtd", "vtab/flowers", "vtab/pets"),
     **_family("vtab", "image", "vtab/svhn", "vtab/sun397", "vtab/camelyon", "vtab/eurosat", "vtab/resisc45"),
     **_family("vtab", "image", "vtab/retinopathy"),

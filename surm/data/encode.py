@@ -1,20 +1,23 @@
 """From raw inputs to what a backbone takes."""
 
 import math
+import os
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from rich.progress import Progress
 from torch import Tensor
 from torch.nn.functional import interpolate
 from torch.nn.utils.rnn import pad_sequence
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, get_worker_info
 from transformers import PreTrainedTokenizerBase
 
 from surm.data.base import MAX_TOKENS, Split
-from surm.data.image_cache import cached_images
+from surm.data.image_cache import CHUNK, cached_images
 from surm.data.pictures import decode
 from surm.models.backbone import Backbone
 
@@ -27,27 +30,29 @@ class EncodedDataset(Dataset[Example]):
     """Examples as tensors without a batch dimension: an image's pixels, or what the tokenizer gives, and `labels`.
 
     Labels are int64 classes, or float32 values of a regression. Each example is encoded when first asked for and kept
-    in memory if the whole split stays below 512 MiB.
+    in memory if the whole split stays below 512 MiB. An image is kept as uint8, a quarter of what the model takes:
+    `finish` makes the rest of an example or of a batch, where it lies; `unfinished` gives examples before that.
     """
 
-    def __init__(self, split: Split, encode_input: Callable[[Any], Example], padding: dict[str, int]) -> None:
+    def __init__(
+        self,
+        split: Split,
+        encode_input: Callable[[Any], Example],
+        padding: dict[str, int],
+        finish: Callable[[Example], Example] = lambda example: example,
+    ) -> None:
         self.split = split
         self.encode_input = encode_input
         self.padding = padding
+        self.finish = finish
+        self.unfinished = Unfinished(self)
         self.cache: dict[int, Example] = {}
 
     def __len__(self) -> int:
         return len(self.split)
 
     def __getitem__(self, index: int) -> Example:
-        if index in self.cache:
-            return self.cache[index]
-        example = self.encode_input(self.split.inputs[index])
-        label = torch.as_tensor(self.split.labels[index])
-        example["labels"] = label.float() if label.is_floating_point() else label
-        if len(self) * sum(tensor.nbytes for tensor in example.values()) < CACHE_BYTES:
-            self.cache[index] = example
-        return example
+        return self.finish(self.unfinished[index])
 
     def collate(self, examples: Sequence[Example]) -> Example:
         """A batch, (B, ..): text is padded on the right to the longest of the batch."""
@@ -57,6 +62,77 @@ class EncodedDataset(Dataset[Example]):
             else torch.stack([example[key] for example in examples])
             for key in examples[0]
         }
+
+
+class Unfinished(Dataset[Example]):
+    """The examples of a dataset as they are kept, which is what a batch is moved to a device as."""
+
+    def __init__(self, dataset: EncodedDataset) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> Example:
+        dataset = self.dataset
+        if index in dataset.cache:
+            return dataset.cache[index]
+        example = dict(dataset.encode_input(dataset.split.inputs[index]))
+        label = torch.as_tensor(dataset.split.labels[index])
+        example["labels"] = label.float() if label.is_floating_point() else label
+        if self._fits(example):
+            dataset.cache[index] = example
+        return example
+
+    def __getitems__(self, indices: Sequence[int]) -> list[Example]:
+        """A batch's examples: files of images that are not kept are decoded in parallel."""
+        new = [index for index in dict.fromkeys(indices) if index not in self.dataset.cache]
+        if len(new) < 2 or get_worker_info() is not None or not self._are_files():
+            return [self[index] for index in indices]
+        with ThreadPoolExecutor(os.cpu_count()) as threads:
+            found = dict(zip(new, threads.map(self.__getitem__, new), strict=True))
+        return [found[index] if index in found else self[index] for index in indices]
+
+    def fill(self) -> None:
+        """Decode all images that come as files and fit in memory, in parallel, before the first of them is needed."""
+        if not len(self) or not self._are_files() or not self._fits(self[0]):
+            return
+        with Progress(transient=True) as progress:
+            task = progress.add_task(f"resizing {len(self):,} images once", total=len(self))
+            for first in range(0, len(self), CHUNK):
+                chunk = range(first, min(first + CHUNK, len(self)))
+                self.__getitems__(chunk)
+                progress.advance(task, len(chunk))
+
+    def _fits(self, example: Example) -> bool:
+        """Whether the whole split does, if all examples are as large as this one."""
+        return len(self) * sum(tensor.nbytes for tensor in example.values()) < CACHE_BYTES
+
+    def _are_files(self) -> bool:
+        return isinstance(self.dataset.split.inputs[0], bytes | Path)
+
+
+class Normalise:
+    """From grey levels, uint8 (.., 3, height, width), to float32 inputs, (level / 255 - mean) / std by channel.
+
+    A table holds the value of each level in each channel, so that all devices give the bits of one division.
+    """
+
+    def __init__(self, name: str, mean: Sequence[float], std: Sequence[float]) -> None:
+        """name: of the pixels in an example; mean, std: of each channel."""
+        self.name = name
+        levels = torch.arange(256, dtype=torch.uint8) / 255
+        table = (levels - torch.tensor(mean).view(3, 1)) / torch.tensor(std).view(3, 1)
+        self._on: dict[torch.device, tuple[Tensor, Tensor]] = {}
+        self._table = table.flatten(), torch.arange(0, 768, 256, dtype=torch.int32).view(3, 1, 1)
+
+    def __call__(self, example: Example) -> Example:
+        pixels = example[self.name]
+        if pixels.device not in self._on:
+            self._on[pixels.device] = self._table[0].to(pixels.device), self._table[1].to(pixels.device)
+        table, first = self._on[pixels.device]
+        values = table.index_select(0, (pixels + first).flatten()).view(pixels.shape)
+        return example | {self.name: values}
 
 
 def encode(split: Split, backbone: Backbone) -> EncodedDataset:
@@ -70,11 +146,14 @@ def encode(split: Split, backbone: Backbone) -> EncodedDataset:
     if backbone.tokenizer is not None:
         return EncodedDataset(split, _text_encoder(backbone.tokenizer), _padding(backbone.tokenizer))
     assert backbone.image_size is not None
+    assert backbone.mean is not None
+    assert backbone.std is not None
     size, resize = backbone.image_size, _resizer(backbone)
-    if len(split) * 3 * size**2 * torch.float32.itemsize >= CACHE_BYTES:
+    if len(split) * 3 * size**2 >= CACHE_BYTES:
         settings = {"crop": backbone.crop, "interpolation": backbone.interpolation}
         split = replace(split, inputs=cached_images(split, size, settings, resize) or split.inputs)
-    return EncodedDataset(split, _image_encoder(backbone, resize), padding={})
+    finish = Normalise(backbone.input_name, backbone.mean, backbone.std)
+    return EncodedDataset(split, _image_encoder(backbone, resize), padding={}, finish=finish)
 
 
 def _resizer(backbone: Backbone) -> Callable[[Any], Tensor]:
@@ -102,12 +181,8 @@ def _resizer(backbone: Backbone) -> Callable[[Any], Tensor]:
 
 
 def _image_encoder(backbone: Backbone, resize: Callable[[Any], Tensor]) -> Callable[[Any], Example]:
-    mean = torch.tensor(backbone.mean).view(3, 1, 1)
-    std = torch.tensor(backbone.std).view(3, 1, 1)
-
     def encode_image(raw: Any) -> Example:
-        resized = raw if isinstance(raw, Tensor) else resize(raw)
-        return {backbone.input_name: (resized / 255 - mean) / std}
+        return {backbone.input_name: raw if isinstance(raw, Tensor) else resize(raw).contiguous()}
 
     return encode_image
 

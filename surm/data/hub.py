@@ -1,5 +1,6 @@
 """Parquet files of the Hugging Face hub, from a local folder or downloaded: one path, so both have one content hash."""
 
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,11 +54,19 @@ class HubSource:
 Files = dict[str, list[Path]]  # of each split, in order of name
 
 
+def local_copy(name: str) -> str | None:
+    """The folder of a data set below `$SURM_LOCAL_DATA`, which stands in for the hub where it is there."""
+    root = os.environ.get("SURM_LOCAL_DATA")
+    folder = Path(root).expanduser() / name if root else None
+    return str(folder) if folder and folder.is_dir() else None
+
+
 def parquet_files(name: str, source: HubSource, splits: Sequence[str], path: str | None) -> Files:
-    """The files of each split: below `path`, or else downloaded into the hub's own cache.
+    """The files of each split: below `path`, else of the local copy, else downloaded into the hub's own cache.
 
     Raises `DataNotFoundError`, one sentence with the command that helps, without network, folder or files.
     """
+    path = path or local_copy(name)
     if path is None:
         folder = _snapshot(name, source, splits, download=True)
     else:
@@ -84,6 +93,7 @@ def check_source(name: str, source: HubSource, splits: Sequence[str], path: str 
 
     A plan of runs is checked too, and may be made where there is no network.
     """
+    path = path or local_copy(name)
     if path is None:
         try:
             path = str(_snapshot(name, source, splits, download=False))

@@ -2,11 +2,12 @@
 
 Per image on one core: a photograph (JPEG, 500 x 375) is decoded and resized to 224 pixels in 0.95 ms, a CIFAR-10 one
 (PNG, 32 x 32) in 0.21 ms; reading 3 x 224 x 224 bytes of such a file takes 0.08 ms. Hence a split is cached where its
-images have at least as many pixels as a model sees, and only if it is too large for `EncodedDataset`'s own memory.
+images have at least as many pixels as a model sees, and only if it is too large for `EncodedDataset`'s own memory,
+which holds 512 MiB of the same bytes.
 
-The file lies in the `cache_folder`. Its name is a hash of the
-split's content, the size, crop and interpolation, and the versions of what decodes and resizes. It is written beside
-its place and renamed, under a lock: two processes build it once, and a killed one leaves no half of it.
+The file lies in the `cache_folder`. Its name is a hash of the split's content, the size, crop and interpolation, and
+the versions of what decodes and resizes. It is written beside its place and renamed, under a lock: two processes build
+it once, and a killed one leaves no half of it.
 """
 
 import hashlib

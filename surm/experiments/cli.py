@@ -23,7 +23,8 @@ STORAGE_ERRORS = (
     *(errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ELOOP, errno.ENAMETOOLONG),
 )
 
-console = Console(soft_wrap=True, highlight=False, quiet=not is_main())
+# No markup: what is printed holds settings such as [q, k] and sentences of others, which would be read as styles.
+console = Console(soft_wrap=True, highlight=False, markup=False, quiet=not is_main())
 # PEFT asks transformers for a property under its old name; nobody here can act on the warning.
 warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
 

@@ -15,7 +15,7 @@ from wandb_workspaces import expr
 
 from surm.experiments.plan import Experiment, TrainingRun, training_runs
 from surm.records.storage import write_json
-from surm.shared.errors import ConfigError, TrackingError
+from surm.shared.errors import ConfigError, TrackingError, first_line
 
 STRUCTURE = "structure.name"  # of a run's configuration
 COSTS = {"seconds_per_step": "Seconds per step", "peak_memory_bytes": "Peak memory, bytes"}
@@ -131,7 +131,7 @@ def save_views(views: Sequence[ws.Workspace]) -> list[str]:
             view.entity = view.entity or wandb.Api().default_entity or ""
             view.save()  # type: ignore[no-untyped-call]
     except (wandb.errors.Error, WandbApiFailedError, ValueError) as error:
-        raise TrackingError(_way_out(str(error).splitlines()[0].rstrip("."))) from error
+        raise TrackingError(_way_out(first_line(error))) from error
     return [view.url for view in views]
 
 

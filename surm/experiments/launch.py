@@ -32,7 +32,7 @@ from surm.experiments.cli import command, console
 from surm.experiments.plan import Planned, plan
 from surm.experiments.runner import ThisProcess, attempt
 from surm.experiments.sweep import Launcher, Sweep, modified, stamp
-from surm.shared.errors import ConfigError, LaunchError
+from surm.shared.errors import ConfigError, LaunchError, first_line
 from surm.shared.paths import CONFIG_DIRECTORY
 from surm.training.device import own_gpu
 
@@ -116,10 +116,9 @@ class HydraLauncher(Launcher):
             try:
                 ended = plugin.launch(batch, initial_job_idx=self._started)
             except Exception as error:  # each launcher has types of its own
-                reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".:")
                 raise LaunchError(
-                    f"hydra/launcher={name} stopped: {reason}; its settings are given as hydra.launcher.<name>=..., "
-                    "see docs/launchers.md."
+                    f"hydra/launcher={name} stopped: {first_line(error)}; its settings are given as "
+                    "hydra.launcher.<name>=..., see docs/launchers.md."
                 ) from None
             self._started += len(batch)
             for job in ended:

@@ -128,7 +128,7 @@ class TrainingRun(Run, Planned):
         return execute(self, report=report, say=display.say)
 
     def describe(self) -> str:
-        return f"[bold]{label(self.asked)}[/bold] on {self._data()}, rate {self.rate:g}, seed {self.config.seed}"
+        return f"{label(self.asked)} on {self._data()}, rate {self.rate:g}, seed {self.config.seed}"
 
     def notes(self) -> list[str]:
         rate = f"learning rate {self.rate:g}: {self.rate_source}" if self.rate_source else None
@@ -137,7 +137,7 @@ class TrainingRun(Run, Planned):
     def result(self, record: Record) -> list[str]:
         happened, metric = record.happened, record.metric
         lines = [
-            f"[bold]{metric} {happened['metrics'][metric]:.4f}[/bold] (n = {happened['evaluation_examples']})  "
+            f"{metric} {happened['metrics'][metric]:.4f} (n = {happened['evaluation_examples']})  "
             f"trainable {happened['trainable_parameters']:,} + head {happened['head_parameters']:,}  "
             f"{self.folder.record}"
         ]
@@ -165,16 +165,26 @@ class TrainingRun(Run, Planned):
         """The metric of its tables; at W&B `evaluation/<metric>`, and `metrics/<metric>` from the end on."""
         return primary_metric(self.config.dataset.name, **self.config.dataset.origin())
 
-    def on_selection(self, rate: float, fraction: float | None = None) -> "TrainingRun":
-        """The same run with a given learning rate, scored on the selection slice of the training split.
+    def on_selection(
+        self,
+        rate: float,
+        fraction: float | None = None,
+        *,
+        head_rate: float | None = None,
+        seed: int | None = None,
+    ) -> "TrainingRun":
+        """The same run with given learning rates, scored on the selection slice of the training split.
 
         fraction: of the rest of the training split, for a search that the whole would make too long.
+        head_rate: of the task head; default: what the run has.
+        seed: default: the run's own.
         """
         dataset = replace(self.config.dataset, evaluate_on="selection")
         config = replace(
             self.config,
             dataset=replace(dataset, fraction=fraction) if fraction else dataset,
-            optim=replace(self.config.optim, lr=rate),
+            optim=replace(self.config.optim, lr=rate, head_lr=head_rate or self.config.optim.head_lr),
+            seed=self.config.seed if seed is None else seed,
         )
         return TrainingRun(config)
 
@@ -204,7 +214,7 @@ class StudyPart(Part, Planned):
         return run_part(self, display.show)
 
     def describe(self) -> str:
-        return f"[bold]{self.study}[/bold] {self._differs()}"
+        return f"{self.study} {self._differs()}"
 
     def result(self, record: Record) -> list[str]:
         return [f"{record.happened['seconds']:.0f} s  {self.folder.record}"]

@@ -1,6 +1,6 @@
 """What is made of records: the report, and the published results."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,9 @@ from surm.experiments.plan import (
     load_scale_experiments,
     scales,
 )
-from surm.records.record import Record, read_records
-from surm.records.storage import check_output, write_atomically
+from surm.experiments.promote import mixed_machines, promote
+from surm.records.record import read_records
+from surm.records.storage import check_output
 from surm.report import page as reporting
 from surm.report.plan import ComparisonPlan, GridPlan, Plan, StudyPlan
 from surm.shared.paths import PUBLISHED, REPOSITORY, RESULTS
@@ -64,7 +65,7 @@ def report(
     )
     folders = records or [output / "runs"]
     for plan in plans:
-        console.print(f"\n[bold]{plan.title}[/bold]\n")
+        console.print(f"\n{plan.title}\n")
         stored = (
             path for folder in folders for name in plan.signatures for path in (folder / name, folder / f"{name}.json")
         )
@@ -107,38 +108,22 @@ def _column(question: dict[str, Any]) -> tuple[str, str, float | None]:
     return question["model"]["name"], question["dataset"]["name"], question["dataset"].get("fraction")
 
 
-def publish() -> None:
-    """Promote records to `results/runs` and rebuild the committed tables and figures from what is there."""
+def publish(folders: Sequence[Path] = ()) -> None:
+    """Promote records to `results/runs` and rebuild the committed tables and figures from what is there.
+
+    Args:
+        folders: hold the records, such as those brought from another machine; by default outputs/runs.
+
+    Raises:
+        FileNotFoundError: one of them is no folder.
+    """
+    if lacking := [str(folder) for folder in folders if not folder.is_dir()]:
+        raise FileNotFoundError(f"{', '.join(lacking)} is no folder of records: give folders like outputs/runs.")
     published = load_scale_experiments(load_scale("published"))
     planned = {run.signature for experiment in published for run in experiment.runs}
-    promoted = promote(Path("outputs/runs"), PUBLISHED, planned)
+    promoted = promote(folders or [Path("outputs/runs")], PUBLISHED, planned)
     plans = [report_plan(experiment) for experiment in published]
     reporting.publish(plans, PUBLISHED, RESULTS, name="published")
     console.print(f"{promoted} finished records of a clean tree are in {PUBLISHED.relative_to(REPOSITORY)}.")
-
-
-def promote(runs: Path, published: Path, planned: Collection[str] = ()) -> int:
-    """Copy the records and predictions of finished runs of a clean tree, and the planned parts of studies.
-
-    Returns:
-        How many were copied.
-    """
-    chosen = [
-        record
-        for record in read_records(runs).values()
-        if record.finished
-        and record.where.get("dirty") is False
-        and (record.signature in planned if record.is_study else _is_evidence(record))
-    ]
-    for record in chosen:
-        write_atomically(published / f"{record.signature}.json", record.path.read_bytes())
-        if not record.is_study:
-            predictions = record.path.with_name("predictions.json")
-            write_atomically(published / f"{record.signature}.predictions.json", predictions.read_bytes())
-    return len(chosen)
-
-
-def _is_evidence(run: Record) -> bool:
-    """Random models, and runs that have not seen every training example once, prove nothing."""
-    whole = run.asked["trainer"].get("max_steps") is None or run.happened["history"][-1]["epoch"] >= 1
-    return whole and not run.asked["model"]["name"].startswith("tiny_")
+    for line in mixed_machines(published, read_records(PUBLISHED)):
+        console.print(line)

@@ -62,7 +62,7 @@ def attempt(planned: Planned, bars: Progress | None = None, overall: "Bar | None
 
 def _execute(planned: Planned, bars: Progress, overall: "Bar | None" = None) -> Record:
     bar = Bar(bars, over=overall)
-    bar.say(f"{planned.describe()}  [dim]{planned.signature}[/dim]")
+    bar.say(f"{planned.describe()}  {planned.signature}")
     for line in planned.notes():
         bar.say(f"  {line}")
     try:
@@ -96,7 +96,7 @@ class Bar:
 
 def _bars() -> Progress:
     return Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),

@@ -8,7 +8,8 @@ from typing import Any
 
 from surm.experiments.cli import console
 from surm.experiments.forecast import Forecast, total
-from surm.experiments.plan import Experiment, Planned
+from surm.experiments.plan import Experiment, Planned, TrainingRun
+from surm.experiments.tune import Trials, first_rates, first_values, known_head_rate, searches, searches_by_run
 from surm.records.record import read_records
 from surm.records.recorded import canonical
 from surm.shared.errors import RecordError
@@ -21,19 +22,15 @@ def print_plan(experiments: Sequence[Experiment]) -> None:
 
     Time is that of equal or similar runs in the records; for the paper's own data, hours of one GPU by `forecast`.
     """
-    known = read_records(PUBLISHED, Path("outputs/runs"))
-    by_question: dict[str, list[float]] = {}
-    for record in known.values():
-        if record.finished and (seconds := record.happened.get("seconds")):
-            by_question.setdefault(_cost_key(record.asked), []).append(seconds)
+    measured = Measured()
     left: dict[str, float | Forecast | None] = {}
     for experiment in experiments:
         header = ("signature", "method", "on", "rate", "seed", "status", "parameters", "head", "about")
         rows, costs = [], []
         for planned in experiment.runs:
-            measured = by_question.get(_cost_key(planned.asked))
             expected = planned.forecast()
-            cost = statistics.mean(measured) if measured and expected is None else expected
+            here = measured.seconds(planned.asked)
+            cost = expected if here is None or _is_large(planned) else here
             costs.append(cost)
             status = planned.status()
             if status != "finished":
@@ -41,13 +38,94 @@ def print_plan(experiments: Sequence[Experiment]) -> None:
             counts = (f"{expected.trainable:,}", f"{expected.head:,}") if expected else ("", "")
             rows.append((planned.signature, *planned.cells(), status, *counts, _in_words(cost)))
         print(f"\n{experiment.title} ({experiment.name}): {len(experiment.runs):,} runs{_total(costs)}\n")
-        widths = [max(len(row[column]) for row in (header, *rows)) for column in range(len(header))]
-        for row in (header, *rows):
-            print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+        _print_rows((header, *rows))
     print(f"\nLeft: {len(left):,} different runs{_total(left.values())}.")
     _, downloads = total(cost for cost in left.values() if isinstance(cost, Forecast))
     for needed in downloads:
         print(f"  to download: {needed}")
+
+
+def print_searches(runs: Sequence[TrainingRun], fraction: float | None = None) -> None:
+    """The searches that `make tune` makes for some runs: first values, what is done, and what the rest costs.
+
+    A search goes on beyond these values where the best is at an edge. A method's rate of the head is not known before
+    the probe's search is done; until then its runs count as not done.
+    """
+    measured, number = Measured(), 0
+    left: list[float | Forecast | None] = []
+    rows: list[tuple[str, ...]] = [("task", "length", "method", "values", "seeds", "done", "about")]
+    for key, member in searches_by_run(runs).items():
+        search = member.config.search
+        rates = first_values(member.config.structure.name, search.values)
+        trials = Trials(member, search.seeds, fraction, known_head_rate(key))
+        wanted = [run for rate in rates for run in trials.runs(rate)]
+        rows.append((*key, *_row(rates, search.seeds, wanted, measured, left)))
+        number += len(wanted)
+    for (task, method), member in searches(runs).items():
+        rates = first_rates(member.config.structure.name)
+        wanted = [run for rate in rates for run in Trials(member, [member.config.seed], fraction).runs(rate)]
+        rows.append((task, "", method, *_row(rates, [member.config.seed], wanted, measured, left)))
+        number += len(wanted)
+    _print_rows(rows)
+    print(f"\n{number:,} runs before any range is extended. Left: {len(left):,}{_total(left)}.")
+
+
+def _row(
+    rates: Sequence[float],
+    seeds: Sequence[int],
+    wanted: Sequence[TrainingRun],
+    measured: "Measured",
+    left: list[float | Forecast | None],
+) -> tuple[str, ...]:
+    """A search's values, seeds, runs that are done, and what the rest costs, which is added to `left`."""
+    costs = [measured.seconds(run.asked) for run in wanted if run.status() != "finished"]
+    left += costs
+    done = f"{len(wanted) - len(costs)} of {len(wanted)}"
+    return ", ".join(f"{rate:g}" for rate in rates), ", ".join(map(str, seeds)), done, _total(costs)[2:] or "nothing"
+
+
+def _print_rows(rows: Sequence[Sequence[str]]) -> None:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    for row in rows:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+class Measured:
+    """What finished runs took, published ones and those of this machine."""
+
+    def __init__(self) -> None:
+        self._of_question: dict[str, list[float]] = {}
+        self._of_step: dict[tuple[str, ...], list[float]] = {}
+        for record in read_records(PUBLISHED, Path("outputs/runs")).values():
+            if record.finished and (seconds := record.happened.get("seconds")):
+                self._of_question.setdefault(_cost_key(record.asked), []).append(seconds)
+                if steps := record.happened.get("steps"):
+                    for key in _step_keys(record.asked):
+                        self._of_step.setdefault(key, []).append(seconds / steps)
+
+    def seconds(self, asked: Mapping[str, Any]) -> float | None:
+        """Mean of equal runs; else the steps times those of a similar run; None where nothing is known."""
+        if equal := self._of_question.get(_cost_key(asked)):
+            return statistics.mean(equal)
+        steps = asked.get("trainer", {}).get("max_steps")
+        similar = (self._of_step[key] for key in _step_keys(asked) if key in self._of_step)
+        found = next(similar, None) if steps else None
+        return None if found is None else steps * statistics.median(found)
+
+
+def _step_keys(asked: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """What a step's time depends on most, in two degrees of likeness."""
+    if "trainer" not in asked:
+        return []
+    model, structure = asked["model"], asked["structure"]["name"]
+    same = (canonical([model["name"], model.get("image_size"), asked["trainer"].get("batch_size")]),)
+    kind = "probe" if structure == "linear_probe" else "full" if structure == "full" else "added"
+    return [(*same, structure), (*same, f"kind {kind}")]
+
+
+def _is_large(planned: Planned) -> bool:
+    """Whether a run is of the paper's scale, whose cost is that on a GPU whatever was measured here."""
+    return planned.trained is not None and not planned.trained.config.model.name.startswith(("builtin_", "tiny_"))
 
 
 def _in_words(cost: float | Forecast | None) -> str:

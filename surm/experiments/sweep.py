@@ -11,7 +11,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from surm.experiments.cli import console
-from surm.experiments.plan import Planned
+from surm.experiments.plan import Planned, TrainingRun
+from surm.records.record import Record
 from surm.records.storage import check_output
 from surm.shared.errors import LaunchError
 
@@ -144,3 +145,12 @@ def run_all(runs: Sequence[Planned], launcher: Launcher) -> int:
         listed = f"`make status ONLY={table}` lists them" if table else "the lines above name them"
         console.print(f"{left} of {len(sweep.runs)} runs are not finished: {listed}.")
     return left
+
+
+def run_shared(runs: Sequence[TrainingRun], launcher: Launcher) -> list[Record | None]:
+    """Run what is missing, which other processes may share; the records of all, None for a run that failed."""
+    sweep = Sweep(runs)
+    for folder in {run.output_dir for run in sweep.runs}:
+        check_output(folder)
+    sweep.finish(lambda: launcher.launch(sweep), console.print)
+    return [run.finished_record() for run in runs]

@@ -11,7 +11,10 @@ from surm.config.compose import TRAIN, compose_run, composer, groups
 from surm.experiments.cli import chosen_experiments, console
 from surm.experiments.plan import Experiment, Scale, load_scale, load_scale_experiments
 from surm.records.record import Record, read_records
+from surm.shared.errors import ConfigError
 from surm.training.tracking import marker, start_tracker
+
+RUNS = Path("outputs/runs")  # of this machine, where there may be none yet
 
 
 def tracking_options(settings: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
@@ -91,7 +94,14 @@ def _by_step(history: Iterable[Mapping[str, Any]]) -> list[tuple[int, dict[str, 
 
 
 def wandb_sync(arguments: argparse.Namespace) -> None:
-    """Upload the finished runs that W&B has not seen; `--only` those of one experiment."""
+    """Upload the finished runs that W&B has not seen; `--only` those of one experiment.
+
+    Raises:
+        ConfigError: a folder of records that is not there.
+    """
+    for folder in arguments.records:
+        if folder != RUNS and not folder.is_dir():
+            raise ConfigError(f"RECORDS={folder}: there is no such folder; give one of records, such as results/runs.")
     options, arguments.set = tracking_options(arguments.set)
     chosen = chosen_experiments(arguments)
     planned = {run.signature for experiment in chosen for run in experiment.runs}

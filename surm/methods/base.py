@@ -51,6 +51,9 @@ class Method:
     usual_rate: ClassVar[float] = 3e-3
     """The learning rate where nothing was tuned, at which a search starts."""
 
+    middle_rate: ClassVar[float] = 1.6e-3
+    """The middle of the first values of a search for one run length (`search.by=run`)."""
+
     trains_matrices: ClassVar[bool] = False
     """Whether the backbone's own matrices are trained, which costs a third pass."""
 

@@ -30,6 +30,7 @@ class Full(InPlace):
 
     name = "full"
     usual_rate = 1e-4
+    middle_rate = 1e-4
     trains_matrices = True
 
     def chosen(self, module: nn.Module) -> Iterator[nn.Parameter]:
@@ -41,6 +42,7 @@ class AttentionTuning(InPlace):
 
     name = "attention_tuning"
     usual_rate = 1e-4
+    middle_rate = 1e-4
     trains_matrices = True
 
     def chosen(self, module: nn.Module) -> Iterator[nn.Parameter]:
@@ -73,6 +75,7 @@ class LinearProbe(InPlace):
 
     name = "linear_probe"
     usual_rate = 1e-2
+    middle_rate = 1e-1
     trains_head_alone = True
 
     def chosen(self, module: nn.Module) -> Iterator[nn.Parameter]:

@@ -1,6 +1,7 @@
 """Methods of PEFT's own that add to weights."""
 
 import inspect
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, cast
 
@@ -14,6 +15,7 @@ from surm.methods.base import ALPHA, DROPOUT, Method, Settings
 from surm.methods.schema import StructureConfig
 from surm.models.backbone import Backbone
 from surm.models.fused import split_fused_projections
+from surm.shared.errors import first_line
 from surm.shared.registry import look_up
 from surm.structures.options import Option, count
 from surm.tuners.targets import projection_names
@@ -28,6 +30,7 @@ class AddsToWeights(Method):
     """An adapter of PEFT's on chosen projections, each a layer of its own: PEFT cannot adapt a part of a fused one."""
 
     forms = ("weight",)
+    middle_rate = 6.3e-3
 
     @classmethod
     def prepare(cls, module: nn.Module) -> nn.Module:
@@ -75,8 +78,22 @@ class OfPeft(AddsToWeights):
     @classmethod
     def resolve(cls, structure: StructureConfig, form: str, width: int | None) -> dict[str, Any]:
         arguments = {key: width if value == "width" else value for key, value in structure.arguments.items()}
-        _peft_config(structure.name, arguments)
+        cls._check(*_peft_config(structure.name, arguments))
         return {"name": structure.name, "arguments": arguments}
+
+    @classmethod
+    def _check(cls, kind: type[PeftConfig], arguments: Settings) -> None:
+        """Refuse what PEFT's configuration refuses before it knows a model; the rest it refuses in the set-up.
+
+        Raises:
+            ValueError: one sentence.
+        """
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # said when the method is applied
+                cast(Any, kind)(target_modules=["query"], modules_to_save=["head"], **arguments)
+        except Exception as error:  # of any type: most are of an argument's type
+            raise ValueError(f"arguments: {kind.__name__} of PEFT refuses them ({first_line(error)}).") from None
 
     def _apply(self, backbone: Backbone, placement: Settings, steps: int) -> nn.Module:
         return self._with_peft(backbone, placement, *_peft_config(self.settings["name"], self.settings["arguments"]))
@@ -90,6 +107,12 @@ class AdaLora(OfPeft):
     """
 
     name = "peft_adalora"
+
+    @classmethod
+    def _check(cls, kind: type[PeftConfig], arguments: Settings) -> None:
+        # The number of steps is the last thing that is not known yet; any that leaves the schedule room will do.
+        schedule = {"total_step": 10**12, "tinit": 1, "tfinal": 1}
+        super()._check(kind, {**schedule, **arguments})
 
     def _apply(self, backbone: Backbone, placement: Settings, steps: int) -> nn.Module:
         # The shares of the schedule are ours where none are given.

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from surm.models.backbone import Backbone, check_image_size, one_line
+from surm.models.backbone import Backbone, check_image_size, one_line, set_dropout
 from surm.models.fused import split_fused_projections
 from surm.models.hub import HubFiles
 from surm.shared.assets import Asset
@@ -214,6 +214,7 @@ def load_backbone(
     *,
     num_labels: int,
     image_size: int | None = None,
+    dropout: float | None = None,
     source: str | None = None,
     revision: str | None = None,
     path: str | None = None,
@@ -226,6 +227,7 @@ def load_backbone(
             is loaded; one for a regression.
         image_size: side of the square input in pixels, a multiple of the patch size (image models only; default: the
             model's own). The position embedding is resampled.
+        dropout: probability of every dropout of the model while it trains (default: the model's own).
         source: `timm`, `transformers` or `local`, for a model without a line.
         revision: commit, branch or tag on the hub (default: the pinned one, or `main`).
         path: a folder with the hub's files, read instead of the hub; needed for `local`.
@@ -238,7 +240,10 @@ def load_backbone(
     with _one_sentence(name, source, path):
         entry = _entry(name, source, revision, path)
         _check(name, entry, image_size)
-        return _build(entry.loader, entry, _content_hash(name, entry), num_labels, image_size)
+        backbone = _build(entry.loader, entry, _content_hash(name, entry), num_labels, image_size)
+        if dropout is not None:
+            set_dropout(backbone.module, dropout)
+        return backbone
 
 
 def skeleton(

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.dropout import _DropoutNd as _Dropout
 from transformers import PreTrainedTokenizerBase
 
 from surm.shared.errors import ModelError
@@ -51,6 +52,19 @@ def initialise_head(module: nn.Module, head: tuple[str, ...]) -> None:
             if isinstance(layer, nn.Linear):
                 nn.init.normal_(layer.weight, std=HEAD_STD)
                 nn.init.zeros_(layer.bias)
+
+
+def set_dropout(module: nn.Module, probability: float) -> None:
+    """Give every dropout of a model one probability, whichever way its layers hold it.
+
+    Most models have `nn.Dropout` layers; some of their attention layers hold the probability as a number of their own.
+    """
+    for layer in module.modules():
+        if isinstance(layer, _Dropout):
+            layer.p = probability
+        for name, value in list(vars(layer).items()):
+            if "drop" in name and isinstance(value, float):
+                setattr(layer, name, probability)
 
 
 def check_images(files: str, backbone: Backbone) -> None:

@@ -1,7 +1,8 @@
 """Records: what was asked, what happened, where. One class writes and reads them; a damaged file is a sentence."""
 
 import json
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from surm.records.schema import check
-from surm.records.storage import read_json, write_json
+from surm.records.storage import read_json, write_atomically, write_json
 from surm.shared.errors import RecordError
 
 BLOCKS = ("signature", "status", "asked", "happened", "where")  # in the file's order
@@ -19,11 +20,42 @@ BLOCKS = ("signature", "status", "asked", "happened", "where")  # in the file's 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What a run answered: metric name, labels (N,) and predictions (N,)."""
+    """What a run answered: metric name, labels (N,), predictions (N,), and the loss of each example (N,).
+
+    The loss is the log-loss in nats, or the squared error of a regression; None where a run kept none.
+    """
 
     metric: str
     labels: NDArray[np.generic]
     predictions: NDArray[np.generic]
+    losses: NDArray[np.generic] | None = None
+
+
+LOSS_UNIT = 1e-4  # of the stored losses, whole numbers: half of the bytes of decimals
+
+
+def write_predictions(
+    path: Path, labels: Sequence[float], predictions: Sequence[float], losses: Sequence[float] | None = None
+) -> None:
+    """Write what a run answered, a line for each of the three; losses are rounded to four decimals.
+
+    Raises:
+        StorageError: the file cannot be written; an older one is as before.
+        ValueError: a number is not finite.
+    """
+    columns = {"labels": list(labels), "predictions": list(predictions)}
+    if losses is not None:
+        columns["losses_in_1e-4"] = [_whole(loss / LOSS_UNIT) for loss in losses]
+    lines = (
+        f' "{name}": {json.dumps(values, separators=(",", ":"), allow_nan=False)}' for name, values in columns.items()
+    )
+    write_atomically(path, ("{\n" + ",\n".join(lines) + "\n}\n").encode())
+
+
+def _whole(value: float) -> int:
+    if not math.isfinite(value):
+        raise ValueError(f"a loss of {value} is no number")
+    return round(value)
 
 
 @dataclass(frozen=True)
@@ -119,13 +151,17 @@ class Record:
             labels, predictions = (np.asarray(stored[key], dtype=float) for key in ("labels", "predictions"))
             if labels.shape != predictions.shape or labels.ndim != 1:
                 raise RecordError("labels and predictions differ in number")
+            losses = stored.get("losses_in_1e-4")
+            losses = None if losses is None else LOSS_UNIT * np.asarray(losses, dtype=float)
+            if losses is not None and losses.shape != labels.shape:
+                raise RecordError("labels and losses differ in number")
         except FileNotFoundError:
             return None, ""
         except (RecordError, KeyError, TypeError, ValueError, OverflowError) as error:
             reason = f"{error} is missing" if isinstance(error, KeyError) else error
             file = self.predictions_path
             return None, f"{file} is damaged ({reason}): the run's score counts, but gives no interval."
-        return Evaluation(self.metric, labels, predictions), ""
+        return Evaluation(self.metric, labels, predictions, losses), ""
 
 
 def read_record(path: Path) -> Record | None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Generic, Literal, TypeVar
 
 from pydantic import BaseModel, Field, ValidationError
 
@@ -19,20 +19,31 @@ class Schema(BaseModel, strict=True, allow_inf_nan=False):
 
 class Where(Schema):
     dirty: bool = False
+    commit: str | None = None
+    sources: str | None = None
     content_hashes: dict[str, str] = {}
     machine: dict[str, Any] = {}
 
 
-class AnyRecord(Schema):
+class Happened(Schema):
+    error: str | None = None
+
+
+Asked = TypeVar("Asked")
+Outcome = TypeVar("Outcome")
+
+
+class RecordOf(Schema, Generic[Asked, Outcome]):
+    """The blocks of a record, by what it was asked and what happened."""
+
     signature: str
     status: Literal["finished", "interrupted", "failed"]
-    asked: dict[str, Any]
-    happened: dict[str, Any]
+    asked: Asked
+    happened: Outcome
     where: Where
 
 
-class Happened(Schema):
-    error: str | None = None
+AnyRecord = RecordOf[dict[str, Any], dict[str, Any]]
 
 
 # --- runs of a model -------------------------------------------------------------------------------------------------
@@ -96,17 +107,12 @@ class Result(Happened):
     baselines: dict[str, float] = {}
     seconds: Seconds = 0.0
     seconds_per_step: Seconds | None = None
+    seconds_per_step_by_epoch: list[Seconds | None] = []  # a record made before 2026-12 has none
     peak_memory_bytes: Count | None = None
 
 
-class UnfinishedRun(AnyRecord):
-    asked: AskedRun  # type: ignore[assignment]
-    happened: Happened  # type: ignore[assignment]
-
-
-class FinishedRun(AnyRecord):
-    asked: AskedRun  # type: ignore[assignment]
-    happened: Result  # type: ignore[assignment]
+UnfinishedRun = RecordOf[AskedRun, Happened]
+FinishedRun = RecordOf[AskedRun, Result]
 
 
 # --- parts of a study ------------------------------------------------------------------------------------------------
@@ -126,19 +132,9 @@ class Settings(Happened):
     seconds: Seconds = 0.0
 
 
-class UnfinishedPart(AnyRecord):
-    asked: AskedPart  # type: ignore[assignment]
-    happened: Happened  # type: ignore[assignment]
-
-
-class FinishedPart(AnyRecord):
-    asked: AskedPart  # type: ignore[assignment]
-    happened: Rows  # type: ignore[assignment]
-
-
-class FinishedSearch(AnyRecord):
-    asked: AskedPart  # type: ignore[assignment]
-    happened: Settings  # type: ignore[assignment]
+UnfinishedPart = RecordOf[AskedPart, Happened]
+FinishedPart = RecordOf[AskedPart, Rows]
+FinishedSearch = RecordOf[AskedPart, Settings]
 
 
 RULES = {

@@ -141,6 +141,10 @@ class Section(ABC):
             self._verdicts[claim.id] = self._judge(claim)
         return self._verdicts[claim.id]
 
+    def settle(self, claim: str, verdict: Verdict) -> None:
+        """Take a verdict that was adjusted for the number of claims."""
+        self._verdicts[claim] = verdict
+
     # --- Markdown and files -------------------------------------------------------------------------------------------
 
     def text(self) -> str:

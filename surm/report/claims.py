@@ -1,13 +1,15 @@
 """The paper's claims, and what records say about each."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from surm.report.gather import Comparison
-from surm.report.rules import KINDS, Claim, Effects, Verdict, in_words
+from surm.report.plan import Plan
+from surm.report.rules import KINDS, LEVEL, Claim, Effects, Verdict, in_words, named_methods
 from surm.shared.paths import PAPER
 
 
@@ -18,6 +20,7 @@ def read_claims(folder: Path = PAPER) -> dict[str, Claim]:
         ValueError: a claim of a kind that no rule decides.
     """
     entries = yaml.safe_load((folder / "claims.yaml").read_text())
+    entries.pop("registration", None)
     claims = {name: Claim(id=name, **entry) for name, entry in entries.items()}
     for claim in claims.values():
         if claim.kind not in KINDS:
@@ -25,11 +28,53 @@ def read_claims(folder: Path = PAPER) -> dict[str, Claim]:
     return claims
 
 
+@dataclass(frozen=True)
+class Registration:
+    """What was fixed before the runs that decide the claims.
+
+    seeds: table -> the seeds that it reports; no other is added after a look.
+    tuning_seeds: never reported, but for the headroom.
+    headroom: the table, or the start of the names of several, that shows how much room a task leaves above LoRA r=1.
+    levels: of the primary claims (Holm) and of the secondary ones (Benjamini-Hochberg).
+    """
+
+    seeds: Mapping[str, Sequence[int]]
+    tuning_seeds: Sequence[int]
+    headroom: str
+    levels: Mapping[str, float]
+
+
+def read_registration(folder: Path = PAPER) -> Registration | None:
+    """The block `registration` of `claims.yaml`; None where there is none.
+
+    Raises:
+        ValueError: a tuning seed is among the reported ones.
+    """
+    stored = yaml.safe_load((folder / "claims.yaml").read_text()).get("registration")
+    if stored is None:
+        return None
+    registration = Registration(**stored)
+    tables = {name: seeds for name, seeds in registration.seeds.items() if not name.startswith(registration.headroom)}
+    reported = {seed for seeds in tables.values() for seed in seeds}
+    if both := reported & set(registration.tuning_seeds):
+        raise ValueError(f"seeds {sorted(both)} are registered for tuning and for reporting: give each one use.")
+    return registration
+
+
+def registered_plan(plan: Plan, registration: Registration | None, claims: Mapping[str, Claim]) -> Plan:
+    """The plan with the claims that name its table, and with the seeds that are registered for it."""
+    own = [name for name, claim in claims.items() if claim.table == plan.name]
+    seeds = registration.seeds.get(plan.name, ()) if registration else ()
+    return replace(plan, seeds=tuple(seeds), claims=list(dict.fromkeys([*plan.claims, *own])))
+
+
 def describe(claim: Claim) -> str:
     """The rule in words."""
     rule = claim.rule
     words = in_words(claim.kind, rule)
     words += f", on {', '.join(rule['datasets'])}" if "datasets" in rule else ""
+    if "fractions" in rule:
+        words += f", on {' and '.join(f'{100 * share:g}' for share in rule['fractions'])} % of the data"
     words += f", on less than {100 * rule['fraction_below']:g} % of the data" if "fraction_below" in rule else ""
     return words
 
@@ -37,14 +82,19 @@ def describe(claim: Claim) -> str:
 def judge(claim: Claim, tasks: Sequence[Comparison], doubt: str = "") -> Verdict:
     """Apply a claim's rule to the tasks it speaks of; undecided unless the numbers leave one side only.
 
-    Tasks are restricted to the claim's `models`, to the rule's `datasets` and to fractions of the training split below
-    `fraction_below`, where these are given. `doubt` says why the records are no evidence; it leaves every claim open.
+    Tasks are restricted to the claim's `models`, to the rule's `datasets` and to its `fractions` of the training split
+    or those below `fraction_below`, where these are given. `doubt` says why the records are no evidence; it leaves
+    every claim open. A registered claim is judged once all its tasks and seeds are there, and its verdict is tentative:
+    `surm.report.decide` adjusts it for the number of claims.
     """
     spoken = [task for task in tasks if not claim.models or task.model in claim.models]
     chosen = [task for task in spoken or tasks if _is_chosen(claim.rule, task)]
     if not chosen:
-        return Verdict("undecided", "", "no task that it speaks of")
+        return Verdict("undecided", "", "no task that it speaks of", "not run")
     verdict = KINDS[claim.kind].decide(claim, chosen)
+    if claim.registered and (lacking := _lacking(claim, chosen)):
+        return Verdict("undecided", verdict.found, lacking, "not run")
+    verdict = verdict if claim.registered else verdict.at(LEVEL)
     if not verdict.found:
         return verdict
     if doubt:
@@ -53,8 +103,25 @@ def judge(claim: Claim, tasks: Sequence[Comparison], doubt: str = "") -> Verdict
         models = " and ".join(dict.fromkeys(task.model for task in tasks))
         return Verdict("undecided", verdict.found, f"said of {' and '.join(claim.models)}, run on {models}")
     if claim.scope == "some" and verdict.result == "disagrees":
-        return Verdict("undecided", verdict.found, "not seen here, and claimed for some tasks only")
+        return replace(verdict, result="undecided", reason="not seen here, and claimed for some tasks only")
     return verdict
+
+
+def _lacking(claim: Claim, tasks: Sequence[Comparison]) -> str:
+    """Which registered tasks and seeds have no finished run; empty where all are there."""
+    parts = [name for name in claim.rule.get("datasets", []) if name not in {task.dataset for task in tasks}]
+    parts += [
+        f"{100 * share:g} % of the data"
+        for share in claim.rule.get("fractions", [])
+        if not any(abs(task.fraction - share) < 1e-9 for task in tasks)
+    ]
+    for task in tasks:
+        for name in named_methods(claim):
+            method = task.method(name)
+            missing = set(task.seeds) - {run.seed for run in method.finished} if method else set(task.seeds)
+            if missing:
+                parts.append(f"{name} on {task.title}, {len(missing)} of {len(task.seeds)} seeds")
+    return f"to come: {'; '.join(parts)}" if parts else ""
 
 
 def judge_effect(claim: Claim, effects: Effects, doubt: str = "") -> Verdict:
@@ -64,6 +131,9 @@ def judge_effect(claim: Claim, effects: Effects, doubt: str = "") -> Verdict:
 
 
 def _is_chosen(rule: Mapping[str, Any], task: Comparison) -> bool:
-    return task.dataset in rule.get("datasets", [task.dataset]) and (
-        "fraction_below" not in rule or task.fraction < rule["fraction_below"]
+    fractions = rule.get("fractions", [task.fraction])
+    return (
+        task.dataset in rule.get("datasets", [task.dataset])
+        and any(abs(task.fraction - share) < 1e-9 for share in fractions)
+        and ("fraction_below" not in rule or task.fraction < rule["fraction_below"])
     )

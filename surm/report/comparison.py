@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 
 from surm.records.record import Record
-from surm.report import figures
+from surm.report import figures, training_figures
 from surm.report.base import Section, Source, why
 from surm.report.claims import judge
 from surm.report.drawing import Picture
@@ -101,8 +101,8 @@ def row_of(method: Method, reference: Method | None) -> dict[str, Any]:
         "mean": fmean(scores),
         "n": len(scores),
         "best_epoch_mean": fmean(run.best_epoch_score for run in method.finished),
-        "seconds_per_step": figures.seconds_per_step(method),
-        "peak_memory_mib": figures.peak_memory(method),
+        "seconds_per_step": training_figures.seconds_per_step(method),
+        "peak_memory_mib": training_figures.peak_memory(method),
         "sd": stdev(scores) if len(scores) > 1 else None,
     }
     if reference is None:

@@ -2,7 +2,8 @@
 
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,9 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from surm.methods.names import Style
+from surm.report.gather import Method
+
+LINES = ("-", "--", ":", "-.")  # of the members of a family
 
 
 @dataclass(frozen=True)
@@ -135,3 +139,11 @@ def save(figure: Figure, path: Path) -> None:
     """Write a PNG whose bytes do not name the version of the library, and its folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     without_mathematics(figure).savefig(path, metadata={"Software": None})
+
+
+def with_lines(methods: Sequence[Method]) -> Iterator[tuple[Method, str]]:
+    """Each method, and a line style that tells the members of a family apart."""
+    drawn: dict[str, int] = defaultdict(int)
+    for method in methods:
+        yield method, LINES[drawn[method.family] % len(LINES)]
+        drawn[method.family] += 1

@@ -1,21 +1,18 @@
-"""Figures of methods on tasks: scores, learning curves and cost."""
+"""Figures of the scores of methods on tasks, and the list of those that every table has."""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
-from statistics import fmean
 from typing import NamedTuple
 
 import numpy as np
-import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import FixedLocator, NullLocator
 
 from surm.methods.names import style_of
 from surm.report.drawing import (
     Picture,
-    draw_band,
     draw_mark,
     grid_of_panels,
     legend_below,
@@ -23,12 +20,12 @@ from surm.report.drawing import (
     marks,
     name_lines,
     tidy,
+    with_lines,
 )
 from surm.report.gather import Comparison, Method
+from surm.report.training_figures import cost, learning_curves
 
-LINES = ("-", "--", ":", "-.")  # of the members of a family
 FULL = "full fine-tuning"
-MEBIBYTE = 2**20
 WIDEST = 3  # panels in one line
 STEP = 1.02  # factor between the methods at one fraction, so that their intervals stand side by side
 
@@ -207,128 +204,6 @@ def _draw_baselines(axes: Axes, task: Comparison) -> None:
             axes.axhline(value, color="0.5", linestyle=":", linewidth=1.0, zorder=0, label=label)
 
 
-# --- learning curves --------------------------------------------------------------------------------------------------
-
-
-def learning_curves(tasks: Sequence[Comparison], *, file: bool = True) -> Picture:
-    """Training loss (log axis) and the reported score over epochs: mean of the seeds, band of their range."""
-
-    def draw() -> Figure:
-        figure, panels = grid_of_panels(2 * len(tasks), size=(5.4, 4.6), widest=2)
-        for task, loss_axes, score_axes in zip(tasks, panels[::2], panels[1::2], strict=True):
-            _draw_curves(task, loss_axes, score_axes)
-        if len(tasks) == 1:
-            figure.suptitle(tasks[0].title, fontsize=11)
-        else:
-            for axes, task in zip(panels, [task for task in tasks for _ in range(2)], strict=True):
-                axes.set_title(task.title, fontsize=11)
-        legend_below(figure)
-        return figure
-
-    def words() -> str:
-        return " ".join(f"{task.title}, at the end: {'; '.join(map(_last_values, task.finished))}." for task in tasks)
-
-    return Picture(
-        "learning_curves",
-        "Learning curves",
-        "Training loss (logarithmic) and score on the reported split by epoch: mean of the seeds, band of their range.",
-        words,
-        draw,
-        file,
-    )
-
-
-def curves(method: Method) -> dict[str, pd.DataFrame]:
-    """Training loss and reported score (percent) of a method by epoch: mean, least and greatest of the seeds."""
-    frames = [pd.DataFrame(run.happened["history"]).assign(metric=run.metric) for run in method.finished]
-    history = pd.concat(frames, ignore_index=True)
-    of_quantity = {"loss": history.dropna(subset="loss")} if "loss" in history else {}
-    if "evaluation" in history:
-        evaluated = history.dropna(subset="evaluation")
-        pairs = zip(evaluated["evaluation"], evaluated["metric"], strict=True)
-        of_quantity["score"] = evaluated.assign(score=[100 * scores[metric] for scores, metric in pairs])
-    return {
-        name: rows.groupby("epoch")[name].agg(["mean", "min", "max"]) for name, rows in of_quantity.items() if len(rows)
-    }
-
-
-def _draw_curves(task: Comparison, loss_axes: Axes, score_axes: Axes) -> None:
-    for number, (method, line) in enumerate(with_lines(task.finished)):
-        style, by_quantity = style_of(method.family), curves(method)
-        look = {"label": method.name, "zorder": 2 + style.filled} | line_of(style, line)
-        if "loss" in by_quantity:
-            draw_band(loss_axes, by_quantity["loss"], look, markevery=(0.02 * number, 0.16))
-        if "score" in by_quantity:
-            draw_band(score_axes, by_quantity["score"], look)
-    loss_axes.set(yscale="log", xlabel="epoch", ylabel="training loss")
-    score_axes.set(xlabel="epoch", ylabel=f"{task.metric} (%)")
-    for axes in (loss_axes, score_axes):
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        tidy(axes)
-
-
-def _last_values(method: Method) -> str:
-    ends = (f"{name} {frame['mean'].iloc[-1]:.4g}" for name, frame in curves(method).items())
-    return f"{method.name} {', '.join(ends)}"
-
-
-# --- cost -------------------------------------------------------------------------------------------------------------
-
-
-def cost(tasks: Sequence[Comparison]) -> Picture:
-    """Seconds per step, peak memory and trainable parameters of every method, one mark for each task."""
-    names = list(dict.fromkeys(method.name for task in tasks for method in task.finished))
-
-    def measured(measure: Callable[[Method], float | None]) -> Iterator[tuple[Comparison, Method, float]]:
-        for task in tasks:
-            for method in task.finished:
-                if value := measure(method):  # not measured; and a logarithmic axis has no 0
-                    yield task, method, value
-
-    def draw() -> Figure:
-        figure = Figure(figsize=(10.8, 1.1 + 0.24 * len(names)), dpi=160, layout="constrained")
-        for axes, (title, measure) in zip(figure.subplots(1, len(COSTS), sharey=True), COSTS.items(), strict=True):
-            for _, method, value in measured(measure):
-                draw_mark(axes, names.index(method.name), value, style_of(method.family))
-            axes.set_title(title, fontsize=9, loc="left")
-            axes.set(**({"xscale": "log"} if title == TRAINED else {"xlim": (0, None)}))
-            name_lines(axes, names)
-        return figure
-
-    return Picture(
-        "cost",
-        "Cost",
-        "Mean seconds per step and peak memory over seeds, and trained parameters (logarithmic; none: the head alone).",
-        lambda: "; ".join(
-            f"{method.name}, {task.title}: {value:,.4g} {title}"
-            for title, measure in COSTS.items()
-            for task, method, value in measured(measure)
-        ),
-        draw,
-        file=False,
-    )
-
-
-def seconds_per_step(method: Method) -> float | None:
-    """Mean over seeds; a run of a single step has none, as the first step of a process is not measured."""
-    seconds = [run.happened["seconds_per_step"] for run in method.finished if run.happened.get("seconds_per_step")]
-    return fmean(seconds) if seconds else None
-
-
-def peak_memory(method: Method) -> float | None:
-    """Most memory of a seed, in MiB."""
-    peaks = [run.happened["peak_memory_bytes"] for run in method.finished if run.happened.get("peak_memory_bytes")]
-    return max(peaks) / MEBIBYTE if peaks else None
-
-
-TRAINED = "trained parameters"
-COSTS: Mapping[str, Callable[[Method], float | None]] = {
-    "seconds per step": seconds_per_step,
-    "MiB of peak memory": peak_memory,
-    TRAINED: lambda method: method.trainable_parameters,
-}
-
-
 # --- scores of a grid -------------------------------------------------------------------------------------------------
 
 
@@ -409,15 +284,7 @@ def _draw_fractions(axes: Axes, group: Sequence[Comparison], rows: Sequence[str]
     tidy(axes)
 
 
-# --- shared by these figures ---------------------------------------------------------------------------------------
-
-
-def with_lines(methods: Sequence[Method]) -> Iterator[tuple[Method, str]]:
-    """Each method, and a line style that tells the members of a family apart."""
-    drawn: dict[str, int] = defaultdict(int)
-    for method in methods:
-        yield method, LINES[drawn[method.family] % len(LINES)]
-        drawn[method.family] += 1
+# --- scores in words --------------------------------------------------------------------------------------------------
 
 
 def _scores_in_words(tasks: Sequence[Comparison]) -> str:

@@ -2,15 +2,18 @@
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from statistics import fmean
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from surm.methods.names import label
-from surm.records.record import Record, unrun
+from surm.records.record import Evaluation, Record, unrun
 from surm.report.plan import ComparisonPlan, GridPlan, Plan
-from surm.report.statistics import Estimate, estimate_contrast, estimate_mean
+from surm.report.statistics import METRICS, Array, Estimate, contrast_table, estimate_contrast, estimate_mean
 
 REFERENCE = "LoRA r=1"
 """The method that the others are compared with."""
@@ -52,6 +55,39 @@ class Method:
         """Mean difference to another method in points, paired by seed; None without a common seed."""
         return contrast([[self, other]], [1, -1])
 
+    def table_minus(self, other: "Method") -> Array | None:
+        """The (S, N) differences to another method in points, seeds by examples; None where `minus` has no interval."""
+        estimate = self.minus(other)
+        if estimate is None or estimate.error is None:
+            return None
+        pairs = [{run.seed: run.evaluation for run in method.finished} for method in (self, other)]
+        seeds = sorted(set(pairs[0]) & set(pairs[1]))
+        return contrast_table([run for of_seed in pairs for seed in seeds if (run := of_seed[seed])], [1, -1])
+
+
+@dataclass(frozen=True)
+class FailedRun(Record):
+    """A run that failed, counted as if it had answered the same for every example: the most frequent label."""
+
+    answered: Evaluation
+
+    @property
+    def evaluation(self) -> Evaluation:
+        return self.answered
+
+    @classmethod
+    def of(cls, record: Record, finished: Record, labels: NDArray[np.generic]) -> "FailedRun":
+        """`finished` is a run of the same task: its metric and sizes are taken, and `labels` are those it met."""
+        values, counts = np.unique(labels, return_counts=True)
+        answer = np.full(labels.shape, values[np.argmax(counts)])
+        ones = np.ones((1, len(labels)))
+        score = float(METRICS[finished.metric](labels.astype(float), answer.astype(float), ones)[0])
+        metrics = {finished.metric: score}
+        happened = {**finished.happened, "metrics": metrics, "best_epoch_metrics": metrics, "history": []}
+        happened |= {"error": record.happened.get("error"), "seconds_per_step": None, "peak_memory_bytes": None}
+        kept = {name: getattr(record, name) for name in ("path", "signature", "asked", "where")}
+        return cls(**kept, status="finished", happened=happened, answered=Evaluation(finished.metric, labels, answer))
+
 
 def contrast(columns: Sequence[Sequence[Method]], signs: Sequence[int]) -> Estimate | None:
     """Mean over columns of a signed sum of methods in points, paired by seed; None without a seed common to all.
@@ -82,7 +118,9 @@ class Comparison:
     """Methods compared on one task: a model, a data set and a fraction of its training split; a column of a grid.
 
     `missing` are planned signatures without a record, `names` gives the method of each planned signature, where it is
-    known what was asked. Model and data set are empty where nothing is known of the plan.
+    known what was asked. Model and data set are empty where nothing is known of the plan. `seeds` are those that were
+    fixed before the runs, if any. `headroom` says by how many points full fine-tuning or LoRA r=8, the better one,
+    lies above LoRA r=1 here, where that is known.
     """
 
     title: str
@@ -92,6 +130,13 @@ class Comparison:
     methods: list[Method]
     missing: list[str]
     names: Mapping[str, str]
+    seeds: Sequence[int] = ()
+    headroom: float | None = None
+
+    @property
+    def task(self) -> tuple[str, str, float]:
+        """What tells it from other columns: model, data set and fraction."""
+        return self.model, self.dataset, self.fraction
 
     @property
     def rows(self) -> list[str]:
@@ -129,7 +174,9 @@ class Comparison:
 
 
 def gather(plan: Plan, records: Mapping[str, Record], *, known: Mapping[str, Record]) -> Comparison:
-    """Collect a plan's records by method, in the plan's order, with every further seed of the same requests.
+    """Collect a plan's records by method, in the plan's order.
+
+    A plan that fixes its seeds gets those; any other one gets every further seed of the same requests.
 
     Args:
         plan: what was planned.
@@ -143,7 +190,8 @@ def gather(plan: Plan, records: Mapping[str, Record], *, known: Mapping[str, Rec
     planned = {signature: everything[signature] for signature in plan.signatures if signature in everything}
     of_request: dict[str, list[Record]] = defaultdict(list)
     for record in records.values():
-        of_request[record.request].append(record)
+        if not plan.seeds or (not record.is_study and record.seed in plan.seeds):
+            of_request[record.request].append(record)
 
     tasks = sorted({_task(record) for record in planned.values()})
     if len(tasks) > 1:
@@ -157,20 +205,40 @@ def gather(plan: Plan, records: Mapping[str, Record], *, known: Mapping[str, Rec
         for request, name in names.items()
         if request in of_request
     ]
+    methods = [
+        Method(
+            name,
+            finished=[record for record in group if record.finished],
+            unfinished=[record for record in group if not record.finished],
+        )
+        for name, group in groups
+    ]
     return Comparison(
         plan.title,
         *(tasks[0] if tasks else ("", "", 1.0)),
-        methods=[
-            Method(
-                name,
-                finished=[record for record in group if record.finished],
-                unfinished=[record for record in group if not record.finished],
-            )
-            for name, group in groups
-        ],
+        methods=_with_failed(methods) if plan.seeds else methods,
+        seeds=tuple(plan.seeds),
         missing=[signature for signature in dict.fromkeys(plan.signatures) if signature not in records],
         names={signature: names[record.request] for signature, record in planned.items()},
     )
+
+
+def _with_failed(methods: Sequence[Method]) -> list[Method]:
+    """The methods with their failed runs among the finished ones, scored as `FailedRun` says.
+
+    A method that never finished stays without a score: its runs may fail for a reason that is not the method's.
+    """
+    answers = [(run, run.evaluation) for method in methods for run in method.finished]
+    labels = next((evaluation.labels for _, evaluation in answers if evaluation), None)
+    if labels is None:
+        return list(methods)
+    counted = []
+    for method in methods:
+        failed = [run for run in method.unfinished if run.status == "failed"] if method.finished else []
+        runs = [*method.finished, *(FailedRun.of(run, method.finished[0], labels) for run in failed)]
+        others = [run for run in method.unfinished if run not in failed]
+        counted.append(replace(method, finished=sorted(runs, key=lambda run: run.seed), unfinished=others))
+    return counted
 
 
 def gather_columns(plan: GridPlan, records: Mapping[str, Record], *, known: Mapping[str, Record]) -> list[Comparison]:
@@ -186,7 +254,7 @@ def gather_columns(plan: GridPlan, records: Mapping[str, Record], *, known: Mapp
     for (model, dataset, fraction), signatures in members.items():
         words = [dataset, *([model] if len(models) > 1 else [])]
         words += [f"{100 * fraction:g} %"] if len(fractions) > 1 and fraction < 1 else []
-        part = ComparisonPlan(plan.name, ", ".join(words), signatures)
+        part = ComparisonPlan(plan.name, ", ".join(words), signatures, seeds=plan.seeds)
         columns.append(gather(part, records, known={**planned, **known}))
     return columns
 

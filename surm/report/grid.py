@@ -1,7 +1,8 @@
 """Methods (rows) on several tasks (columns): one wide table, one long file."""
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from statistics import fmean, stdev
 from typing import Any
 
@@ -38,6 +39,10 @@ class Grid(Section):
 
     def _judge(self, claim: Claim) -> Verdict:
         return judge(claim, self.tasks, self.source.doubt)
+
+    def give_headroom(self, room: Mapping[tuple[str, str, float], float | None]) -> None:
+        """Tell each task how many points of room it leaves above LoRA r=1, where that was measured."""
+        self.tasks = [replace(task, headroom=room.get(task.task)) for task in self.tasks]
 
     @property
     def has_table(self) -> bool:

@@ -61,15 +61,27 @@ class Spread:
         x = np.asarray(x, dtype=np.float64)
         parts = [(scale, freedom) for scale, freedom in zip(self.scales, self.freedoms, strict=True) if scale > 0]
         if not parts:
-            return np.asarray(norm.cdf(x, scale=self.normal) if self.normal > 0 else np.where(x < 0, 0.0, 1.0))
+            # Without any error half the mass is taken on either side, so that nothing differs from itself.
+            return np.asarray(norm.cdf(x, scale=self.normal) if self.normal > 0 else (np.sign(x) + 1) / 2)
         if self.normal == 0 and len(parts) == 1:
             return np.asarray(student_t.cdf(x / parts[0][0], parts[0][1]))
-        unit = self.normal + sum(scale for scale, _ in parts)  # frequencies in units of 1 / unit
-        normal, scales = self.normal / unit, [(scale / unit, freedom) for scale, freedom in parts]
+        unit, u, integrand = self._inversion
+        far = np.clip(x / unit, -40, 40)  # beyond, the tails of the t parts alone are left
+        inside = 0.5 + np.sin(far[..., None] * u) @ integrand / np.pi
+        return np.clip(inside, 0.0, 1.0)
+
+    @cached_property
+    def _inversion(self) -> tuple[float, Array, Array]:
+        """The unit of x, frequencies in 1 / unit, and phi(u) / u times the weight of each: the same for every x."""
+        unit = self.normal + sum(self.scales)
+        normal = self.normal / unit
+        parts = [
+            (scale / unit, freedom) for scale, freedom in zip(self.scales, self.freedoms, strict=True) if scale > 0
+        ]
 
         def phi(u: Array) -> Array:
             values = np.exp(-((normal * u) ** 2) / 2)
-            for scale, freedom in scales:
+            for scale, freedom in parts:
                 values = values * _phi_of_t(scale * u, freedom)
             return np.asarray(values)
 
@@ -77,10 +89,7 @@ class Spread:
         while phi(np.array([end]))[0] > NEGLIGIBLE:
             end *= 1.25
         u = end * (NODES + 1) / 2
-        integrand = phi(u) / u * WEIGHTS * end / 2
-        far = np.clip(x / unit, -40, 40)  # beyond, the tails of the t parts alone are left
-        inside = 0.5 + np.sin(far[..., None] * u) @ integrand / np.pi
-        return np.clip(inside, 0.0, 1.0)
+        return unit, u, phi(u) / u * WEIGHTS * end / 2
 
     def quantile(self, level: float) -> float:
         """The x with P(error <= x) = `level`, to 1e-9 of the spread's size."""
@@ -133,6 +142,19 @@ class Difference:
         Below 0.05 exactly where the 90 % interval lies within the margins (Schuirmann 1987).
         """
         return max(self.p_above(-margin), self.p_below(margin))
+
+    def half_width(self, level: float = 0.95) -> float:
+        """Half the width of the two-sided interval."""
+        return self.spread.quantile((1 + level) / 2)
+
+    def power(self, gain: float) -> float:
+        """Chance that a true gain of so many points is found: that the 95 % interval then lies above 0."""
+        return 1 - float(self.spread.cdf(self.half_width() - gain))
+
+    def power_equivalent(self, margin: float) -> float:
+        """Chance that two equal methods are found equivalent within the margin."""
+        room = margin - self.half_width(0.90)
+        return max(0.0, 2 * float(self.spread.cdf(room)) - 1)
 
     @classmethod
     def mean_of(cls, differences: Sequence["Difference"]) -> "Difference":
@@ -197,37 +219,65 @@ def benjamini_hochberg(p_values: Mapping[str, float]) -> dict[str, float]:
 SOBOL_POWER = 14  # 2^14 points give the critical value to about 0.01
 
 
-def simultaneous_intervals(tables: Mapping[str, ArrayLike], level: float = 0.95) -> dict[str, tuple[float, float]]:
-    """Intervals of several methods' differences to one reference that hold all at once (max-t, Dunnett 1955).
+@dataclass(frozen=True)
+class Simultaneous:
+    """Several methods' differences to one reference, judged all at once (max-t, Dunnett 1955).
 
         value_k +- c  size_k,   P(max_k |T_k| <= c) = level
 
     T is the vector of standardised errors: normal with the correlation of the methods' examples parts, plus t with the
-    correlation of their seed means, which share one chi-square as all methods have the same seeds. c is found from a
-    fixed set of Sobol points.
+    correlation of their seed means, which share one chi-square as all methods have the same seeds. Its largest entry
+    is drawn at a fixed set of Sobol points.
 
-    Args:
-        tables: method -> (S, N) differences to the reference, with the same seeds and examples for all.
+    values, sizes: of each method, its difference (points) and the size of its error.
+    largest: max_k |T_k| at the points, sorted.
     """
-    names, data = list(tables), np.stack([np.asarray(table, dtype=np.float64) for table in tables.values()])
-    methods, seeds, _ = data.shape
-    spreads = [paired_difference(table).spread for table in data]
-    normals = np.array([spread.normal for spread in spreads])
-    scales = np.array([spread.scales[0] for spread in spreads])
-    sizes = np.hypot(normals, scales)
-    by_seed, by_example = _root(data.mean(axis=2)), _root(data.mean(axis=1))
-    uniform = np.clip(qmc.Sobol(2 * methods + 1, seed=0).random_base2(SOBOL_POWER), 1e-9, 1 - 1e-9)
-    points = norm.ppf(uniform[:, :-1])
-    from_examples = points[:, :methods] @ by_example.T * normals
-    from_seeds = points[:, methods:] @ by_seed.T * scales
-    chi = np.sqrt(chi2.ppf(uniform[:, -1], seeds - 1) / (seeds - 1))
-    largest = np.max(np.abs(from_examples + from_seeds / chi[:, None]) / np.where(sizes > 0, sizes, 1), axis=1)
-    critical = float(np.quantile(largest, level))
-    means = data.mean(axis=(1, 2))
-    halves = critical * sizes
-    return {
-        name: (float(mean - half), float(mean + half)) for name, mean, half in zip(names, means, halves, strict=True)
-    }
+
+    values: Mapping[str, float]
+    sizes: Mapping[str, float]
+    largest: Array
+
+    @classmethod
+    def of(cls, tables: Mapping[str, ArrayLike]) -> "Simultaneous":
+        """From method -> (S, N) differences to the reference, with the same seeds and examples for all."""
+        data = np.stack([np.asarray(table, dtype=np.float64) for table in tables.values()])
+        methods, seeds, _ = data.shape
+        differences = [paired_difference(table) for table in data]
+        normals = np.array([difference.spread.normal for difference in differences])
+        scales = np.array([difference.spread.scales[0] for difference in differences])
+        sizes = np.hypot(normals, scales)
+        by_seed, by_example = _root(data.mean(axis=2)), _root(data.mean(axis=1))
+        uniform = np.clip(qmc.Sobol(2 * methods + 1, seed=0).random_base2(SOBOL_POWER), 1e-9, 1 - 1e-9)
+        points = norm.ppf(uniform[:, :-1])
+        from_examples = points[:, :methods] @ by_example.T * normals
+        from_seeds = points[:, methods:] @ by_seed.T * scales
+        chi = np.sqrt(chi2.ppf(uniform[:, -1], seeds - 1) / (seeds - 1))
+        errors = np.abs(from_examples + from_seeds / chi[:, None]) / np.where(sizes > 0, sizes, 1)
+        return cls(
+            {name: difference.value for name, difference in zip(tables, differences, strict=True)},
+            dict(zip(tables, map(float, sizes), strict=True)),
+            np.sort(errors.max(axis=1)),
+        )
+
+    def intervals(self, level: float = 0.95) -> dict[str, tuple[float, float]]:
+        """Intervals that hold all at once."""
+        critical = float(np.quantile(self.largest, level))
+        halves = {name: critical * size for name, size in self.sizes.items()}
+        return {name: (value - halves[name], value + halves[name]) for name, value in self.values.items()}
+
+    def p_differs(self, threshold: float = 0.0) -> dict[str, float]:
+        """Adjusted p-values: the least 1 - level at which a method's interval excludes the threshold."""
+        found = {}
+        for name, value in self.values.items():
+            size = self.sizes[name] or 1e-12
+            above = len(self.largest) - np.searchsorted(self.largest, abs(value - threshold) / size)
+            found[name] = float((above + 1) / (len(self.largest) + 1))
+        return found
+
+
+def simultaneous_intervals(tables: Mapping[str, ArrayLike], level: float = 0.95) -> dict[str, tuple[float, float]]:
+    """The intervals of `Simultaneous`."""
+    return Simultaneous.of(tables).intervals(level)
 
 
 def _root(rows: Array) -> Array:

@@ -7,8 +7,9 @@ from pathlib import Path
 from surm.records.record import Record, read_records
 from surm.report import html
 from surm.report.base import Section, Source, figure_path
-from surm.report.claims import describe, read_claims
+from surm.report.claims import describe, read_claims, read_registration, registered_plan
 from surm.report.comparison import OneTask
+from surm.report.decide import decide
 from surm.report.figures import accuracy_over_parameters
 from surm.report.further import further_plans
 from surm.report.plan import Plan, StudyPlan
@@ -54,14 +55,17 @@ def build(
     """
     folders = [runs] if isinstance(runs, Path) else runs
     ours, theirs = read_records(*folders, check=check_reportable), read_records(published, check=check_reportable)
+    claims, registration = read_claims(paper), read_registration(paper)
     plans = [*plans, *further_plans(plans, ours)] if further else plans
+    plans = [registered_plan(plan, registration, claims) for plan in plans]
     sources = [
         Source("published", "published here", theirs, ours, paper, label, evidence, [published]),
         Source("run", "this run", ours, theirs, paper, label, evidence, folders),
     ]
     there = [make_section(_as_published(plan, theirs), sources[0]) for plan in plans]
     here = [make_section(plan, sources[1]) for plan in plans]
-    claims = read_claims(paper)
+    decide(there, claims, registration)
+    decide(here, claims, registration)
     _write_tables(here, output, claims)
     _draw_figures(here, output, name)
     damaged = [*theirs.complaints, *ours.complaints]
@@ -83,8 +87,9 @@ def publish(
     """Write the same below `output`, from committed records alone; return the page's path. draw: the figures, too."""
     stored = read_records(records, check=check_reportable)
     source = Source("published", "published here", stored, {}, paper)
-    sections = [make_section(plan, source) for plan in plans]
-    claims = read_claims(paper)
+    claims, registration = read_claims(paper), read_registration(paper)
+    sections = [make_section(registered_plan(plan, registration, claims), source) for plan in plans]
+    decide(sections, claims, registration)
     _write_tables(sections, output, claims)
     if draw:
         _draw_figures(sections, output, name)

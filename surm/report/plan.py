@@ -7,12 +7,17 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Plan:
-    """One table: the signatures of its records, and the ids of the paper's claims that it can test."""
+    """One table: the signatures of its records, and the ids of the paper's claims that it can test.
+
+    `seeds` are those that were fixed before the runs: no other seed counts, and a failed run does. Without them every
+    finished seed of the same request counts.
+    """
 
     name: str
     title: str
     signatures: Sequence[str]
     claims: Sequence[str] = ()
+    seeds: Sequence[int] = field(default=(), kw_only=True)
 
 
 class ComparisonPlan(Plan):

@@ -1,14 +1,14 @@
 """What a record must hold beyond `surm.records.schema`, so that its table, sentences and figures can be made."""
 
 from collections.abc import Iterable, Mapping
-from typing import Annotated, Literal, Self
+from typing import Annotated, Generic, Literal, Self, TypeVar
 
 from pydantic import AfterValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from surm.methods.names import label
 from surm.records.record import Record
-from surm.records.schema import Count, Schema, damage_in_words
+from surm.records.schema import Asked, Count, Outcome, Schema, damage_in_words
 from surm.report.studies import ldr_fit, pinwheel, psd_fit
 from surm.shared.errors import RecordError
 
@@ -25,6 +25,20 @@ def _one_of(names: Iterable[str]) -> AfterValidator:
         return value
 
     return AfterValidator(check)
+
+
+Row = TypeVar("Row")
+
+
+class Part(Schema, Generic[Asked, Outcome]):
+    """One part of a study."""
+
+    asked: Asked
+    happened: Outcome
+
+
+class Rows(Schema, Generic[Row]):
+    rows: list[Row]
 
 
 Reading = Annotated[str, _one_of(pinwheel.READINGS)]
@@ -69,14 +83,7 @@ class PsdAsked(Schema):
     low_rank: int
 
 
-class PsdHappened(Schema):
-    rows: list[PsdRow]
-
-
-class Psd(Schema):
-    asked: PsdAsked
-    happened: PsdHappened
-
+class Psd(Part[PsdAsked, Rows[PsdRow]]):
     @model_validator(mode="after")
     def _complete(self) -> Self:
         kinds = {(row.target, row.normalised, row.fit) for row in self.happened.rows}
@@ -105,14 +112,7 @@ class LdrAsked(Schema):
     noise: float = 0.0
 
 
-class LdrHappened(Schema):
-    rows: list[LdrRow]
-
-
-class Ldr(Schema):
-    asked: LdrAsked
-    happened: LdrHappened
-
+class Ldr(Part[LdrAsked, Rows[LdrRow]]):
     @model_validator(mode="after")
     def _complete(self) -> Self:
         rows = self.happened.rows
@@ -180,16 +180,12 @@ class PinwheelAsked(Schema):
     activation: str
 
 
-class PinwheelHappened(Schema):
-    rows: list[PinwheelRow]
+class PinwheelHappened(Rows[PinwheelRow]):
     curves: Curves
     regions: Regions
 
 
-class Pinwheel(Schema):
-    asked: PinwheelAsked
-    happened: PinwheelHappened
-
+class Pinwheel(Part[PinwheelAsked, PinwheelHappened]):
     @model_validator(mode="after")
     def _complete(self) -> Self:
         pairs = sorted((row.method, row.seed) for row in self.happened.rows)
@@ -237,9 +233,9 @@ class SearchHappened(Schema):
     settings: Settings
 
 
-class Search(Schema):
-    asked: SearchAsked
-    happened: SearchHappened
-
-
-STUDIES: Mapping[str, type[Schema]] = {"psd_fit": Psd, "ldr_fit": Ldr, "pinwheel": Pinwheel, "pinwheel_search": Search}
+STUDIES: Mapping[str, type[Schema]] = {
+    "psd_fit": Psd,
+    "ldr_fit": Ldr,
+    "pinwheel": Pinwheel,
+    "pinwheel_search": Part[SearchAsked, SearchHappened],
+}

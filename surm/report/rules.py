@@ -1,13 +1,18 @@
 """The rules that decide claims, one for each kind, and the same rules in words."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from statistics import fmean
 from typing import Any, Literal, NamedTuple
 
 from surm.report.gather import Comparison, Method, contrast
+from surm.report.inference import Difference, Simultaneous
 from surm.report.statistics import Estimate, mean_interval
+
+LEVEL = 0.05  # of every test whose p-value is not adjusted
+MARGIN = 1.0  # points within which two methods are called equivalent
+POWER_FOR = 2.0  # points, the gain whose chance to be found is printed beside a verdict on one task
 
 Result = Literal["agrees", "disagrees", "undecided"]
 Side = Literal["claimed", "opposite", "open"]
@@ -21,6 +26,12 @@ class Claim:
 
     `scope` is "every" (one opposite result disagrees) or "some" (the paper speaks of some tasks or of the best one:
     an opposite result on one task leaves it undecided). `models`, where given, are the only ones it speaks about.
+
+    reading_of: the sentence of which this is one reading; sentences are counted, not readings.
+    registered: "primary" or "secondary" where seeds, tasks and level were fixed before the runs.
+    table: the table that tests it; other claims are named by the tables.
+    by_construction: why the rule can come out in one way only; such a claim is shown and not counted.
+    chosen_after: what had been looked at when the rule was written; "" where nothing had.
     """
 
     id: str
@@ -31,18 +42,57 @@ class Claim:
     needs: str
     scope: Literal["every", "some"] = "every"
     models: Sequence[str] = ()
+    reading_of: str = ""
+    registered: Literal["primary", "secondary", ""] = ""
+    table: str = ""
+    by_construction: str = ""
+    chosen_after: str = ""
+
+    @property
+    def counted_as(self) -> str:
+        """The sentence that it is counted under."""
+        return self.reading_of or self.id
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the records say about a claim: the result, the numbers found and, where it is undecided, why."""
+    """What the records say about a claim.
+
+    result: agrees, disagrees or undecided.
+    found: the numbers.
+    reason: why it is undecided, or what to know about the result.
+    finding: what was found, in a word: larger, smaller, equivalent within 1, too wide to say, not testable, not run.
+    p: the least level at which the rule decides; None where nothing was tested.
+    otherwise: the verdict at a lower level than p.
+    """
 
     result: Result
     found: str
     reason: str = ""
+    finding: str = ""
+    p: float | None = None
+    otherwise: "Verdict | None" = None
+
+    @property
+    def words(self) -> str:
+        """The finding, after the result where there is one: "agrees: larger", "too wide to say (±2.4)"."""
+        if self.result == "undecided":
+            return self.finding or self.result
+        return f"{self.result}: {self.finding}" if self.finding else self.result
 
     def __str__(self) -> str:
-        return f"{self.result} ({self.reason})" if self.reason else self.result
+        return f"{self.words} ({self.reason})" if self.reason else self.words
+
+    def at(self, level: float, p: float | None = None) -> "Verdict":
+        """The verdict at a level, by its own p-value or by an adjusted one, which is then printed."""
+        if self.p is None or self.otherwise is None:
+            return self
+        used = self.p if p is None else p
+        verdict = self if used <= level else self.otherwise
+        if p is None:
+            return verdict
+        printed = "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
+        return replace(verdict, found=f"{verdict.found}, adjusted {printed}", p=p)
 
 
 class Kind(NamedTuple):
@@ -55,14 +105,29 @@ class Kind(NamedTuple):
 def named_methods(claim: Claim) -> list[str]:
     """The methods that a claim's rule names."""
     rule = claim.rule
-    return [*rule.get("methods", []), *(rule[key] for key in ("method", "minus") if key in rule)]
+    own = [*rule.get("methods", []), *(rule[key] for key in ("method", "minus") if key in rule)]
+    than = rule.get("than", {})
+    return [*own, *rule.get("others", []), *(than[key] for key in ("method", "minus") if key in than)]
 
 
 def format_difference(estimate: Estimate) -> str:
     """A difference in points with its interval, as `+1.6 [+0.4, +2.8]`."""
     if estimate.low is None:
-        return f"{estimate.value:+.2f}"
-    return f"{estimate.value:+.2f} [{estimate.low:+.2f}, {estimate.high:+.2f}]"
+        return f"{estimate.value:+.1f}"
+    return f"{estimate.value:+.1f} [{estimate.low:+.1f}, {estimate.high:+.1f}]"
+
+
+def in_a_word(error: Difference, *, margin: float = MARGIN) -> str:
+    """What an interval says of a difference in points: equivalent (90 %), larger or smaller (95 %), or too wide."""
+    if error.p_equivalent(margin) <= LEVEL:
+        return f"equivalent within {margin:g}"
+    if error.p_differs() <= LEVEL:
+        return "larger" if error.value > 0 else "smaller"
+    return _too_wide(error)
+
+
+def _too_wide(error: Difference) -> str:
+    return f"too wide to say (±{error.half_width():.1f})"
 
 
 # --- what rules about tasks share -------------------------------------------------------------------------------------
@@ -97,6 +162,10 @@ def _absence(columns: Sequence[Comparison], names: Sequence[str]) -> str:
     )
 
 
+def _not_run(columns: Sequence[Comparison], names: Sequence[str]) -> Verdict:
+    return Verdict("undecided", "", _absence(columns, names), "not run")
+
+
 def _tally(sides: Sequence[Side], *, at_least: int, of: int) -> Verdict:
     """A claim about a number of tasks, decided by those on which it surely and those on which it possibly holds.
 
@@ -123,7 +192,15 @@ def _mean_over(chosen: Sequence[tuple[Comparison, list[Method]]], signs: Sequenc
     if estimate is None:
         return None, ""
     found = f"{format_difference(estimate)} points, {estimate.seeds} seeds"
-    return estimate, found if len(chosen) == 1 else f"{found}, mean of {_tasks(len(chosen))}"
+    if len(chosen) > 1:
+        return estimate, f"{found}, mean of {_tasks(len(chosen))}"
+    return estimate, found + _power(estimate.error) if estimate.error else found
+
+
+def _power(error: Difference) -> str:
+    """How likely one task is to show what is there."""
+    gain, equal = (f"{100 * chance:.0f} %" for chance in (error.power(POWER_FOR), error.power_equivalent(MARGIN)))
+    return f" (power: {gain} for a gain of {POWER_FOR:g}, {equal} for equivalence)"
 
 
 def _without_interval(estimate: Estimate | None, found: str) -> Verdict:
@@ -147,12 +224,21 @@ def _difference(claim: Claim, columns: Sequence[Comparison]) -> Verdict:
     if claim.scope == "some" and finished and len(columns) > 1:
         return _tally(list(sides.values()), at_least=1, of=len(columns))
     if len(finished) < len(columns):
-        return Verdict("undecided", "", _absence(columns, names))
+        return _not_run(columns, names)
+    if level := _no_room(rule, [other for _, (_, other) in finished]):
+        _, found = _mean_over(finished, [1, -1])
+        return Verdict("undecided", found, level, "not testable")
     verdict = _mean_difference(rule, finished, [1, -1])
     opposite = [label for label, side in sides.items() if side == "opposite"]
     if verdict.result == "agrees" and opposite:
         return Verdict("undecided", verdict.found, f"the opposite on {', '.join(opposite)}")
     return verdict
+
+
+def _no_room(rule: Mapping[str, Any], others: Sequence[Method]) -> str:
+    """Why a gain is impossible: the other method lies too near 100 %; empty where there is room."""
+    level = fmean(map(_score, others))
+    return f"{rule['minus']} at {level:.1f} %" if rule["side"] == "above" and level + rule["threshold"] > 100 else ""
 
 
 def _larger_gain(claim: Claim, columns: Sequence[Comparison]) -> Verdict:
@@ -161,20 +247,31 @@ def _larger_gain(claim: Claim, columns: Sequence[Comparison]) -> Verdict:
     names = [rule["method"], rule["minus"], rule["than"]["method"], rule["than"]["minus"]]
     finished = _finished(columns, names)
     if len(finished) < len(columns):
-        return Verdict("undecided", "", _absence(columns, names))
+        return _not_run(columns, names)
     return _mean_difference({"side": "above", "threshold": 0}, finished, [1, -1, -1, 1])
 
 
 def _mean_difference(
     rule: Mapping[str, Any], finished: Sequence[tuple[Comparison, list[Method]]], signs: Sequence[int]
 ) -> Verdict:
+    """The side on which the mean over tasks lies, two-sided.
+
+    With `equivalence: disagrees` methods that are equivalent and not surely different refute a claimed gain.
+    """
     estimate, found = _mean_over(finished, signs)
-    if estimate is None or estimate.low is None:
+    if estimate is None or estimate.error is None:
         return _without_interval(estimate, found)
-    side = _side(estimate, rule["side"], rule["threshold"])
-    if side == "open":
-        return Verdict("undecided", found, f"the interval contains {rule['threshold']:g}")
-    return Verdict("agrees" if side == "claimed" else "disagrees", found)
+    error, threshold, word = estimate.error, rule["threshold"], in_a_word(estimate.error)
+    claimed = (error.value > threshold) == (rule["side"] == "above")
+    equivalent = word.startswith("equivalent")
+    sure, unsure, reason = word, word, f"the interval contains {threshold:g}"
+    if threshold == 0 and not equivalent:
+        sure, unsure, reason = "larger" if error.value > 0 else "smaller", _too_wide(error), ""
+    decided = Verdict("agrees" if claimed else "disagrees", found, "", sure, error.p_differs(threshold))
+    refuted = equivalent and rule.get("equivalence") == "disagrees"
+    return replace(
+        decided, otherwise=Verdict("disagrees" if refuted else "undecided", found, reason, unsure, decided.p)
+    )
 
 
 def _every_task(claim: Claim, columns: Sequence[Comparison]) -> Verdict:
@@ -182,36 +279,151 @@ def _every_task(claim: Claim, columns: Sequence[Comparison]) -> Verdict:
     rule, names = claim.rule, named_methods(claim)
     finished = _finished(columns, names)
     if not finished:
-        return Verdict("undecided", "", _absence(columns, names))
-    sides = [_side(method.minus(other), rule["side"], rule["threshold"]) for _, (method, other) in finished]
-    return _tally(sides, at_least=rule.get("at_least", len(columns)), of=len(columns))
+        return _not_run(columns, names)
+    differences = [method.minus(other) for _, (method, other) in finished]
+    sides = [_side(difference, rule["side"], rule["threshold"]) for difference in differences]
+    at_least = rule.get("at_least", len(columns))
+    verdict = _tally(sides, at_least=at_least, of=len(columns))
+    errors = [difference.error for difference in differences if difference and difference.error]
+    if len(errors) < len(columns) or at_least < len(columns):
+        return verdict
+    sign, threshold = 1 if rule["side"] == "above" else -1, rule["threshold"]
+    claimed = [sign * (error.value - threshold) > 0 for error in errors]
+    return _on_all(verdict.found, [error.p_differs(threshold) for error in errors], claimed)
+
+
+def _on_all(found: str, p_values: Sequence[float], claimed: Sequence[bool]) -> Verdict:
+    """A claim about all of several differences, from each one's p-value and whether it lies on the claimed side.
+
+    It holds if every one is surely on that side, which needs no correction for their number; it fails if one is surely
+    on the other, of which there are several chances (Bonferroni).
+    """
+    holds = max(p_values) if all(claimed) else 1.0
+    opposite = [p for p, one in zip(p_values, claimed, strict=True) if not one]
+    fails = min(1.0, len(p_values) * min(opposite)) if opposite else 1.0
+    result: Result = "agrees" if holds <= fails else "disagrees"
+    reason = f"claimed for {len(p_values)}"
+    return Verdict(
+        result, found, p=min(holds, fails), otherwise=Verdict("undecided", found, reason, p=min(holds, fails))
+    )
 
 
 def _equivalent(claim: Claim, columns: Sequence[Comparison]) -> Verdict:
-    """`method` less `minus` lies within `margin` points on every task, or on the mean of them (`mean: true`)."""
+    """`method` less `minus` lies within `margin` points on every task, or on the mean of them (`mean: true`).
+
+    By two one-sided tests: the 90 % interval lies within.
+    """
     rule, names = claim.rule, named_methods(claim)
-    finished = _finished(columns, names)
+    finished, margin = _finished(columns, names), rule["margin"]
     if not finished or (rule.get("mean") and len(finished) < len(columns)):
-        return Verdict("undecided", "", _absence(columns, names))
+        return _not_run(columns, names)
     if not rule.get("mean"):
-        sides = [_within(method.minus(other), rule["margin"]) for _, (method, other) in finished]
-        return _tally(sides, at_least=len(columns), of=len(columns))
+        differences = [method.minus(other) for _, (method, other) in finished]
+        verdict = _tally([_within(one, margin) for one in differences], at_least=len(columns), of=len(columns))
+        errors = [one.error for one in differences if one and one.error]
+        if len(errors) < len(columns):
+            return verdict
+        inside = [abs(error.value) < margin for error in errors]
+        p_values = [
+            error.p_equivalent(margin) if within else _p_outside(error, margin)
+            for error, within in zip(errors, inside, strict=True)
+        ]
+        return _on_all(verdict.found, p_values, inside)
     estimate, found = _mean_over(finished, [1, -1])
-    if estimate is None or estimate.low is None:
+    if estimate is None or estimate.error is None:
         return _without_interval(estimate, found)
-    side = _within(estimate, rule["margin"])
-    if side == "open":
-        return Verdict("undecided", found, f"the interval is neither within nor outside ±{rule['margin']:g}")
-    return Verdict("agrees" if side == "claimed" else "disagrees", found)
+    error = estimate.error
+    if abs(error.value) < margin:
+        decided = Verdict("agrees", found, "", f"equivalent within {margin:g}", error.p_equivalent(margin))
+    else:
+        word = "larger" if error.value > 0 else "smaller"
+        decided = Verdict("disagrees", found, "", word, _p_outside(error, margin))
+    word = in_a_word(error, margin=margin)
+    open_word = _too_wide(error) if word.startswith("equivalent") else word
+    return replace(decided, otherwise=Verdict("undecided", found, "", open_word, decided.p))
+
+
+def _p_outside(error: Difference, margin: float) -> float:
+    """Two-sided p-value of "within the margins"."""
+    return min(1.0, 2 * min(error.p_above(margin), error.p_below(-margin)))
 
 
 def _within(estimate: Estimate | None, margin: float) -> Side:
-    """Whether an interval lies wholly within ±margin (claimed) or wholly outside (opposite)."""
-    if estimate is None or estimate.low is None or estimate.high is None:
+    """Whether the 90 % interval lies wholly within ±margin (claimed) or the 95 % one wholly outside (opposite)."""
+    if estimate is None or estimate.error is None:
         return "open"
-    if estimate.low > -margin and estimate.high < margin:
+    if estimate.error.p_equivalent(margin) <= LEVEL:
         return "claimed"
-    return "opposite" if estimate.low > margin or estimate.high < -margin else "open"
+    return "opposite" if _p_outside(estimate.error, margin) <= LEVEL else "open"
+
+
+def _mean_gain(claim: Claim, columns: Sequence[Comparison]) -> Verdict:
+    """The mean over tasks of `method` less `minus`, whatever single tasks say; two-sided."""
+    names = named_methods(claim)
+    finished = _finished(columns, names)
+    return (
+        _mean_difference(claim.rule, finished, [1, -1]) if len(finished) == len(columns) else _not_run(columns, names)
+    )
+
+
+def _reaches(claim: Claim, columns: Sequence[Comparison]) -> Verdict:
+    """One of `methods` gains `threshold` points over `minus` on a task that leaves room for it (`headroom`).
+
+    Intervals are simultaneous over the methods of a task (max-t) and over tasks (Bonferroni). Reached: one lies wholly
+    above the threshold. Not reached: all lie wholly below, on every task with headroom.
+    """
+    rule, names = claim.rule, named_methods(claim)
+    if unknown := [column.title for column in columns if column.headroom is None]:
+        return Verdict("undecided", "", f"headroom not known of {', '.join(unknown)}", "not run")
+    roomy = [column for column in columns if (column.headroom or 0) >= rule["headroom"]]
+    if not roomy:
+        rooms = ", ".join(f"{column.title} {column.headroom:+.1f}" for column in columns)
+        return Verdict("undecided", f"headroom {rooms} points", "no task with headroom", "not testable")
+    judged = {}
+    for column, (other, *methods) in _finished(roomy, [rule["minus"], *rule["methods"]]):
+        tables = {method.name: method.table_minus(other) for method in methods}
+        if all(table is not None for table in tables.values()):
+            judged[column.title] = Simultaneous.of({name: table for name, table in tables.items() if table is not None})
+    if len(judged) < len(roomy):
+        return _not_run(roomy, names)
+    level, tasks = rule["threshold"], len(judged)
+    p_values = {
+        (task, name): min(1.0, tasks * p) for task, one in judged.items() for name, p in one.p_differs(level).items()
+    }
+    above = {key for key in p_values if judged[key[0]].values[key[1]] > level}
+    reached = min((p_values[key] for key in above), default=1.0)
+    excluded = 1.0 if above else max(p_values.values())
+    task, name = max(p_values, key=lambda key: judged[key[0]].values[key[1]])
+    low, high = judged[task].intervals(1 - LEVEL / tasks)[name]
+    found = f"largest: {name} on {task}, {judged[task].values[name]:+.1f} [{low:+.1f}, {high:+.1f}] points"
+    found += f", simultaneous over {_tasks(tasks)} and {len(rule['methods'])} methods"
+    wide = Verdict("undecided", found, "", f"too wide to say (±{(high - low) / 2:.1f})", min(reached, excluded))
+    if reached <= excluded:
+        return replace(wide, result="agrees", finding="larger", otherwise=wide)
+    return replace(wide, result="disagrees", finding="smaller", otherwise=wide)
+
+
+def _best_of(claim: Claim, columns: Sequence[Comparison]) -> Verdict:
+    """The mean over tasks of `method` less each of `others` lies above 0."""
+    rule = claim.rule
+    names = [rule["method"], *rule["others"]]
+    finished = _finished(columns, names)
+    if len(finished) < len(columns):
+        return _not_run(columns, names)
+    errors, found = [], []
+    for place, name in enumerate(rule["others"], start=1):
+        estimate, words = _mean_over([(column, [methods[0], methods[place]]) for column, methods in finished], [1, -1])
+        if estimate is None or estimate.error is None:
+            return _without_interval(estimate, f"to {name} {words}")
+        errors.append(estimate.error)
+        found.append(f"to {name} {words}")
+    verdict = _on_all("; ".join(found), [error.p_differs() for error in errors], [error.value > 0 for error in errors])
+    word = "larger" if verdict.result == "agrees" else "smaller"
+    open_word = f"too wide to say (±{max(error.half_width() for error in errors):.1f})"
+    if all(error.p_equivalent(MARGIN) <= LEVEL for error in errors):
+        word = open_word = f"equivalent within {MARGIN:g}"
+    unsure = Verdict("undecided", verdict.found, "", open_word, verdict.p)
+    return replace(verdict, finding=word, otherwise=unsure)
 
 
 def _among(claim: Claim, columns: Sequence[Comparison], *, top: int) -> Verdict:
@@ -265,14 +477,8 @@ def _matches(claim: Claim, columns: Sequence[Comparison]) -> Verdict:
     if not found:
         share = f"{100 * rule['fraction']:g} % of {rule['dataset']}"
         reason = f"no finished run of {rule['method']} on {share}, or of {rule['reference']} on all of it"
-        return Verdict("undecided", "", reason)
-    estimate, words = _mean_over(found, [1, -1])
-    if estimate is None or estimate.low is None:
-        return _without_interval(estimate, words)
-    side = _side(estimate, "above", -rule["margin"])
-    if side == "open":
-        return Verdict("undecided", words, f"the interval contains {-rule['margin']:g}")
-    return Verdict("agrees" if side == "claimed" else "disagrees", words)
+        return Verdict("undecided", "", reason, "not run")
+    return _mean_difference({"side": "above", "threshold": -rule["margin"]}, found, [1, -1])
 
 
 def _ratio(claim: Claim, columns: Sequence[Comparison]) -> Verdict:
@@ -280,7 +486,7 @@ def _ratio(claim: Claim, columns: Sequence[Comparison]) -> Verdict:
     rule, names = claim.rule, [claim.rule["method"], claim.rule["to"]]
     finished = _finished(columns, names)
     if not finished:
-        return Verdict("undecided", "", _absence(columns, names))
+        return _not_run(columns, names)
     counts = dict.fromkeys((to.trainable_parameters, method.trainable_parameters) for _, (method, to) in finished)
     if any(own == 0 for _, own in counts):
         return Verdict("disagrees", f"{rule['method']} trains the head alone")
@@ -295,7 +501,7 @@ def _on_each(claim: Claim, columns: Sequence[Comparison], holds: Callable[..., t
     names = named_methods(claim)
     finished = _finished(columns, names)
     if not finished:
-        return Verdict("undecided", "", _absence(columns, names))
+        return _not_run(columns, names)
     answers = [holds(claim.rule, *methods) for _, methods in finished]
     found = "; ".join(dict.fromkeys(words for _, words in answers))
     return Verdict("agrees" if all(held for held, _ in answers) else "disagrees", found)
@@ -328,7 +534,7 @@ def _effect(claim: Claim, effects: Effects) -> Verdict:
     rule = claim.rule
     values = effects.get(rule["effect"], [])
     if not values:
-        return Verdict("undecided", "", "no finished record")
+        return Verdict("undecided", "", "no finished record", "not run")
     sign, threshold = 1 if rule["side"] == "above" else -1, rule["threshold"]
     mean, low, high = mean_interval(values)
     found = f"{mean:.3g}, one draw" if low is None else f"{mean:.3g} [{low:.3g}, {high:.3g}], {len(values)} draws"
@@ -338,13 +544,15 @@ def _effect(claim: Claim, effects: Effects) -> Verdict:
     if low is None or high is None:
         return Verdict("undecided", found, "one draw, no interval")
     nearest, farthest = sorted(sign * (end - threshold) for end in (low, high))
+    sides = ("larger", "smaller") if sign > 0 else ("smaller", "larger")
     if farthest < 0:
-        return Verdict("disagrees", found)
+        return Verdict("disagrees", found, "", sides[1])
     if nearest <= 0:
-        return Verdict("undecided", found, f"the interval contains {threshold:g}")
+        wide = f"too wide to say (±{(high - low) / 2:.2g})"
+        return Verdict("undecided", found, f"the interval contains {threshold:g}", wide)
     if rule.get("every") and claimed < len(values):
-        return Verdict("undecided", found, "not in every draw")
-    return Verdict("agrees", found)
+        return Verdict("undecided", found, "not in every draw", sides[0])
+    return Verdict("agrees", found, "", sides[0])
 
 
 # --- kinds of claim ---------------------------------------------------------------------------------------------------
@@ -357,6 +565,7 @@ def in_words(kind: str, rule: Mapping[str, Any]) -> str:
         "tasks": f"at least {rule['at_least']} tasks" if "at_least" in rule else "every task",
         "of_tasks": "the mean of the tasks" if rule.get("mean") else "every task",
         "names": ", ".join(rule.get("methods", rule.get("families", []))),
+        "others": " and ".join(rule.get("others", [])),
         "in_form": f" in {rule['form']} form" if "form" in rule else "",
         "below": -rule.get("margin", 0),
         "percent": 100 * rule.get("fraction", 0),
@@ -376,6 +585,13 @@ KINDS: dict[str, Kind] = {
     "top_two_on": Kind(partial(_among, top=2), _AMONG.replace("RANK", "among the best two")),
     "every_column": Kind(_every_task, "{method} minus {minus} {sign} {threshold:g} points on {tasks}"),
     "larger_gain": Kind(_larger_gain, "({method} minus {minus}) minus ({than[method]} minus {than[minus]}) > 0 points"),
+    "mean_gain": Kind(_mean_gain, "{method} minus {minus} {sign} {threshold:g} points on the mean of the tasks"),
+    "reaches": Kind(
+        _reaches,
+        "one of {names} minus {minus} > {threshold:g} points on a task where full fine-tuning or LoRA r=8 lies at "
+        "least {headroom:g} above LoRA r=1",
+    ),
+    "best_of": Kind(_best_of, "{method} minus {others} > 0 points on the mean of the tasks"),
     "equivalent": Kind(_equivalent, "{method} minus {minus} within ±{margin:g} points on {of_tasks}"),
     "matches": Kind(
         _matches, "{method} on {percent:g} % of {dataset} minus {reference} on all of it > {below:g} points"

@@ -1,4 +1,4 @@
-"""Means and paired differences with intervals that cover both the seeds and the evaluation examples."""
+"""Means and paired differences of runs, with intervals that cover both the seeds and the evaluation examples."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -8,8 +8,8 @@ from numpy.typing import NDArray
 from scipy.stats import t as student_t
 
 from surm.records.record import Evaluation
+from surm.report.inference import Difference, paired_difference
 
-DRAWS = 5_000
 LEVEL = 0.95
 
 Array = NDArray[np.float64]
@@ -19,7 +19,7 @@ Array = NDArray[np.float64]
 class Estimate:
     """A mean, or a difference of means, over seeds, in percent or points; `low` to `high` is its 95 % interval.
 
-    `reason` says why there is no interval.
+    `error` is the distribution that the interval is of, for tests at other levels; `reason` says why there is none.
     """
 
     value: float
@@ -27,6 +27,7 @@ class Estimate:
     low: float | None = None
     high: float | None = None
     reason: str = ""
+    error: Difference | None = None
 
 
 def estimate_mean(runs: Sequence[Evaluation | None], scores: Sequence[float]) -> Estimate:
@@ -39,25 +40,18 @@ def estimate_contrast(
 ) -> Estimate:
     """Mean over columns (tasks) of a signed sum of methods: a mean, a difference, a difference of differences.
 
-    Two sources of chance are added, and the 2.5 % and 97.5 % quantiles of the sum are the interval:
+    The interval is that of `surm.report.inference`: the part of the seeds by Student's t, the part of the examples by
+    the normal distribution, their sum by convolution, so that the same records give the same digits. Columns are taken
+    as they are, not as a sample of tasks. Those that answer the same examples (fractions of one training split) are one
+    table of seeds by examples, so that what they share is counted; others are independent. A score that is no mean over
+    examples (F1, Matthews' correlation) is made one by the jackknife: see `contributions`.
 
-    * evaluation examples: a percentile bootstrap (5,000 draws) that resamples a column's examples and applies each draw
-      to every run of the column, which keeps the pairing; the columns' draws are averaged. Columns are taken as they
-      are, not as a sample of tasks;
-    * seeds: s / sqrt(S) times Student's t with S - 1 degrees of freedom, s the standard deviation of `values`, so that
-      whatever the columns of one seed share is counted. Resampling 2 or 3 seeds would shrink their variance by
-      (S - 1)/S and know nothing of the tails.
-
-    The part of a run's noise that differs from example to example counts in both, so the interval is a little wide
-    rather than narrow. It needs two seeds and the predictions of every run; where it cannot be had, `reason` says why.
-    Draws are seeded: the same records give the same digits.
+    It needs two seeds and the predictions of every run; where it cannot be had, `reason` says why.
 
     Args:
         columns: of each column and method, the runs of seeds 1 ... S, paired by seed across methods.
         signs: +1 or -1 of each method.
         values: the contrast of each seed, averaged over columns (points).
-
-    Cost: 5,000 multinomial draws over the distinct rows (label, predictions of all runs) of each column.
     """
     value, seeds = float(np.mean(values)), len(values)
     if seeds < 2:
@@ -67,15 +61,46 @@ def estimate_contrast(
         return Estimate(value, seeds, reason="no interval, a run kept no predictions")
     if any(not np.array_equal(run.labels, runs[0].labels) for runs in of_column for run in runs):
         return Estimate(value, seeds, reason="no interval, runs differ in their evaluation examples")
-
+    if any(len(runs[0].labels) < 2 for runs in of_column):
+        return Estimate(value, seeds, reason="no interval, a single evaluation example")
     if unknown := {run.metric for runs in of_column for run in runs} - METRICS.keys():
         return Estimate(value, seeds, reason=f"no interval, none is known for {', '.join(sorted(unknown))}")
-    generator = np.random.default_rng(0)
-    draws = [resampled_scores(runs, generator).reshape(DRAWS, len(signs), seeds).mean(axis=2) for runs in of_column]
-    by_examples = np.mean([(means * signs).sum(axis=1) for means in draws], axis=0)
-    by_seeds = np.std(values, ddof=1) / np.sqrt(seeds) * generator.standard_t(seeds - 1, size=DRAWS)
-    low, high = np.quantile(by_examples + by_seeds, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return Estimate(value, seeds, float(low), float(high))
+
+    tables = [(runs[0].labels, contrast_table(runs, signs)) for runs in of_column]
+    groups: list[tuple[NDArray[np.generic], Array]] = []  # labels, and the sum of the tables that answer them
+    for labels, table in tables:
+        place = next((i for i, (known, _) in enumerate(groups) if np.array_equal(known, labels)), None)
+        if place is None:
+            groups.append((labels, table))
+        else:
+            groups[place] = labels, groups[place][1] + table
+    share = len(groups) / len(tables)
+    error = Difference.mean_of([paired_difference(share * table) for _, table in groups])
+    error = Difference(value, error.spread)
+    return Estimate(value, seeds, *error.interval(LEVEL), error=error)
+
+
+def contrast_table(runs: Sequence[Evaluation], signs: Sequence[int]) -> Array:
+    """The (S, N) table of a signed sum of methods in points; `runs` are S of the first method, S of the second, ..."""
+    scores = np.stack([contributions(run) for run in runs]).reshape(len(signs), -1, len(runs[0].labels))
+    return np.asarray(np.tensordot(signs, scores, axes=1))
+
+
+def contributions(run: Evaluation) -> Array:
+    """What each example adds to a run's score: (N,) values in percent, whose mean is the score, or nearly so.
+
+        c_i = N score - (N - 1) score without example i
+
+    the jackknife's pseudo-values (Tukey 1958). Of an accuracy they are 100 where the answer is right and 0 elsewhere.
+    Cost: one score for each distinct pair of label and prediction.
+    """
+    if run.metric == "accuracy":
+        return np.asarray(100.0 * (run.labels == run.predictions))
+    pairs = np.column_stack([run.labels, run.predictions]).astype(np.float64)
+    distinct, place, counts = np.unique(pairs, axis=0, return_inverse=True, return_counts=True)
+    weights = np.vstack([counts, counts - np.eye(len(counts))]).astype(np.float64)
+    score, *without = METRICS[run.metric](distinct[:, 0], distinct[:, 1], weights)
+    return np.asarray(100 * (len(pairs) * score - (len(pairs) - 1) * np.array(without))[place.ravel()])
 
 
 def mean_interval(values: Sequence[float]) -> tuple[float, float | None, float | None]:
@@ -85,16 +110,6 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float | None, float |
         return mean, None, None
     half = float(np.std(values, ddof=1) / np.sqrt(len(values)) * student_t.ppf((1 + LEVEL) / 2, len(values) - 1))
     return mean, mean - half, mean + half
-
-
-def resampled_scores(runs: Sequence[Evaluation], generator: np.random.Generator) -> Array:
-    """Scores in percent, (DRAWS, runs), when the N shared examples are drawn again with replacement."""
-    table = np.column_stack([runs[0].labels, *(run.predictions for run in runs)]).astype(np.float64)
-    rows, counts = np.unique(table, axis=0, return_counts=True)  # few rows for classes: equal examples are one row
-    weights = generator.multinomial(counts.sum(), counts / counts.sum(), size=DRAWS).astype(np.float64)
-    labels, predictions = rows[:, 0], rows[:, 1:]
-    columns = [METRICS[run.metric](labels, predictions[:, i], weights) for i, run in enumerate(runs)]
-    return 100 * np.column_stack(columns)
 
 
 # --- metrics on weighted examples: labels and predictions (N,), weights (draws, N), result (draws,) as a fraction -----

@@ -55,3 +55,9 @@ class ModelError(UserError, ValueError):
 
 class ModelNotFoundError(ModelError, FileNotFoundError):
     """Files of a model that are not there."""
+
+
+def first_line(error: BaseException) -> str:
+    """What an error of a library says first, to stand inside a sentence: one line, without its full stop."""
+    line = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return (line if len(line) <= 300 else f"{line[:297]}...").rstrip(".: ")

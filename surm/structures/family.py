@@ -19,9 +19,9 @@ class Family(Structure):
     """A structure whose first parameter is zero at the start and whose second, if any, is random.
 
     A family gives `name`, `equation`, `option_rules`, `_parameter_shapes`, `_product`, `dense_form`, `_approximate`
-    and, with a second parameter, `_randomise`. The rest follows from these: gradients where W is added to a weight, the
-    work that the model of costs asks for, the number of parameters. A kernel in `kernels/`, named by `kernel`, takes
-    the place of `dense_form` where one written by hand is faster.
+    and, if its second parameter has another scale at the start, `_randomise`. The rest follows from these: gradients
+    where W is added to a weight, the work that the model of costs asks for, the number of parameters. A kernel in
+    `kernels/`, named by `kernel`, takes the place of `dense_form` where one written by hand is faster.
 
     Unless its docstring says otherwise, the scale of the second is such that a step of size e in every entry of the
     first changes the entries of W by about e, as it would in a dense matrix, whatever the size and the number of terms.
@@ -87,8 +87,14 @@ class Family(Structure):
         return KERNELS[self.kernel].dense(generators, self.m, self.n)[0]
 
     def _randomise(self, factor: Tensor, *, authors: bool) -> None:
-        """Draw the factor that is random at the start; where there are two."""
-        raise NotImplementedError
+        """Draw the second factor, with option `terms`: N(0, 1 / terms); authors: Kaiming uniform over its rows.
+
+        Right where an entry of W is, in each term, one entry of the first factor times one of the second.
+        """
+        if authors:
+            factor.uniform_(-(factor.shape[-1] ** -0.5), factor.shape[-1] ** -0.5)
+        else:
+            factor.normal_(std=self.options["terms"] ** -0.5)
 
 
 class ConstantDiagonals(Family):

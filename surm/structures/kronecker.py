@@ -61,12 +61,6 @@ class Kronecker(Family):
         A, B = self._factors(x.dtype)
         return functional.kronecker_product(A, B, x)
 
-    def _randomise(self, factor: Tensor, *, authors: bool) -> None:
-        if authors:
-            factor.uniform_(-(factor.shape[-1] ** -0.5), factor.shape[-1] ** -0.5)
-        else:
-            factor.normal_(std=self.options["terms"] ** -0.5)
-
     def _approximate(self, matrix: Tensor) -> Fit | None:
         A, B = self._factors()
         left, right = projection.nearest_kronecker(matrix, A.shape[1:], self.options["terms"])

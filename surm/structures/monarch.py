@@ -58,12 +58,6 @@ class Monarch(Family):
         L, R = generators
         return torch.einsum("tiaj,tjic->aijc", L, R).flatten(2).flatten(0, 1)[:m, :n]
 
-    def _randomise(self, factor: Tensor, *, authors: bool) -> None:
-        if authors:
-            factor.uniform_(-(factor.shape[-1] ** -0.5), factor.shape[-1] ** -0.5)
-        else:
-            factor.normal_(std=self.options["terms"] ** -0.5)
-
     def _approximate(self, matrix: Tensor) -> Fit | None:
         """The nearest blocks of rank `terms`, each by its own singular value decomposition.
 

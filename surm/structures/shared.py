@@ -84,6 +84,3 @@ class SharingFamily(Family):
         self.__dict__["shared"] = None
         # Empty: it moves with the layer, which may be on another device than the shared tensors.
         self.register_buffer("anchor", torch.empty(0, device=device), persistent=False)
-
-    def _randomise(self, factor: Tensor, *, authors: bool) -> None:
-        raise NotImplementedError

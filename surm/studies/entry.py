@@ -11,10 +11,10 @@ from omegaconf.errors import OmegaConfBaseException
 from surm import structures
 from surm.config.bounds import GREATEST, MILLION, Bounds, check_bounds, check_lists
 from surm.config.checks import check_table
-from surm.config.compose import Entry, compose_config, first_line, register, typed
+from surm.config.compose import Entry, compose_config, register, typed
 from surm.config.schema import TableConfig
 from surm.records.recorded import Recorded
-from surm.shared.errors import ConfigError
+from surm.shared.errors import ConfigError, first_line
 from surm.studies.registry import SCIENCE_VERSION, STUDIES
 
 
@@ -32,10 +32,12 @@ STUDY_BOUNDS = {
     "study.low_rank": Bounds(1, 10_000),
     "study.terms": Bounds(1, 10_000),
     "study.cold_starts": Bounds(1, 10_000),
+    "study.descent_starts": Bounds(1, 10_000),
     "study.tolerance": Bounds(0, 1, above=True),
     "study.descent_steps": Bounds(1, MILLION),
     "study.descent_rate": Bounds(0, GREATEST, above=True),
     "study.near_rank": Bounds(1, 10_000),
+    "study.near_ranks": Bounds(1, 10_000),
     "study.seeds": Bounds(0, 2**32 - 1),
     "study.epochs": Bounds(1, MILLION),
     "study.points": Bounds(1, MILLION),

@@ -12,7 +12,6 @@ from surm.structures.base import Fit
 from surm.structures.projection import DisplacementProblem, truncated_svd
 
 SIZE = 100
-TARGETS = ("random", "near_low_rank", "low_intrinsic_rank", "low_intrinsic_rank_noise")
 
 
 @dataclass
@@ -26,7 +25,9 @@ class LdrFitOptions:
     tolerance: float = 1e-5  # relative change of the error over 25 sweeps at which alternating least squares stops
     descent_steps: list[int] = field(default_factory=lambda: [200, 1000])  # of Adam, where its error is looked at
     descent_rate: float = 0.1  # the paper's; it does not state the number of steps
+    descent_starts: int = 1  # random ones, for each number of terms
     near_rank: int = 5  # of G H^T in near_low_rank; not stated in the paper
+    near_ranks: list[int] = field(default_factory=list)  # several of them, each a target, in place of near_rank
     noise: float = 0.05  # eps of low_intrinsic_rank_noise; not stated in the paper
 
 
@@ -36,14 +37,16 @@ def validate(options: LdrFitOptions) -> None:
     Raises:
         ValueError: one sentence with the value and what is allowed.
     """
-    for name in ("draws", "cold_starts", "near_rank"):
+    for name in ("draws", "cold_starts", "descent_starts", "near_rank"):
         if (value := getattr(options, name)) < 1:
             raise ValueError(f"study.{name}={value}: give a whole number of at least 1.")
     for name in ("tolerance", "descent_rate", "noise"):
         if not 0 < (value := getattr(options, name)) < float("inf"):
             raise ValueError(f"study.{name}={value}: give a finite number above 0.")
-    for name, highest in (("terms", SIZE), ("descent_steps", 1_000_000)):
+    for name, highest in (("terms", SIZE), ("descent_steps", 1_000_000), ("near_ranks", SIZE)):
         values = list(getattr(options, name))
+        if name == "near_ranks" and not values:
+            continue
         if not values or values != sorted(set(values)) or not 1 <= values[0] <= values[-1] <= highest:
             raise ValueError(f"study.{name}={values}: give increasing whole numbers from 1 to {highest}.")
 
@@ -57,13 +60,18 @@ def parts(options: LdrFitOptions) -> list[dict[str, Any]]:
         "descent_steps": list(options.descent_steps),
         "descent_rate": options.descent_rate,
     }
+    if options.descent_starts > 1:  # parts from before this setting do not have it
+        shared["descent_starts"] = options.descent_starts
+    near: dict[str, dict[str, Any]] = {f"near_low_rank_{rank}": {"near_rank": rank} for rank in options.near_ranks}
     own: dict[str, dict[str, Any]] = {
-        "near_low_rank": {"near_rank": options.near_rank},
+        "random": {},
+        **(near or {"near_low_rank": {"near_rank": options.near_rank}}),
+        "low_intrinsic_rank": {},
         "low_intrinsic_rank_noise": {"noise": options.noise},
     }
     return [
-        {"target": target, "draw": draw, **shared, **own.get(target, {})}
-        for target in TARGETS
+        {"target": target, "draw": draw, **shared, **settings}
+        for target, settings in own.items()
         for draw in range(options.draws)
     ]
 
@@ -81,15 +89,14 @@ def draw_target(part: dict[str, Any], *, generator: torch.Generator) -> Tensor:
     def normal(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
-    match part["target"]:
-        case "random":
-            return normal(SIZE, SIZE)
-        case "near_low_rank":
-            rank = part["near_rank"]
-            return normal(SIZE, rank) @ normal(rank, SIZE) + 0.05 * normal(SIZE, SIZE)
-        case _:  # row i is (sin t_i, sin 2 t_i, ..., sin n t_i)
-            matrix = torch.sin(normal(SIZE, 1) * torch.arange(1, SIZE + 1))
-            return matrix + part["noise"] * normal(SIZE, SIZE) if "noise" in part else matrix
+    if part["target"] == "random":
+        return normal(SIZE, SIZE)
+    if "near_rank" in part:
+        rank = part["near_rank"]
+        return normal(SIZE, rank) @ normal(rank, SIZE) + 0.05 * normal(SIZE, SIZE)
+    # Row i is (sin t_i, sin 2 t_i, ..., sin n t_i).
+    matrix = torch.sin(normal(SIZE, 1) * torch.arange(1, SIZE + 1))
+    return matrix + part["noise"] * normal(SIZE, SIZE) if "noise" in part else matrix
 
 
 def exact_fits(matrix: Tensor, terms: list[int]) -> list[dict[str, Any]]:
@@ -129,8 +136,11 @@ def displacement_fits(matrix: Tensor, part: dict[str, Any], say: Callable[[str],
         start = torch.cat([warm, _normal(terms - warm.shape[1], generator)], dim=1)
         _, warm, fit = problem.alternate(start, tolerance=part["tolerance"])
         rows.append({"fit": "warm", **shared, **_outcome(fit)})
-        for steps, error in descend(problem, _normal(terms, generator), starts[0], part).items():
-            rows.append({"fit": "descent", **shared, "error": error, "steps": steps})
+        for number in range(part.get("descent_starts", 1)):
+            # The first goes on from the first cold start's H.
+            G, H = _normal(terms, generator), starts[0] if number == 0 else _normal(terms, generator)
+            for steps, error in descend(problem, G, H, part).items():
+                rows.append({"fit": "descent", **shared, "error": error, "steps": steps})
         say(f"{part['target']}, draw {part['draw']}, {terms} terms: relative error {fit.relative_error:.4f}")
     return rows
 

@@ -22,6 +22,7 @@ from surm.shared.paths import RESULTS
 from surm.structures import Structure
 
 SETTINGS = RESULTS / "pinwheel_settings.json"
+FULL_RATES = RESULTS / "pinwheel_full_rates.json"  # of the full network, from a finer search
 SEEDS_PER_PART = 3  # so that three seeds are the same part, whether more follow or not
 
 CLASSES = 5
@@ -56,6 +57,7 @@ class PinwheelOptions:
     noise: float | None = None
     activation: str | None = None
     rate: float | None = None
+    finer_full_rate: bool = False  # the full network's rate from the finer search
 
 
 def validate(options: PinwheelOptions) -> None:
@@ -106,6 +108,15 @@ def found_settings() -> dict[str, Any]:
     return settings
 
 
+def rates_of(options: PinwheelOptions, reading: str, embedding: str) -> dict[str, float]:
+    """The learning rate of each method, the full network's first."""
+    found: dict[str, float] = found_settings()["rates"][reading][embedding]
+    rates = {method: options.rate or found[method] for method in (FULL, *METHODS)}
+    if options.finer_full_rate and options.rate is None:
+        rates[FULL] = json.loads(FULL_RATES.read_text())["rates"][READINGS[0]][embedding][FULL]
+    return rates
+
+
 def parts(options: PinwheelOptions) -> list[dict[str, Any]]:
     """One part for each reading, embedding and block of seeds; it holds the settings in full, the rates too."""
     found = found_settings()
@@ -119,9 +130,7 @@ def parts(options: PinwheelOptions) -> list[dict[str, Any]]:
             "points": found["points"] if options.points is None else options.points,
             "noise": found["noise"] if options.noise is None else options.noise,
             "activation": options.activation or found["activation"],
-            "rates": {
-                method: options.rate or found["rates"][reading][embedding][method] for method in (FULL, *METHODS)
-            },
+            "rates": rates_of(options, reading, embedding),
         }
         for reading in options.readings
         for embedding in options.embeddings
@@ -148,7 +157,7 @@ def compute(part: dict[str, Any], say: Callable[[str], None]) -> dict[str, Any]:
         trained = train(networks, x, labels, rate=rate, epochs=part["epochs"])
         hidden, logits = trained(x)
         reference = hidden if reference is None else reference  # the full network comes first
-        late = trained.losses[-max(1, part["epochs"] // 20) :].quantile(0.5, dim=0)
+        late = late_losses(trained)
         accuracy = (logits.argmax(dim=-1) == labels).double().mean(dim=-1)
         rows += [
             {
@@ -297,6 +306,12 @@ class Trained(NamedTuple):
         """Hidden outputs (S, N, 64) and logits (S, N, 5) at points (S, N, 2)."""
         hidden, logits = vmap(lambda own, x: functional_call(self.network, own, (x,)))(self.parameters, x)
         return hidden, logits
+
+
+def late_losses(trained: Trained) -> Tensor:
+    """Median loss (S,) of the last twentieth of the epochs: a constant rate ends anywhere within its noise."""
+    epochs = len(trained.losses) - 1
+    return trained.losses[-max(1, epochs // 20) :].quantile(0.5, dim=0)
 
 
 def train(networks: Sequence[Network], x: Tensor, labels: Tensor, *, rate: float, epochs: int) -> Trained:

@@ -5,7 +5,9 @@
 2. The learning rate of each reading, embedding and method, by the lowest mean final loss: the same rates for all, a
    factor of 3 apart, with more while the best is at an edge.
 
-Its seeds are no seeds of the study.
+With `full_alone` it takes the data as found and searches the full network's rate alone, by the median loss of the last
+twentieth of the epochs, a factor of sqrt(3) apart: whether it stays above low ranks, which it contains, for want of a
+rate. Its seeds are no seeds of the study.
 """
 
 import json
@@ -22,6 +24,7 @@ from surm.shared.paths import PAPER
 from surm.studies.pinwheel import (
     EMBEDDINGS,
     FULL,
+    FULL_RATES,
     METHODS,
     READINGS,
     SETTINGS,
@@ -29,6 +32,8 @@ from surm.studies.pinwheel import (
     check_noise,
     check_points,
     check_seeds_and_epochs,
+    found_settings,
+    late_losses,
     make_data,
     make_networks,
     significant,
@@ -47,6 +52,7 @@ class PinwheelSearchOptions:
     noise: list[float] = field(default_factory=lambda: [0.1, 0.2])
     activation: list[str] = field(default_factory=lambda: ["relu", "tanh"])
     rates: list[float] = field(default_factory=lambda: [0.003, 0.009, 0.027])
+    full_alone: bool = False
 
 
 def validate(options: PinwheelSearchOptions) -> None:
@@ -67,6 +73,10 @@ def validate(options: PinwheelSearchOptions) -> None:
 
 def parts(options: PinwheelSearchOptions) -> list[dict[str, Any]]:
     """One part: the second choice rests on the first."""
+    if options.full_alone:
+        data = {key: found_settings()[key] for key in ("points", "noise", "activation")}
+        shared = {"seeds": options.seeds, "epochs": options.epochs, "rates": sorted(options.rates)}
+        return [{**shared, **data, "full_alone": True, "paper_losses": {}}]
     return [
         {
             "seeds": options.seeds,
@@ -87,8 +97,10 @@ def paper_losses() -> dict[str, float]:
 
 
 def compute(part: dict[str, Any], say: Callable[[str], None]) -> dict[str, Any]:
-    """Search; gives `settings`, which `save` writes to `results/pinwheel_settings.json`."""
+    """Search; gives `settings`, which `save` writes where the study reads them."""
     seeds, epochs = part["seeds"], part["epochs"]
+    if part.get("full_alone"):
+        return _search_full(part, say)
 
     def search(points: int, noise: float, activation: str, reading: str, embedding: str, method: str) -> Search:
         x, labels = make_data(seeds, points, noise)
@@ -136,8 +148,29 @@ def compute(part: dict[str, Any], say: Callable[[str], None]) -> dict[str, Any]:
     return {"settings": {**chosen, "rates": rates, "tried": {"data": data, "rates": tried}}}
 
 
-def save(result: dict[str, Any], path: Path = SETTINGS) -> None:
+def _search_full(part: dict[str, Any], say: Callable[[str], None]) -> dict[str, Any]:
+    """The full network's rate, by embedding; the full network is the same in both readings."""
+    x, labels = make_data(part["seeds"], part["points"], part["noise"])
+    searches = {}
+    for embedding in EMBEDDINGS:
+
+        def loss_at(rate: float, embedding: str = embedding) -> float:
+            networks = make_networks(FULL, READINGS[0], embedding, part["activation"], part["seeds"])
+            return float(late_losses(train(networks, x, labels, rate=rate, epochs=part["epochs"])).mean())
+
+        found = searches[embedding] = best_rate(loss_at, part["rates"], factor=math.sqrt(3))
+        say(f"full, embedding {embedding}: rate {found.rate:g}, late loss {found.loss:.3f}")
+    rates = {embedding: {FULL: found.rate} for embedding, found in searches.items()}
+    tried = {embedding: {FULL: found.tried} for embedding, found in searches.items()}
+    data = {key: part[key] for key in ("points", "noise", "activation")}
+    return {
+        "settings": {**data, "rates": {READINGS[0]: rates}, "tried": {"data": [], "rates": {READINGS[0]: tried}}},
+    }
+
+
+def save(result: dict[str, Any], path: Path | None = None) -> None:
     """Write the settings that were found where the study reads them."""
+    path = path or (SETTINGS if result["settings"]["tried"]["data"] else FULL_RATES)
     path.write_text(json.dumps(result["settings"], indent=1) + "\n")
 
 
@@ -149,8 +182,8 @@ class Search(NamedTuple):
     tried: dict[str, float | None]
 
 
-def best_rate(loss_at: Callable[[float], float], start: Sequence[float]) -> Search:
-    """Try the rates of `start`, and while the best is at an edge, a third or three times it."""
+def best_rate(loss_at: Callable[[float], float], start: Sequence[float], *, factor: float = 3) -> Search:
+    """Try the rates of `start`, and while the best is at an edge, one beyond it by the factor."""
     losses: dict[float, float] = {}
 
     def attempt(rate: float) -> None:
@@ -160,6 +193,6 @@ def best_rate(loss_at: Callable[[float], float], start: Sequence[float]) -> Sear
     for rate in start:
         attempt(rate)
     while (best := min(losses, key=losses.__getitem__)) in (min(losses), max(losses)):
-        attempt(float(f"{best / 3 if best == min(losses) else best * 3:.2g}"))
+        attempt(float(f"{best / factor if best == min(losses) else best * factor:.2g}"))
     tried = {f"{rate:g}": loss if math.isfinite(loss) else None for rate, loss in sorted(losses.items())}
     return Search(best, losses[best], tried)

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 from surm.records.claim import Claim
-from surm.records.provenance import where
+from surm.records.provenance import code, where
 from surm.records.record import Record
 from surm.studies.entry import Part
 from surm.studies.registry import STUDIES
@@ -24,6 +24,7 @@ def run_part(part: Part, say: Callable[[str], None] = print) -> Record:
     """
     if (record := part.finished_record()) is not None:
         return record
+    code()  # as it is now, before anything is done with it
     question = dict(part.asked["study"])
     study = STUDIES[question.pop("name")]
     with Claim(part.folder.path) as claim:

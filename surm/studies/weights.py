@@ -22,7 +22,7 @@ from surm.models import load_backbone, weights_hash
 from surm.models.backbone import Backbone
 from surm.records.record import Record, read_record
 from surm.records.recorded import RunFolder, signature
-from surm.shared.errors import ConfigError, RecordError, UserError
+from surm.shared.errors import ConfigError, RecordError, UserError, first_line
 from surm.shared.paths import PUBLISHED
 from surm.shared.threads import one_thread
 from surm.tuners.targets import FUSED_PARTS as PARTS
@@ -42,8 +42,8 @@ MEASURES = {
 }
 
 Question = Mapping[str, Any]  # the `asked` block of a record
-Place = tuple[int, str]  # layer, from 1, and part: q, k or v
-Outputs = dict[Place, Tensor]
+Projection = tuple[int, str]  # its layer, from 1, and its part: q, k or v
+Outputs = dict[Projection, Tensor]
 
 
 class Given(NamedTuple):
@@ -96,10 +96,9 @@ def _whole(name: str, folder: RunFolder) -> Iterator[None]:
     except FileNotFoundError as error:
         raise RecordError(f"run {name}: {error.filename or error} is not there; repeat the run.") from error
     except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
         raise RecordError(
             f"run {name}: its record and the trained weights in {folder.path} do not fit ({type(error).__name__}: "
-            f"{reason}); move that folder away and start the run again."
+            f"{first_line(error)}); move that folder away and start the run again."
         ) from error
 
 
@@ -127,7 +126,9 @@ def _analyse(
 
     parts = [part for part in question.get("placement", {}).get("parts", PARTS) if part in PARTS]
     backbone = _backbone(question, given)
-    base = {place: _weight(layer)[rows] for place, (layer, rows) in projections(backbone.module, parts).items()}
+    base = {
+        projection: _weight(layer)[rows] for projection, (layer, rows) in projections(backbone.module, parts).items()
+    }
     before = _outputs(backbone, backbone.module, question, parts, given)
     trained = _trained(backbone, question, folder)
     after = _outputs(backbone, trained, question, parts, given)
@@ -137,16 +138,19 @@ def _analyse(
     target = after if full_name == name else _outputs_of_full(full, output_dir, parts, say, given)
     largest = {W.shape: method.largest_rank(*W.shape) for W in base.values()}
     rows = []
-    for place, (layer, its_rows) in projections(trained, parts).items():
-        W = base[place]
+    for projection, (layer, its_rows) in projections(trained, parts).items():
+        W = base[projection]
         adapted = isinstance(layer, BaseTunerLayer)
         update = layer.get_delta_weight("default")[its_rows] if adapted else _weight(layer)[its_rows] - W
         alike = {"cka": after, "cka_before": before}
         rows.append(
-            {"layer": place[0], "part": place[1]}
+            {"layer": projection[0], "part": projection[1]}
             | compare(W, update)
             | {"largest_rank": largest[W.shape]}
-            | {key: _digits(cka(outputs[place], target[place])) if target else None for key, outputs in alike.items()}
+            | {
+                key: _digits(cka(outputs[projection], target[projection])) if target else None
+                for key, outputs in alike.items()
+            }
         )
     return {
         "signature": name,
@@ -173,7 +177,7 @@ def compare(W: Tensor, update: Tensor) -> dict[str, Any]:
         "rank": int((relative > size * torch.finfo(torch.float64).eps).sum()),
         "rank_float32": int((relative > size * torch.finfo(torch.float32).eps).sum()),
         "stable_rank": _digits(relative.square().sum().item()),
-        "singular_values": {"index": shown, "value": [_digits(values[place - 1].item()) for place in shown]},
+        "singular_values": {"index": shown, "value": [_digits(values[index - 1].item()) for index in shown]},
     }
 
 
@@ -184,9 +188,9 @@ def cka(X: Tensor, Y: Tensor) -> float:
 
 
 def thinned(count: int) -> list[int]:
-    """Places 1, 2, 3, 4, 6, 8, 12, ... and the last."""
+    """Indices 1, 2, 3, 4, 6, 8, 12, ... and the last."""
     doubled = {step * 2**power for power in range(count.bit_length()) for step in (1, 3)}
-    return sorted({count, *(place for place in doubled if place < count)})
+    return sorted({count, *(index for index in doubled if index < count)})
 
 
 def _digits(value: float) -> float:
@@ -226,8 +230,8 @@ def train_command(question: Question, output_dir: str | Path = "outputs") -> str
     """The shortest `scripts/train.py` command that asks the same question."""
     with composer():
         overrides = _overrides(question)
-    place = [] if str(output_dir) == "outputs" else [f"output_dir={output_dir}"]
-    return shlex.join(["python", "scripts/train.py", *overrides, *place])
+    folder = [] if str(output_dir) == "outputs" else [f"output_dir={output_dir}"]
+    return shlex.join(["python", "scripts/train.py", *overrides, *folder])
 
 
 def _overrides(question: Question) -> list[str]:
@@ -262,9 +266,9 @@ def _written(value: Any) -> str:
 # --- their weights and outputs ---------------------------------------------------------------------------------------
 
 
-def projections(model: nn.Module, parts: Sequence[str]) -> dict[Place, tuple[Any, slice]]:
-    """Layer and rows of each query, key and value projection, adapted or not, by place."""
-    found: dict[Place, tuple[Any, slice]] = {}
+def projections(model: nn.Module, parts: Sequence[str]) -> dict[Projection, tuple[Any, slice]]:
+    """Layer and rows of each query, key and value projection, adapted or not, by layer and part."""
+    layers: dict[Projection, tuple[Any, slice]] = {}
     for part in parts:
         endings = tuple(f".{ending}" for ending in projection_names(model, [part]))
         for name, layer in model.named_modules():
@@ -274,8 +278,8 @@ def projections(model: nn.Module, parts: Sequence[str]) -> dict[Place, tuple[Any
                 rows = slice(start, start + sizes[part]) if sizes else slice(None)
                 number = re.search(r"\.(\d+)\.", name)
                 assert number is not None
-                found[int(number[1]) + 1, part] = layer, rows
-    return dict(sorted(found.items(), key=lambda item: (item[0][0], PARTS.index(item[0][1]))))
+                layers[int(number[1]) + 1, part] = layer, rows
+    return dict(sorted(layers.items(), key=lambda item: (item[0][0], PARTS.index(item[0][1]))))
 
 
 def _weight(layer: Any) -> Tensor:
@@ -338,15 +342,15 @@ def _outputs(backbone: Backbone, model: nn.Module, question: Question, parts: Se
     with _hooks(projections(model, parts), kept):
         model(**batch)
     mask = batch.get("attention_mask")
-    return {place: (out if mask is None else out[mask.bool()]).flatten(0, -2) for place, out in kept.items()}
+    return {projection: (out if mask is None else out[mask.bool()]).flatten(0, -2) for projection, out in kept.items()}
 
 
 @contextmanager
-def _hooks(layers: Mapping[Place, tuple[Any, slice]], kept: Outputs) -> Iterator[None]:
-    def keep(place: Place, rows: slice) -> Callable[[nn.Module, Any, Tensor], None]:
-        return lambda module, inputs, output: kept.__setitem__(place, output[..., rows].clone())
+def _hooks(layers: Mapping[Projection, tuple[Any, slice]], kept: Outputs) -> Iterator[None]:
+    def keep(projection: Projection, rows: slice) -> Callable[[nn.Module, Any, Tensor], None]:
+        return lambda module, inputs, output: kept.__setitem__(projection, output[..., rows].clone())
 
-    handles = [layer.register_forward_hook(keep(place, rows)) for place, (layer, rows) in layers.items()]
+    handles = [layer.register_forward_hook(keep(projection, rows)) for projection, (layer, rows) in layers.items()]
     try:
         yield
     finally:

@@ -27,6 +27,7 @@ class Progress:
     resumed_from_steps: list[int] = field(default_factory=list)
     seconds: float = 0.0
     scaler: dict[str, Any] | None = None
+    epoch_seconds: list[list[float]] = field(default_factory=list)  # of each epoch's steps, and how many these are
     stateless: list[str] = field(default_factory=list)  # trained parameters that had no gradient yet
 
 
@@ -130,6 +131,8 @@ def _check_progress(progress: Progress, steps: int) -> None:
         raise ValueError(f"it says seconds={progress.seconds!r}")
     if not _is_steps(progress.resumed_from_steps, step):
         raise ValueError("its resumed_from_steps are not steps in order")
+    if not all(len(of_epoch) == 2 and all(map(_is_number, of_epoch)) for of_epoch in progress.epoch_seconds):
+        raise ValueError("the seconds of its epochs are no numbers")
     if progress.scaler is not None and not _are_numbers(progress.scaler):
         raise ValueError("its scaler does not hold numbers")
     rows = progress.history

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from accelerate.utils import DataLoaderConfiguration
 from filelock import FileLock, Timeout
 
 from surm.config.schema import RunConfig
@@ -22,9 +23,11 @@ def accelerator(config: RunConfig) -> Accelerator:
     device, trainer = config.device, config.trainer
     # accelerate keeps the first run's precision and device for the whole process: a sweep may change both.
     AcceleratorState._reset_state(reset_partial_state=not several())
+    on_cpu = device == "cpu" or not torch.accelerator.is_available()
     try:
         chosen = Accelerator(
-            cpu=device == "cpu" or not torch.accelerator.is_available(),
+            cpu=on_cpu,
+            dataloader_config=DataLoaderConfiguration(non_blocking=not on_cpu and torch.cuda.is_available()),
             mixed_precision=trainer.precision,
             gradient_accumulation_steps=trainer.gradient_accumulation,
         )

@@ -14,16 +14,19 @@ from surm.data.metrics import compute_metrics
 
 @dataclass
 class Answers:
-    """Labels and predictions of every example, classes or values, and the metrics over all of them with the loss."""
+    """Of every example label, prediction (classes or values) and loss; the metrics over all of them with their loss."""
 
     labels: list[float] = field(default_factory=list)
     predictions: list[float] = field(default_factory=list)
+    losses: list[float] = field(default_factory=list)
     metrics: dict[str, float] = field(default_factory=dict)
 
 
-def task_loss(task: Task, logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy of logits (B, classes), or the mean squared error of values (B, 1)."""
-    return mse_loss(logits.squeeze(-1), labels) if task.regression else cross_entropy(logits, labels)
+def task_loss(task: Task, logits: Tensor, labels: Tensor, reduction: str = "mean") -> Tensor:
+    """Cross-entropy of logits (B, classes) in nats, or the squared error of values (B, 1); "none": of each example."""
+    if task.regression:
+        return mse_loss(logits.squeeze(-1), labels, reduction=reduction)
+    return cross_entropy(logits, labels, reduction=reduction)
 
 
 @torch.no_grad()
@@ -41,8 +44,9 @@ def evaluate(
     pairs = []
     for batch in batches:
         truth = batch.pop("labels")
-        pairs.append([tensor.cpu() for tensor in gather((logits(batch), truth))])
-    answers, labels = map(torch.cat, zip(*pairs, strict=True))
+        pairs.append(gather((logits(batch), truth)))
+    answers, labels = (torch.cat(parts).cpu() for parts in zip(*pairs, strict=True))  # waits for the device once
     predictions = (answers.squeeze(-1) if task.regression else answers.argmax(-1)).tolist()
     metrics = compute_metrics(task.metrics, labels.tolist(), predictions)
-    return Answers(labels.tolist(), predictions, metrics | {"loss": task_loss(task, answers, labels).item()})
+    metrics = metrics | {"loss": task_loss(task, answers, labels).item()}
+    return Answers(labels.tolist(), predictions, task_loss(task, answers, labels, "none").tolist(), metrics)

@@ -1,6 +1,5 @@
 """The training loop: fine-tune a backbone on a task with one method. Readable from top to bottom."""
 
-import math
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -14,11 +13,12 @@ from torch import Tensor, nn
 from surm.config.run import Run
 from surm.records.claim import Claim
 from surm.records.storage import storing
-from surm.shared.errors import Interrupted, RunError
+from surm.shared.errors import Interrupted
 from surm.shared.processes import is_main, main_decides
 from surm.training.checkpoint import load_checkpoint, save_checkpoint
 from surm.training.evaluate import evaluate, task_loss
 from surm.training.interrupt import Stop
+from surm.training.losses import Losses
 from surm.training.optim import rate_factor
 from surm.training.outcome import Outcome
 from surm.training.setup import prepare, process_seed
@@ -45,6 +45,7 @@ class Loop:
         self.task, self.method, self.steps = setup.task, setup.method, setup.steps
         self.module, self.optimizer, self.order = setup.module, setup.optimizer, setup.order
         self.outcome = Outcome(setup, accelerator.device)
+        self.losses = Losses(accelerator.device, run.rate)
 
     def train(self) -> None:
         """All steps that are left after `resume`, an evaluation after each epoch, a checkpoint every few steps."""
@@ -52,13 +53,18 @@ class Loop:
         started = time.perf_counter() - progress.seconds
         batches = self._batches(progress.step)
         for step in range(progress.step + 1, self.steps + 1):
-            with self.outcome.measured():
-                loss = self.step(step - 1, batches)
+            with self.outcome.measured(step):
+                self.losses.add(step, self.step(step - 1, batches))
+            logs = step % trainer.log_every == 0 or step == 1
+            ends_epoch = step % self.setup.steps_per_epoch == 0 or step == self.steps
+            if logs or ends_epoch or self._checkpoint_is_due(step):
+                with self.outcome.waiting():  # a loss that is not finite goes no further than this
+                    self.losses.read()
             progress.step, progress.seconds = step, time.perf_counter() - started
             if self.report:
-                self.report(step, self.steps, {"loss": loss} | self.outcome.last_metric())
-            if step % trainer.log_every == 0 or step == 1:
-                self._note(loss=loss, lr=self.optimizer.param_groups[0]["lr"])
+                self.report(step, self.steps, {"loss": self.losses.last} | self.outcome.last_metric())
+            if logs:
+                self._note(loss=self.losses.last, lr=self.optimizer.param_groups[0]["lr"])
             if step == self.steps:
                 self.method.finish()
             if step % (self.setup.steps_per_epoch * trainer.evaluate_every) == 0 or step == self.steps:
@@ -67,8 +73,11 @@ class Loop:
                 self._keep(step)
         progress.seconds = time.perf_counter() - started
 
-    def step(self, step: int, batches: Iterator[tuple[int, dict[str, Tensor]]]) -> float:
-        """Take as many batches as an optimiser step (from 0) accumulates, and move the parameters; the mean loss."""
+    def step(self, step: int, batches: Iterator[tuple[int, dict[str, Tensor]]]) -> Tensor:
+        """Take as many batches as an optimiser step (from 0) accumulates, and move the parameters; the mean loss.
+
+        The loss stays on the device, for which nothing here waits.
+        """
         self.module.train()
         for group in self.optimizer.param_groups:
             group["lr"] = group["initial_lr"] * rate_factor(step, self.steps, self.config.optim)
@@ -86,10 +95,8 @@ class Loop:
             losses.append(loss.detach())
             if self.accelerator.sync_gradients:
                 break
-        value = float(self.accelerator.reduce(torch.stack(losses).mean(), "mean").item())
-        if not math.isfinite(value):
-            raise RunError(f"the loss is {value} at step {step + 1}: lower optim.lr={self.run.rate}.")
-        return value
+        mean: Tensor = self.accelerator.reduce(torch.stack(losses).mean(), "mean")
+        return mean
 
     def _batches(self, step: int) -> Iterator[tuple[int, dict[str, Tensor]]]:
         """Batches without end from a step on, each with its number in its epoch."""
@@ -153,10 +160,15 @@ class Loop:
             Interrupted: with the checkpoint written.
         """
         stop = self._asked_to_stop()
-        if stop or step % self.config.trainer.checkpoint_every == 0:
+        if stop:
+            self.losses.read()  # as before any other checkpoint
+        if stop or self._checkpoint_is_due(step):
             self._save()
         if stop:
             raise Interrupted(f"stopped after step {step} of {self.steps}; the same command goes on from there.")
+
+    def _checkpoint_is_due(self, step: int) -> bool:
+        return step % self.config.trainer.checkpoint_every == 0
 
     def _asked_to_stop(self) -> bool:
         """Whether a signal reached any of the processes: they stop after the same step."""
@@ -195,7 +207,10 @@ class Loop:
         return self.outcome.happened()
 
     def save_results(self) -> None:
-        """The trained adapter in PEFT's format (else the trained parameters), and each example's prediction."""
+        """The trained adapter in PEFT's format (else the trained parameters), and each example's prediction.
+
+        The examples' losses are kept for the reported split alone: a search has enough of their mean.
+        """
         folder, module = self.run.folder, self.method.module
         with storing(folder.path):
             if isinstance(module, PeftModel):
@@ -203,4 +218,4 @@ class Loop:
             else:
                 trained = {name: p.detach().contiguous() for name, p in self.method.trained_parameters()}
                 save_file(trained, folder.trained)
-        self.outcome.save_predictions(folder)
+        self.outcome.save_predictions(folder, losses=self.config.dataset.evaluate_on == "test")

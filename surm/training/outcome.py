@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
+from surm.records.record import write_predictions
 from surm.records.recorded import RunFolder
-from surm.records.storage import write_json
 from surm.training.checkpoint import Progress
 from surm.training.evaluate import Answers
 from surm.training.memory import measure_peak
@@ -28,20 +28,42 @@ class Outcome:
         self.setup, self.device = setup, device
         self.progress = Progress()
         self.step_seconds: list[float] = []
+        self._running: list[tuple[int, float]] = []  # steps that the device may not have ended, host's seconds of each
         self.peak_memory_bytes: int | None = None
         self.answers = Answers()
 
     @contextmanager
-    def measured(self) -> Iterator[None]:
-        """Around a step: measures its seconds and, of a process's second step, its memory."""
+    def measured(self, step: int) -> Iterator[None]:
+        """Around a step (from 1): measures its seconds and, of a process's second step, its memory."""
         begun = time.perf_counter()
         # By the second step the optimiser's state exists.
-        second = len(self.step_seconds) == 1
+        second = len(self.step_seconds) + len(self._running) == 1
         with measure_peak(self.setup.module, self.setup.optimizer, self.device) if second else nullcontext() as peak:
             yield
         if peak is not None:
             self.peak_memory_bytes = peak.bytes
-        self.step_seconds.append(time.perf_counter() - begun)
+        self._running.append((step, time.perf_counter() - begun))
+        if self.device.type == "cpu":
+            self._ended(0.0, counts=not second)  # the memory's measurement takes longer than the step
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Around a wait for the device: the steps since the last one have ended, and share the time evenly."""
+        begun = time.perf_counter()
+        yield
+        self._ended(time.perf_counter() - begun)
+
+    def _ended(self, waited: float, *, counts: bool = True) -> None:
+        running, self._running = self._running, []
+        if not running:
+            return
+        each = (waited + sum(seconds for _, seconds in running)) / len(running)
+        self.step_seconds += [each] * len(running)
+        for step, _ in running if counts else ():
+            epoch = (step - 1) // self.setup.steps_per_epoch
+            epochs = self.progress.epoch_seconds
+            epochs += [[0.0, 0] for _ in range(epoch + 1 - len(epochs))]
+            epochs[epoch] = [epochs[epoch][0] + each, epochs[epoch][1] + 1]
 
     def note(self, **values: Any) -> dict[str, Any]:
         """Add a row to the history, with the step and the epoch so far; returns it."""
@@ -81,10 +103,12 @@ class Outcome:
             "resumed_from_steps": self.progress.resumed_from_steps,
             "steps": self.progress.step,
             "seconds_per_step": statistics.median(self.step_seconds) if self.step_seconds else None,
+            "seconds_per_step_by_epoch": [s / steps if steps else None for s, steps in self.progress.epoch_seconds],
             "seconds": self.progress.seconds,
             "peak_memory_bytes": self.peak_memory_bytes,
         }
 
-    def save_predictions(self, folder: RunFolder) -> None:
-        """Write each evaluation example's label and prediction."""
-        write_json(folder.predictions, {"labels": self.answers.labels, "predictions": self.answers.predictions})
+    def save_predictions(self, folder: RunFolder, *, losses: bool) -> None:
+        """Write each evaluation example's label and prediction, and its loss."""
+        answers = self.answers
+        write_predictions(folder.predictions, answers.labels, answers.predictions, answers.losses if losses else None)

@@ -8,16 +8,15 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from safetensors import SafetensorError
 
 from surm.config.run import Run
 from surm.config.schema import RunConfig
 from surm.data import data_hash
 from surm.models import weights_hash
 from surm.records.claim import Claim
-from surm.records.provenance import where
+from surm.records.provenance import code, where
 from surm.records.record import Record
-from surm.shared.errors import ConfigError, Interrupted, RecordError, RunError, StorageError, UserError
+from surm.shared.errors import ConfigError, Interrupted, RecordError, RunError, StorageError, UserError, first_line
 from surm.shared.processes import is_main, main_decides
 from surm.training.device import accelerator, out_of_memory
 from surm.training.interrupt import stop_at_signal
@@ -45,6 +44,7 @@ def execute(run: Run, *, report: Report | None = None, say: Callable[[str], None
         Interrupted: a signal came; the checkpoint is written, or, in the last step, the finished record.
     """
     config = run.config
+    code()  # as it is now, before anything is done with it
     if config.trainer.threads:
         torch.set_num_threads(config.trainer.threads)
     device = accelerator(config)
@@ -72,10 +72,10 @@ def execute(run: Run, *, report: Report | None = None, say: Callable[[str], None
 
 @contextmanager
 def _set_up(config: RunConfig) -> Iterator[None]:
-    """What files of other hands raise while data and model are read, as one sentence; nothing has been written.
+    """Whatever data, model or method raise while they are made ready, as one sentence; nothing has been written.
 
     Raises:
-        ConfigError: the files cannot be used.
+        ConfigError: they cannot be used.
         RunError: the device has no room for the model.
     """
     try:
@@ -84,11 +84,10 @@ def _set_up(config: RunConfig) -> Iterator[None]:
         raise
     except torch.OutOfMemoryError:
         raise RunError(out_of_memory(config)) from None
-    except (ValueError, OSError, RuntimeError, LookupError, TypeError, SafetensorError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+    except Exception as error:  # libraries and formats of files have exceptions of their own, so that no list is whole
         raise ConfigError(
             f"model={config.model.name} dataset={config.dataset.name}: set-up fails with {type(error).__name__} "
-            f"({reason}); see that the files of both are whole and that the settings fit them."
+            f"({first_line(error)}); see that the files of both are whole and that the settings fit them."
         ) from error
 
 
@@ -158,7 +157,7 @@ def _carry_out(
             run.signature,
             status,
             run.asked,
-            loop.happened() | {"error": error},
+            loop.happened() | {"rate_source": run.rate_source or "given", "error": error},
             where(str(device.device), hashes, processes=device.num_processes),
         )
         if is_main():

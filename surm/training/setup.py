@@ -1,6 +1,7 @@
 """What a run needs before its first step: data in their order, the model on its device, the optimiser."""
 
 import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -14,14 +15,25 @@ from torch.utils.data import DataLoader
 
 from surm.config.run import Run
 from surm.data import Task, load_task
-from surm.data.encode import encode
+from surm.data.encode import Example, encode
 from surm.data.order import EpochBatches
 from surm.methods.base import Method
 from surm.methods.registry import make_method
 from surm.models import load_backbone
-from surm.shared.errors import ConfigError, UserError
+from surm.shared.errors import ConfigError, UserError, first_line
 from surm.training.device import checkpoint_activations
 from surm.training.optim import parameter_groups
+
+
+@dataclass
+class Finished:
+    """Batches whose inputs are made where the batch lies: pixels travel as grey levels, a quarter of the bytes."""
+
+    batches: Any
+    finish: Callable[[Example], Example]
+
+    def __iter__(self) -> Iterator[Example]:
+        return map(self.finish, self.batches)
 
 
 @dataclass
@@ -34,8 +46,8 @@ class Setup:
     total_parameters: int  # of the backbone with its head, before the method adds to it
     optimizer: Any  # accelerate's, around AdamW; a group's `initial_lr` is its rate at the end of the warm-up
     order: EpochBatches
-    batches: Any  # of one epoch, in `order`
-    evaluating: dict[str, Any]  # batches of the reported split, "", and of further ones by their names
+    batches: Finished  # of one epoch, in `order`
+    evaluating: dict[str, Finished]  # batches of the reported split, "", and of further ones by their names
     steps_per_epoch: int
     steps: int
 
@@ -56,13 +68,15 @@ def prepare(run: Run, accelerator: Accelerator) -> Setup:
     method = make_method(run.asked["structure"])
     model, origin = config.model, config.model.origin()
     try:
-        backbone = load_backbone(model.name, num_labels=task.num_labels, image_size=model.image_size, **origin)
+        backbone = load_backbone(
+            model.name, num_labels=task.num_labels, image_size=model.image_size, dropout=model.dropout, **origin
+        )
         total_parameters = sum(parameter.numel() for parameter in backbone.module.parameters())
         module = method.apply(backbone, run.asked.get("placement"), steps)
     except UserError:
         raise
     except ValueError as error:
-        raise ConfigError(f"structure={config.structure.name} on model={model.name}: {error}") from None
+        raise ConfigError(f"structure={config.structure.name} on model={model.name}: {first_line(error)}.") from None
     if trainer.gradient_checkpointing:
         checkpoint_activations(backbone.module)
     optim = config.optim
@@ -71,14 +85,27 @@ def prepare(run: Run, accelerator: Accelerator) -> Setup:
         group["initial_lr"] = group["lr"]
 
     train, process, processes = encode(task.train, backbone), accelerator.process_index, accelerator.num_processes
+    if steps >= steps_per_epoch and processes == 1:  # all of them will be asked for
+        train.unfinished.fill()
     order = EpochBatches(len(train), trainer.batch_size, config.seed, process, processes)
     # A generator of its own: an iterator draws a number when it starts, and a resumed run starts one more.
-    loader = partial(DataLoader, collate_fn=train.collate, num_workers=trainer.workers, generator=torch.Generator())
+    cuda = accelerator.device.type == "cuda"  # where a batch is copied while the device computes
+    loader = partial(
+        DataLoader,
+        collate_fn=train.collate,
+        num_workers=trainer.workers,
+        generator=torch.Generator(),
+        pin_memory=cuda,
+    )
     splits = {"": task.evaluation, **task.also}
-    evaluating = [loader(encode(split, backbone), batch_size=trainer.eval_batch_size) for split in splits.values()]
+    evaluating = [
+        loader(encode(split, backbone).unfinished, batch_size=trainer.eval_batch_size) for split in splits.values()
+    ]
     module, optimizer, *evaluating = accelerator.prepare(module, optimizer, *evaluating)
     # `order` has divided the batches among the processes already.
-    batches = prepare_data_loader(loader(train, batch_sampler=order), accelerator.device, 1, 0, put_on_device=True)
+    batches = prepare_data_loader(
+        loader(train.unfinished, batch_sampler=order), accelerator.device, 1, 0, put_on_device=True, non_blocking=cuda
+    )
     if processes > 1:  # dropout must differ among them
         torch.manual_seed(process_seed(config.seed, process, step=0))
     if trainer.compile:
@@ -90,8 +117,8 @@ def prepare(run: Run, accelerator: Accelerator) -> Setup:
         total_parameters=total_parameters,
         optimizer=optimizer,
         order=order,
-        batches=batches,
-        evaluating=dict(zip(splits, evaluating, strict=True)),
+        batches=Finished(batches, train.finish),
+        evaluating={name: Finished(of, train.finish) for name, of in zip(splits, evaluating, strict=True)},
         steps_per_epoch=steps_per_epoch,
         steps=steps,
     )

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from surm.shared.errors import TrackingError
+from surm.shared.errors import TrackingError, first_line
 
 _LOG = logging.getLogger(__name__)
 
@@ -163,7 +163,7 @@ def start_tracker(
             settings=settings,
         )
     except wandb.errors.CommError as error:
-        raise TrackingError(_way_out(str(error).splitlines()[0].rstrip("."))) from error
+        raise TrackingError(_way_out(first_line(error))) from error
     except wandb.errors.UsageError as error:
         raise TrackingError(_refused(str(error))) from error
     except pydantic.ValidationError as error:

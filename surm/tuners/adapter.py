@@ -12,6 +12,7 @@ from surm.structures.backends import product
 from surm.structures.family import UPDATE_STD, Family
 from surm.tuners.config import BOTTLENECK, BOTTLENECK_SIZE, SurmConfig
 from surm.tuners.layer import SurmLayer, rows_of
+from surm.tuners.offload import parameters_here
 
 ACTIVATIONS = {"gelu": nn.GELU, "silu": nn.SiLU, "tanh": nn.Tanh, "identity": nn.Identity}
 
@@ -182,7 +183,8 @@ class SurmAdapter(nn.Module, SurmLayer):
 
     def _added(self, adapter_name: str, x: Tensor) -> Tensor:
         body = cast(Body, self.surm_adapter[adapter_name])
-        added: Tensor = body(self._cast_input_dtype(x, body.dtype))
+        with parameters_here(body):
+            added: Tensor = body(self._cast_input_dtype(x, body.dtype))
         return added
 
     def holders(self, adapter_name: str) -> Iterator[tuple[nn.Module, str]]:

@@ -42,17 +42,21 @@ def refuse_bypassed(model: nn.Module, layers: Iterable[str], run: Callable[[], A
         observer.refuse(type(model).__name__)
 
 
-def watch(model: nn.Module, layers: Iterable[str]) -> None:
+def watch(model: nn.Module, layers: Iterable[str]) -> Callable[[], None]:
     """Refuse layers that a model bypasses in its first forward pass, where no example of its input is at hand.
 
     Args and Raises: as `refuse_bypassed`, the error in that forward pass. A compiled pass is not watched.
+
+    Returns:
+        What ends the watch before that.
     """
-    if names := suspects(model, layers):
-        first = _First(names)
+    first = _First(suspects(model, layers))
+    if first.names:
         first.handles = [
             model.register_forward_pre_hook(first.enter),
             model.register_forward_hook(first.leave, always_call=True),
         ]
+    return first.end
 
 
 def suspects(model: nn.Module, layers: Iterable[str]) -> list[str]:
@@ -139,6 +143,9 @@ class _First:
             return
         observer, self.observer = self.observer, None
         observer.__exit__(None, None, None)
+        self.end()
+        observer.refuse(type(model).__name__)
+
+    def end(self) -> None:
         for handle in self.handles:
             handle.remove()
-        observer.refuse(type(model).__name__)

@@ -194,6 +194,15 @@ class SurmConfig(PeftConfig):
         self.fused = as_splits(self.fused)
         _check(self)
 
+    was_read = False  # from a file; no annotation, since it is no field
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Self:
+        """As in PEFT; the tuner knows such a configuration, for which weights are mostly loaded next."""
+        config: Self = super().from_pretrained(*args, **kwargs)
+        config.was_read = True
+        return config
+
     def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
         """As in PEFT; a model card in the folder then says that `surm` is imported before the adapter is loaded."""
         super().save_pretrained(save_directory, **kwargs)

@@ -15,6 +15,7 @@ from surm.structures.backends import choose, product, transformed, updates
 from surm.structures.ops import Update, updated_linear
 from surm.tuners.config import SurmConfig
 from surm.tuners.merging import Merging
+from surm.tuners.offload import call_device, parameters_here
 from surm.tuners.saving import OLD_PEFT, put_names_last
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
@@ -48,6 +49,10 @@ class SurmLayer(BaseTunerLayer):
         self.merged_adapters: list[str] = []
         if OLD_PEFT:
             put_names_last(cast(nn.Module, self))
+
+    def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: torch.device | None = None) -> None:
+        device = device or call_device(self.get_base_layer())
+        super()._move_adapter_to_device_of_base_layer(adapter_name, device)
 
     @abstractmethod
     def holders(self, adapter_name: str) -> Iterator[tuple[nn.Module, str]]:
@@ -245,7 +250,9 @@ class SurmWeight(nn.Module, SurmLayer, Merging):
         if adapter in self.alpha:
             dropped = self.surm_dropout[adapter](x) if x.is_floating_point() else x
             for index, structure in self.structures(adapter):
-                yield index, self.product(structure, dropped, self.backend[adapter])
+                with parameters_here(structure):
+                    update = self.product(structure, dropped, self.backend[adapter])
+                yield index, update
 
     def __repr__(self) -> str:
         return f"surm.{super().__repr__()}"

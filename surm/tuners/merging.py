@@ -9,6 +9,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from torch import Tensor
 
 from surm.structures import Structure
+from surm.tuners.offload import parameters_here
 
 
 class Merging(BaseTunerLayer):
@@ -80,7 +81,8 @@ class Merging(BaseTunerLayer):
     def unmerge(self) -> None:
         """Take the merged updates out of the base weight.
 
-        With `keep_base_weight` it is what it was, bit for bit; a write to it in between is lost. Else the updates are
+        Where an adapter of the first merge has `keep_base_weight`, it is what it was, bit for bit; a write to it in
+        between is lost. Else the updates are
         subtracted: it returns to what it was up to a rounding in its dtype for the merge and one for this, relative to
         the larger of the weight and the merged one; a quantised weight is quantised twice more.
         """
@@ -101,10 +103,12 @@ class Merging(BaseTunerLayer):
         Returns:
             Whether the weight was there: without storage, on the device "meta", it is not.
         """
-        weight = self._base_weight()
-        if weight.is_meta:
-            return False
-        rows = torch.split(self.as_matrix(_wide(weight)), list(self.parts.values()))
+        with parameters_here(self.get_base_layer()):
+            weight = self._base_weight()
+            if weight.is_meta:
+                return False
+            wide = _wide(weight)
+        rows = torch.split(self.as_matrix(wide), list(self.parts.values()))
         for adapter in adapters:
             for index, structure in self.structures(adapter):
                 for member in structure.summands():

@@ -1,7 +1,7 @@
 """The tuner that puts adapted layers into a model."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from itertools import chain
@@ -11,6 +11,7 @@ import torch
 from peft import LoraConfig, PeftConfig
 from peft.tuners.lora import LoraModel
 from peft.tuners.tuners_utils import BaseTunerLayer, onload_layer
+from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 
 from surm.tuners import trained
@@ -19,6 +20,7 @@ from surm.tuners.bases import SUPPORTED, weight_layer
 from surm.tuners.bypass import watch
 from surm.tuners.config import SITES, SurmConfig
 from surm.tuners.layer import SurmLayer, SurmWeight
+from surm.tuners.loading import Fresh, check_weights
 from surm.tuners.mixed import pass_adapter_names
 from surm.tuners.shared import SharingTuner, nearest_parameter
 from surm.tuners.targets import adapter_sites, default_targets, fused_parts, output_features
@@ -32,6 +34,10 @@ class SurmModel(SharingTuner):
 
     prefix = "surm_"
     tuner_layer_cls = SurmLayer
+
+    def _pre_injection_hook(self, model: nn.Module, config: PeftConfig, adapter_name: str) -> None:
+        super()._pre_injection_hook(model, config, adapter_name)
+        self.fresh: dict[str, Fresh] = {}  # adapters whose weights are to be loaded next
 
     def _prepare_adapter_config(  # type: ignore[override]
         self, peft_config: SurmConfig, model_config: dict[str, Any]
@@ -71,7 +77,23 @@ class SurmModel(SharingTuner):
                 parameter.requires_grad_(requires_grad)
             raise
         new = (n for n, m in model.named_modules() if isinstance(m, SurmWeight) and m not in adapted)
-        watch(model, list(new))  # for layers that it bypasses, in its first forward pass
+        unwatch = watch(model, list(new))  # for layers that it bypasses, in its first forward pass
+        if self.peft_config[adapter_name].was_read:
+            layers = (layer for layer in model.modules() if isinstance(layer, SurmLayer))
+            own = [holder.get_submodule(name) for layer in layers for holder, name in layer.holders(adapter_name)]
+            self.fresh[adapter_name] = Fresh.of(flags, (p for one in own for p in one.parameters()), unwatch)
+
+    def take_back(self, adapter_name: str, fresh: Fresh) -> None:
+        """Take out an adapter whose weights were refused; without another one, the base model is what it was."""
+        fresh.unwatch()
+        if self.peft_config.keys() == {adapter_name}:
+            _unwrap(self.model, lambda wrapper: True)
+            del self.model.peft_config
+        else:
+            self.delete_adapter(adapter_name)
+            _unwrap(self.model, _is_empty)
+        for parameter, requires_grad in fresh.flags:
+            parameter.requires_grad_(requires_grad)
 
     def _check_names(self) -> None:
         layers = [module for module in self.model.modules() if isinstance(module, SurmLayer)]
@@ -274,25 +296,24 @@ class SurmModel(SharingTuner):
         """As in PEFT, of weights that are those of the adapter.
 
         Raises:
-            ValueError: they are of another structure or other layers than the configuration says; nothing is loaded.
+            ValueError: they are of another structure or other layers than the configuration says, or not finite.
+                Nothing is loaded, and an adapter that was made for them is taken out again.
         """
         remapped = super()._remap_adapter_state_dict_for_load(
             model=model, config=config, adapter_name=adapter_name, state_dict=state_dict
         )
         kept = model.state_dict()
         names = {key for key in kept if cls._remove_adapter_name_from_key(key, adapter_name) != key}
-        expected = {key: kept[key].shape for key in names if f".{cls.prefix}" in key}
-        given = {key: tensor.shape for key, tensor in remapped.items() if f".{cls.prefix}" in key}
-        wrong = sorted(key for key in expected.keys() | given.keys() if expected.get(key) != given.get(key))
-        if wrong:
-            shapes = [
-                tuple(shape) if (shape := of.get(wrong[0])) is not None else "not there" for of in (given, expected)
-            ]
-            raise ValueError(
-                f"The weights are not those of the adapter {adapter_name!r} that its configuration describes: "
-                f"{wrong[0]} is {shapes[0]} in the file and {shapes[1]} in the adapter "
-                f"({len(wrong)} such): give the adapter_config.json that was saved with the weights."
-            )
+        expected = {key: kept[key] for key in names if f".{cls.prefix}" in key}
+        given = {key: tensor for key, tensor in remapped.items() if f".{cls.prefix}" in key}
+        tuner = getattr(model, "base_model", None)
+        fresh = tuner.fresh.pop(adapter_name, None) if isinstance(tuner, cls) else None
+        try:
+            check_weights(given, expected, adapter_name)
+        except ValueError:
+            if isinstance(tuner, cls) and fresh is not None and fresh.is_untouched():
+                tuner.take_back(adapter_name, fresh)
+            raise
         return remapped
 
     @classmethod
@@ -300,6 +321,21 @@ class SurmModel(SharingTuner):
         # PEFT expects the adapter's name right before the parameter's, which a sum of structures has further back.
         own = re.sub(rf"(\.{cls.prefix}\w+)\.{re.escape(adapter_name)}\.", r"\1.", key)
         return own if own != key else super()._remove_adapter_name_from_key(key, adapter_name)
+
+
+def _unwrap(model: nn.Module, chosen: Callable[[Any], bool]) -> None:
+    """Put the modules from before in their places: PEFT's `unload` would leave the copies of `modules_to_save`."""
+    for name, module in list(model.named_modules()):
+        if isinstance(module, (SurmLayer, AuxiliaryTrainingWrapper)) and chosen(module):
+            parent, _, child = name.rpartition(".")
+            kept = module.base_layer if isinstance(module, SurmLayer) else module.original_module
+            setattr(model.get_submodule(parent), child, kept)
+
+
+def _is_empty(wrapper: Any) -> bool:
+    if isinstance(wrapper, SurmLayer):
+        return not any(len(getattr(wrapper, name)) for name in wrapper.adapter_layer_names)
+    return not wrapper._adapters
 
 
 def _check_called(parent: nn.Module) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from surm.structures.shared import SharingFamily, Site
 from surm.tuners.config import SurmConfig
 from surm.tuners.layer import SurmLayer
+from surm.tuners.offload import call_device
 from surm.tuners.saving import OLD_PEFT, put_names_last
 
 
@@ -117,6 +118,13 @@ class SharingTuner(BaseTuner):
 
 
 def nearest_parameter(*modules: nn.Module) -> Tensor | None:
-    """The first floating-point parameter of the base model in these modules, for device and dtype."""
-    named = chain(*(module.named_parameters() for module in modules))
-    return next((p for name, p in named if p.is_floating_point() and "surm_" not in name), None)
+    """The first floating-point parameter of the base model in these modules, for device and dtype.
+
+    Of a parameter that accelerate keeps elsewhere, an empty tensor where it computes.
+    """
+    for name, module in chain(*(module.named_modules() for module in modules)):
+        for parameter in module.parameters(recurse=False) if "surm_" not in name else ():
+            if parameter.is_floating_point():
+                device = call_device(module)
+                return parameter if device is None else torch.empty(0, dtype=parameter.dtype, device=device)
+    return None

@@ -144,6 +144,13 @@ def test_a_rate_of_the_head_stands_in_the_question_where_it_is_given() -> None:
     assert sign("model=tiny_vit", "optim.head_lr=0.5") != sign("model=tiny_vit")
 
 
+def test_dropout_of_the_model_stands_in_the_question_where_it_is_given_and_the_search_never_does() -> None:
+    assert "dropout" not in ask()["model"]
+    assert ask("model.dropout=0")["model"]["dropout"] == 0
+    assert sign("model.dropout=0") != BASE
+    assert sign("optim.lr=0.1", "search.by=run", "search.values=7") == sign("optim.lr=0.1")
+
+
 @pytest.mark.parametrize(
     ("model", "dataset", "expected"),
     [("vit_b16", "vtab/svhn", 5e-4), ("clip_vit_b16", "vtab/pets", 5e-5), ("tiny_vit", "vtab/svhn", 3e-3)],

@@ -22,6 +22,7 @@ GLUE = {
 }
 HUB_IMAGES = {
     "cifar10": ("img", "label", 10),
+    "cifar10_1000": ("img", "label", 10),
     "cifar100": ("img", "fine_label", 100),
     "sun397": ("image", "label", 397),
     "dtd": ("image", "label", 47),

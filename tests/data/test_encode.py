@@ -150,9 +150,38 @@ def test_text_is_cut_at_128_tokens(bert):
 
 
 def test_each_example_is_encoded_once_while_the_split_fits_in_memory(vit, monkeypatch):
-    dataset = encode(split_of(picture(8)), vit)
-    assert dataset[0] is dataset[0]
+    kept = encode(split_of(picture(8)), vit).unfinished
+    assert kept[0] is kept[0]
     monkeypatch.setattr(encoding, "CACHE_BYTES", 1000)
-    dataset = encode(split_of(picture(8)), vit)
-    assert dataset[0] is not dataset[0]
-    assert dataset[0]["x"].equal(dataset[0]["x"])
+    kept = encode(split_of(picture(8)), vit).unfinished
+    assert kept[0] is not kept[0]
+    assert kept[0]["x"].equal(kept[0]["x"])
+
+
+def test_pixels_are_kept_as_bytes_and_normalised_by_one_division(vit):
+    """Every grey level in every channel, against the arithmetic in float32 on whole images."""
+    levels = torch.arange(256, dtype=torch.uint8).reshape(16, 16).expand(2, 3, 16, 16)
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (vit.mean, vit.std))
+    dataset = encode(split_of(*(picture(side) for side in range(5, 15))), vit)
+    assert dataset.finish({"x": levels})["x"].equal((levels / 255 - mean) / std)
+    dataset.unfinished.fill()  # arrays: nothing to decode
+    assert not dataset.cache
+    inputs = [dataset[index]["x"] for index in range(10)]
+    assert 4 * sum(kept["x"].nbytes for kept in dataset.cache.values()) == sum(x.nbytes for x in inputs)
+
+
+def test_files_are_decoded_once_and_in_parallel(vit, monkeypatch):
+    decoded, decode = [], encoding.decode
+    monkeypatch.setattr(encoding, "decode", lambda raw: decoded.append(raw) or decode(raw))
+    pictures = [picture(side) for side in range(5, 15)]
+    dataset = encode(split_of(*map(png, pictures)), vit)
+    first = dataset.unfinished.__getitems__([3, 1, 3])
+    assert first[0]["labels"] == 3
+    assert len(decoded) == 2
+    dataset.unfinished.fill()
+    again = list(DataLoader(dataset.unfinished, 4, collate_fn=dataset.collate))
+    assert len(decoded) == 10
+    plain = encode(split_of(*pictures), vit)
+    assert torch.cat([dataset.finish(batch)["x"] for batch in again]).equal(
+        torch.stack([plain[index]["x"] for index in range(10)])
+    )

@@ -4,7 +4,8 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from surm.data import load_task
+from surm import data
+from surm.data import data_hash, load_task
 from surm.data.base import Chosen, Split, digest, share
 from tests.data.hub_layout import write_tiny
 
@@ -97,3 +98,27 @@ def test_parts_have_identities_of_their_own():
     }
     assert len(identities) == 6  # two pairs have one evaluation split
     assert None not in identities
+
+
+def test_a_thousand_images_are_the_same_for_every_seed_and_have_a_hundred_of_each_class(tmp_path):
+    path = write_tiny("cifar10_1000", tmp_path, rows=1100)  # of four classes
+    small, other = (load_task("cifar10_1000", path=path, seed=seed) for seed in (0, 5))
+    whole = load_task("cifar10", path=path)
+    assert Counter(small.train.labels.tolist()) == dict.fromkeys(range(4), 250)
+    assert [digest(raw) for raw in small.train.inputs] == [digest(raw) for raw in other.train.inputs]
+    assert {digest(raw) for raw in small.train.inputs} < {digest(raw) for raw in whole.train.inputs}
+    assert small.evaluation.labels.tolist() == whole.evaluation.labels.tolist()
+    assert small.content_hash != whole.content_hash
+    tuning = load_task("cifar10_1000", path=path, evaluate_on="selection")
+    assert (len(tuning.train), len(tuning.evaluation)) == (800, 200)
+
+
+def test_a_local_copy_stands_in_for_the_hub(tmp_path, monkeypatch):
+    path = write_tiny("stl10", tmp_path)
+    monkeypatch.setenv("SURM_LOCAL_DATA", str(tmp_path))
+    data._read.cache_clear()
+    try:
+        assert data_hash("stl10") == data_hash("stl10", path=path)
+        assert len(load_task("stl10").train) == 24
+    finally:
+        data._read.cache_clear()

@@ -4,7 +4,6 @@ import os
 import subprocess
 import sys
 from collections import Counter
-from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -16,7 +15,6 @@ from surm.config import compose as composing
 from surm.config.command import check_command
 from surm.config.compose import TRAIN, composer
 from surm.experiments import cli
-from surm.experiments import publish as results
 from surm.experiments import status as overview
 from surm.experiments.plan import Experiment, load_experiment, plan
 from surm.experiments.runner import ThisProcess, run_one
@@ -96,23 +94,6 @@ def test_a_dry_run_estimates_from_records_and_runs_nothing(somewhere: Path, caps
     printed = capsys.readouterr().out
     assert "about 0:03:20" in printed  # two runs left, 100 s each
     assert [run.status() for run in study.runs] == ["finished", "missing", "missing"]
-
-
-@pytest.mark.parametrize(("dirty", "promoted"), [(False, 1), (True, 0)])
-def test_only_finished_records_of_a_clean_tree_are_promoted(somewhere: Path, dirty: bool, promoted: int) -> None:
-    study = experiment(somewhere, "structure=circulant", "seed=0,1")
-    run_all(study.runs[:1], ThisProcess())
-    for number, run in enumerate(study.runs):  # the second is a copy that says it was interrupted
-        record = read_record(study.runs[0].folder.record)
-        assert record is not None
-        record.where["dirty"] = dirty
-        record.asked["model"]["name"] = "builtin_vit"  # tiny models and shortened runs are never published
-        record.asked["trainer"]["max_steps"] = None
-        replace(record, path=run.folder.record, status=["finished", "interrupted"][number]).write()
-    published = somewhere / "results" / "runs"
-    assert results.promote(somewhere / "outputs" / "runs", published) == promoted
-    assert len(list(published.glob("*.predictions.json"))) == promoted
-    assert len(list(published.glob("*.json"))) == 2 * promoted
 
 
 @pytest.mark.parametrize(

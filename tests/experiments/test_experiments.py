@@ -12,7 +12,7 @@ import pytest
 from surm.config.command import entry_of
 from surm.config.compose import TRAIN, compose_sweep, composer, groups, sweep_members
 from surm.config.run import Run
-from surm.experiments.plan import load_experiment
+from surm.experiments.plan import load_experiment, training_runs
 from surm.methods.names import label
 from surm.records.record import read_records
 from surm.shared.errors import FormError
@@ -24,6 +24,7 @@ TRAINED = [name for name in groups()["experiment"] if entry_of(name) is TRAIN]
 STUDIES = [name for name in groups()["experiment"] if entry_of(name) is APPROXIMATE]
 PAPER = [name for name in TRAINED if name.startswith("paper/")]
 SMALL = [name for name in TRAINED if name.startswith("small/")]
+CLAIMS = [name for name in TRAINED if name.startswith("claims/")]
 SHRUNK = [
     "trainer.max_steps=1",
     "trainer.epochs=1",
@@ -110,7 +111,7 @@ def test_every_method_of_the_large_tables_runs(name: str, tmp_path: Path, monkey
 
 
 @pytest.mark.sample(4)
-@pytest.mark.parametrize("name", [*PAPER, *SMALL])
+@pytest.mark.parametrize("name", [*PAPER, *SMALL, *CLAIMS])
 def test_a_sweep_composed_by_axes_is_the_sweep_composed_member_by_member(name: str) -> None:
     with composer():
         by_axes = {run.signature for run in load_experiment(name).runs}
@@ -122,7 +123,7 @@ def test_a_sweep_composed_by_axes_is_the_sweep_composed_member_by_member(name: s
 
 
 @pytest.mark.sample(5)
-@pytest.mark.parametrize("name", [*PAPER, *SMALL])
+@pytest.mark.parametrize("name", [*PAPER, *SMALL, *CLAIMS])
 def test_the_header_counts_the_runs(name: str) -> None:
     header = (REPOSITORY / "conf" / "experiment" / f"{name}.yaml").read_text().split("defaults:")[0]
     with composer():
@@ -141,6 +142,37 @@ def test_tables_share_their_runs() -> None:
     assert len(signatures["table7_qv_qkv"] & signatures["table5_glue"]) == len(signatures["table7_qv_qkv"]) // 2
     without_bias = signatures["fig10_bias"] - signatures["table5_glue"]
     assert len(without_bias) == 3 * 8  # structures and tasks
+
+
+def test_the_runs_that_decide_the_claims_are_those_that_were_registered() -> None:
+    """Seeds, lengths and numbers of runs; the tasks' models without dropout, so that methods are paired."""
+    runs = {}
+    with composer():
+        for name in CLAIMS:
+            runs[name.removeprefix("claims/")] = training_runs([load_experiment(name)])
+    assert {name: len(of) for name, of in runs.items()} == {
+        "headroom": 48,
+        "headroom_texts": 24,
+        "headroom_textile": 12,
+        "gain": 160,
+        "adapters": 64,
+        "low_data": 64,
+        "placement": 128,
+        "budget": 60,
+        "image_size": 40,
+    }
+    eight, five, three = set(range(8)), set(range(5)), {100, 101, 102}
+    for name, of in runs.items():
+        few = five if name in ("budget", "image_size") else three if name.startswith("headroom") else eight
+        assert {run.config.seed for run in of} == few, name
+        text = of[0].config.model.name == "builtin_bert"
+        assert {(run.config.trainer.max_steps, run.config.trainer.batch_size) for run in of} == {
+            (240, 64) if text else (188, 32)
+        }
+        assert {run.config.model.dropout for run in of} == {0.0 if text else None}
+        assert {run.config.search.by for run in of} == {"run"}
+    adapters, placement = ({run.signature for run in runs[name]} for name in ("adapters", "placement"))
+    assert len(adapters & placement) == 32
 
 
 def test_methods_of_one_table_have_names_of_their_own() -> None:

@@ -2,6 +2,8 @@
 
 import argparse
 import os
+import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.command import options, run
-from surm.experiments.cli import experiment_parser
+from surm.experiments.cli import console, experiment_parser
 from surm.records.storage import check_output
 from surm.shared.errors import ConfigError, StorageError, UserError
 from surm.shared.options import count, share
@@ -169,3 +171,47 @@ def test_a_script_says_one_line_and_writes_nothing(command: list[str], tmp_path:
     assert done.stderr.startswith("Error: ")
     assert done.stderr.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.sample(4)
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        *(["--processes", number] for number in ("x", "-1", "0", "1.5", "9" * 12)),
+        *(["--structure", name] for name in ("circulnt", "", "circulant+", "circulant+nope")),
+        ["--form", "both"],
+        ["--file", "nope"],
+        ["--source", "nowhere"],
+        *(["--json", file] for file in (".", "/dev/null/deeper.json")),
+        ["--nothing"],
+        ["stray"],
+    ],
+    ids=" ".join,
+)
+def test_the_conformance_of_peft_refuses_in_one_line(arguments, tmp_path, monkeypatch, capsys) -> None:
+    file = REPOSITORY / "scripts" / "peft_conformance.py"
+    monkeypatch.setattr(sys, "argv", [file.name, *arguments])
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(file), run_name="__main__")
+    said = ended.value.code if isinstance(ended.value.code, str) else capsys.readouterr().err.strip()
+    assert said.startswith("Error: ")
+    assert "\n" not in said
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("folders", [["nowhere"], ["outputs/runs", "nowhere"], ["file"]], ids=str)
+def test_an_upload_of_records_that_are_not_there_is_refused(folders, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(sys, "argv", ["records.py", "wandb-sync", "--records", *folders])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(REPOSITORY / "scripts" / "records.py"), run_name="__main__")
+    assert re.fullmatch(r"Error: RECORDS=.*: there is no such folder; .*results/runs\.", ended.value.code)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("text", ["a [/nope] b", "placement.parts=[q]", "[red]", "[link=x]", "[", "\\[x]", "[/]"])
+def test_what_is_said_of_others_is_no_markup(text: str, capsys) -> None:
+    console.print(f"failed: {text}")
+    assert capsys.readouterr().out == f"failed: {text}\n"

@@ -3,6 +3,8 @@
 import pytest
 import timm
 import torch
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+from peft.utils import PeftType
 from transformers import BertConfig, BertForSequenceClassification
 
 from surm.methods.base import Method
@@ -130,6 +132,39 @@ def test_a_form_that_a_method_does_not_have_is_one_sentence(name: str, form: str
 def test_a_bad_method_of_peft_is_one_sentence(name: str, arguments: dict, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         asked(name, arguments=arguments)
+
+
+@pytest.mark.sample(6)
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        *(("peft_lora", {"init_lora_weights": value}) for value in ("loftq", "corda")),
+        ("peft_lora", {"layers_pattern": "h"}),
+        ("peft_lora", {"use_dora": True, "megatron_config": {"a": 1}}),
+        *(("peft_boft", {"boft_block_size": block, "boft_block_num": number}) for block, number in ((4, 4), (0, 0))),
+        *(("peft_oft", {"r": rank, "oft_block_size": block}) for rank, block in ((8, 8), (0, 0))),
+        *(("peft_vera", {name: value}) for name, value in (("layers_pattern", "h"), ("save_projection", False))),
+        *(
+            ("peft_adalora", {name: value})
+            for name, value in (("total_step", 0), ("tinit", 10**13), ("use_dora", True))
+        ),
+        ("peft_ia3", {"feedforward_modules": ["other"]}),
+        ("peft_randlora", {"layers_pattern": "h"}),
+        ("peft_road", {"variant": "nope"}),
+        ("peft_road", {"group_size": 3}),
+    ],
+)
+def test_what_pefts_configuration_refuses_is_one_sentence_before_any_model(name: str, arguments: dict) -> None:
+    """The reference is PEFT's own configuration, made without ours."""
+    kind = PEFT_TYPE_TO_CONFIG_MAPPING[PeftType(name.removeprefix("peft_").upper())]
+    schedule = {"total_step": 10**12} if name == "peft_adalora" else {}
+    try:
+        kind(target_modules=["query"], **{**schedule, **arguments})
+    except Exception:
+        with pytest.raises(ValueError, match=r"^arguments: \w+ of PEFT refuses them \(.*\)\.$"):
+            asked(name, arguments=arguments)
+    else:
+        assert asked(name, arguments=arguments)
 
 
 def test_adalora_pays_for_factors_that_are_not_orthogonal() -> None:

@@ -118,3 +118,14 @@ def test_plain_peft_adapts_a_tiny_model():
     model = get_peft_model(backbone.module, LoraConfig(r=1, target_modules=["query", "value"], task_type="SEQ_CLS"))
     trainable = sum(parameter.numel() for name, parameter in model.named_parameters() if "lora_" in name)
     assert trainable == 2 * 2 * (32 + 32)  # layers, targets, rank-one factors
+
+
+def test_without_dropout_a_model_that_trains_answers_as_one_that_does_not():
+    inputs = {"input_ids": torch.tensor([[3, 9, 14, 4]])}
+    for dropout, equal in ((None, False), (0.0, True)):
+        torch.manual_seed(0)
+        module = load_backbone("tiny_bert", num_labels=2, dropout=dropout).module
+        trains, still = module.train()(**inputs).logits, module.eval()(**inputs).logits
+        assert torch.equal(trains, still) == equal
+    module = load_backbone("tiny_vit", num_labels=2, dropout=0.5).module
+    assert {layer.p for layer in module.modules() if isinstance(layer, torch.nn.Dropout)} == {0.5}

@@ -1,5 +1,7 @@
 """Every shell command of README.md and docs/*.md is run as a reader would, with a smaller model and fewer steps."""
 
+import json
+import math
 import os
 import re
 import shlex
@@ -14,9 +16,12 @@ import timm
 import torch
 from PIL import Image
 from timm.models import save_for_hf
+from transformers import BertConfig, BertModel
 
 from surm.config.command import check_command
 from surm.config.compose import TRAIN
+from surm.models.tiny import character_tokenizer
+from tests.data.hub_layout import GLUE, write_tiny
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
@@ -92,7 +97,7 @@ def test_every_block_is_python_or_shell_or_shows_a_reference() -> None:
 
 @pytest.fixture(scope="module")
 def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A reader's folder with everything that the commands read: pictures, a model of the hub, `scripts` and `conf`."""
+    """A reader's folder with all that the commands read: pictures, texts, models of the hub, `scripts`, `conf`."""
     desk = tmp_path_factory.mktemp("desk")
     for name in ("scripts", "conf", "Makefile", "results"):
         (desk / name).symlink_to(REPOSITORY / name)
@@ -107,7 +112,26 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     module = timm.create_model("vit_small_patch16_224", num_classes=11, **VIT)
     save_for_hf(module, desk / "vit", safe_serialization=True, model_args=VIT)
+    write_bert(desk / "bert")
+    character_tokenizer().save_pretrained(desk / "bert")
+    for task in GLUE:
+        write_tiny(f"glue/{task}", desk / "data")
     return desk
+
+
+def write_bert(folder: Path) -> None:
+    """BERT-base with weights of zero, which a file with a hole takes no room for."""
+    BertConfig().save_pretrained(folder)
+    with torch.device("meta"):
+        shapes = {name: list(value.shape) for name, value in BertModel(BertConfig()).state_dict().items()}
+    header, end = {}, 0
+    for name, shape in shapes.items():
+        start, end = end, end + 4 * math.prod(shape)
+        header[name] = {"dtype": "F32", "shape": shape, "data_offsets": [start, end]}
+    text = json.dumps(header).encode()
+    with (folder / "model.safetensors").open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        file.truncate(8 + len(text) + end)
 
 
 def run(desk: Path, command: str, more: list[str]) -> str:

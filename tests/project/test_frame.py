@@ -264,5 +264,5 @@ def test_differences_name_options_that_exist():
     for key in keys:
         group, field = key.split(".")
         assert field in schema[group], f"{key} is no option"
-    choices = set(re.findall(r"\b(structure|placement)=([a-z_]+)", text))
+    choices = set(re.findall(r"\b(structure|placement)=([a-z0-9_]+)", text))
     assert all((ROOT / "conf" / group / f"{name}.yaml").exists() for group, name in choices)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from surm.records.record import Record, read_record, read_records
+from surm.records.record import Record, read_record, read_records, write_predictions
 from surm.records.storage import write_atomically, write_json
 from surm.report.reportable import check_reportable
 from surm.shared.errors import RecordError, StorageError
@@ -254,3 +254,30 @@ def test_damaged_predictions_leave_the_score(path: Path, text: bytes) -> None:
     assert record is not None
     assert (record.score, record.evaluation) == (75.0, None)
     assert record.damage.startswith(f"{path.parent / 'predictions.json'} is damaged (")
+
+
+def test_losses_lie_beside_predictions_with_four_decimals(tmp_path: Path) -> None:
+    record = Record(tmp_path / "record.json", "x", "finished", ASKED, HAPPENED, {})
+    write_predictions(record.predictions_path, [0, 1, 1], [0, 0, 1], [0.00004, 1.23456, 12.3])
+    evaluation = record.evaluation
+    assert evaluation is not None
+    assert evaluation.losses is not None
+    assert evaluation.losses.tolist() == pytest.approx([0, 1.2346, 12.3])
+    assert evaluation.predictions.tolist() == [0, 0, 1]
+    assert len(record.predictions_path.read_text().splitlines()) == 5  # a line for each of the three
+
+    write_predictions(record.predictions_path, [0, 1, 1], [0, 0, 1])
+    without = Record(record.path, "x", "finished", ASKED, HAPPENED, {}).evaluation
+    assert without is not None
+    assert without.losses is None
+    with pytest.raises(ValueError, match="a loss of inf"):
+        write_predictions(record.predictions_path, [0], [0], [float("inf")])
+
+
+@pytest.mark.parametrize("losses", ["[1, 2]", '["a", 1, 2]', "7"])
+def test_losses_that_do_not_fit_are_damage(tmp_path: Path, losses: str) -> None:
+    record = Record(tmp_path / "record.json", "x", "finished", ASKED, HAPPENED, {})
+    text = f'{{"labels": [0, 1, 1], "predictions": [0, 0, 1], "losses_in_1e-4": {losses}}}'
+    record.predictions_path.write_text(text)
+    assert record.evaluation is None
+    assert "is damaged" in record.damage

@@ -3,18 +3,22 @@
 import copy
 import json
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pytest
 
-from surm.experiments.status import print_plan
-from surm.records.record import read_records
+from surm.config.schema import TableConfig
+from surm.experiments.plan import Experiment, Planned
+from surm.experiments.status import print_plan, status
+from surm.records.record import Record, read_records
 from surm.report import view
 from surm.report.drawing import Picture
 from surm.report.page import build
 from surm.report.plan import ComparisonPlan, GridPlan, Plan, StudyPlan
 from surm.report.reportable import check_reportable
+from surm.shared.errors import RecordError
 from surm.shared.paths import PUBLISHED
 
 VALUES = {"null": "null", "text": '"x"', "-1": "-1", "list": "[]", "object": "{}", "infinite": "1e400", "true": "true"}
@@ -146,9 +150,69 @@ QUICK = [(path, value) for path in paths(good("kronecker")) for value in VALUES 
 
 @pytest.mark.sample(10)
 @pytest.mark.parametrize(("path", "value"), QUICK)
-def test_a_wrong_value_stops_neither_page_nor_plan(
-    tmp_path: Path, words_only: None, monkeypatch: pytest.MonkeyPatch, path: tuple[str | int, ...], value: str
+def test_a_wrong_value_stops_no_page(tmp_path: Path, words_only: None, path: tuple[str | int, ...], value: str) -> None:
+    check_page(tmp_path, "kronecker", replaced(good("kronecker"), path, VALUES[value]))
+
+
+@dataclass(frozen=True)
+class Asked(Planned):
+    """What a record was asked, in an experiment of one run, with its folder where this machine has them."""
+
+    question: dict[str, Any]
+
+    @property
+    def table(self) -> TableConfig:
+        return TableConfig(name="one")
+
+    @property
+    def asked(self) -> dict[str, Any]:
+        return self.question
+
+    @property
+    def output_dir(self) -> str:
+        return "outputs"
+
+    def execute(self, display: object) -> Record:
+        raise NotImplementedError
+
+    def result(self, record: Record) -> list[str]:
+        raise NotImplementedError
+
+    @classmethod
+    def of_member(cls, member: object) -> list[Self]:
+        raise NotImplementedError
+
+    def describe(self) -> str:
+        return "the run"
+
+    def cells(self) -> tuple[str, str, str, str]:
+        return "method", "data", "0.1", "0"
+
+
+LISTED = [(name, path, value) for name in NAMES for path in paths(good(name)) for value in VALUES]
+
+
+@pytest.mark.sample(12)
+@pytest.mark.parametrize(("name", "path", "value"), LISTED[::7])
+def test_status_and_plan_name_a_damaged_record_and_go_on(
+    name: str, path: tuple[str | int, ...], value: str, tmp_path: Path, monkeypatch, capsys
 ) -> None:
-    check_page(tmp_path / "outputs", "kronecker", replaced(good("kronecker"), path, VALUES[value]))
-    monkeypatch.chdir(tmp_path)  # whose outputs/runs the plan's times come from
-    print_plan([])
+    monkeypatch.chdir(tmp_path)
+    asked = Asked(good(name)["asked"])
+    file = asked.folder.record
+    file.parent.mkdir(parents=True)
+    file.write_text(replaced(good(name), path, VALUES[value]))
+    try:
+        expected = Record.read(file).status
+    except RecordError as damage:
+        expected, reason = "damaged", str(damage)
+    experiment = Experiment("one", "One run", [], [asked])
+    status([experiment])
+    said = capsys.readouterr().out
+    assert said.startswith(f"one: 1 {expected}\n")
+    if expected == "damaged":
+        assert f"{file} is not a whole record ({reason})" in said
+    print_plan([experiment])
+    rows = capsys.readouterr().out
+    assert f" {expected} " in next(line for line in rows.splitlines() if line.startswith(asked.signature))
+    assert ("Left: 0 different runs" in rows) == (expected == "finished")

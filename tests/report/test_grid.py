@@ -130,8 +130,8 @@ def test_page_of_a_grid(tmp_path):
             planned |= write_cell(tmp_path / "runs", name, around(accuracy), dataset)
     plan = GridPlan("table", "A table", list(planned), ["small_image_gain_over_lora"], asked=planned)
     page = build([plan], tmp_path / "none", tmp_path / "runs", tmp_path, label="", paper=PAPER).read_text()
-    assert "| undecided (no finished run of circulant on any task; LoRA r=1 on any task) |" in page
-    assert "points, 3 seeds, mean of 2 tasks | agrees |" in page
+    assert "| not run (no finished run of circulant on any task; LoRA r=1 on any task) |" in page
+    assert "points, 3 seeds, mean of 2 tasks | agrees: " in page
     assert "| circulant | not in the paper | no finished run |  | 95.00 %, average of 2 tasks |  |" in page
     assert "![scores](figures/table_scores.png)" in page
     assert (tmp_path / "figures" / "table_scores.png").stat().st_size > 10_000

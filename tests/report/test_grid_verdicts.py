@@ -25,7 +25,7 @@ def two_tasks(first, second, *, lora=0.90):
     [
         (0.95, 0.93, "every", "agrees"),
         (0.85, 0.87, "every", "disagrees"),
-        (0.90, 0.90, "every", "undecided"),
+        (0.90, 0.90, "every", "equivalent within 1"),
         (0.98, 0.88, "every", "undecided (the opposite on textile)"),
         (0.98, 0.88, "some", "agrees"),
         (0.85, 0.87, "some", "undecided (not seen here, and claimed for some tasks only)"),
@@ -35,7 +35,7 @@ def test_a_difference_over_tasks(grid_of, first, second, scope, expected):
     verdict = grid_of(two_tasks(first, second)).judge(claim("difference", scope, **GAIN))
     assert str(verdict).startswith(expected)
     if scope == "every":
-        assert verdict.found.startswith(f"{100 * ((first + second) / 2 - 0.90):+.2f} [")
+        assert verdict.found.startswith(f"{100 * ((first + second) / 2 - 0.90):+.1f} [")
         assert verdict.found.endswith("3 seeds, mean of 2 tasks")
 
 
@@ -58,9 +58,7 @@ def test_a_task_that_has_not_run_leaves_every_task_open_and_one_opposite_result_
     assert str(grid_of(cells).judge(claim("every_column", **GAIN))) == "undecided (1 of 2 tasks not finished)"
     cells["circulant"]["digits"] = around(0.85)
     assert grid_of(cells).judge(claim("every_column", **GAIN)).result == "disagrees"
-    assert (
-        str(grid_of(cells).judge(claim("difference", **GAIN))) == "undecided (no finished run of LoRA r=1 on textile)"
-    )
+    assert str(grid_of(cells).judge(claim("difference", **GAIN))) == "not run (no finished run of LoRA r=1 on textile)"
 
 
 BEST = {"families": ["circulant", "toeplitz", "kronecker"], "at_least": 2, "of": 2}
@@ -133,9 +131,9 @@ def test_best_needs_every_task_and_every_planned_method(grid_of, tmp_path):
         ((0.90, 0.90), {}, "agrees"),
         ((0.90, 0.95), {}, "disagrees"),
         ((0.90, 0.91), {}, "undecided (claimed for 2)"),
-        ((0.89, 0.91), {"mean": True}, "agrees"),
-        ((0.90, 0.95), {"mean": True}, "disagrees"),
-        ((0.90, 0.92), {"mean": True}, "undecided (the interval is neither within nor outside ±1)"),
+        ((0.89, 0.91), {"mean": True}, "agrees: equivalent within 1"),
+        ((0.90, 0.95), {"mean": True}, "disagrees: larger"),
+        ((0.90, 0.92), {"mean": True}, "larger"),
     ],
 )
 def test_equivalence(grid_of, qv, rule, expected):
@@ -149,7 +147,11 @@ def test_equivalence(grid_of, qv, rule, expected):
 
 @pytest.mark.parametrize(
     ("circulant", "kronecker", "expected"),
-    [(0.95, 0.91, "agrees"), (0.91, 0.95, "disagrees"), (0.93, 0.93, "undecided (the interval contains 0)")],
+    [
+        (0.95, 0.91, "agrees: larger"),
+        (0.91, 0.95, "disagrees: smaller"),
+        (0.93, 0.93, "equivalent within 1 (the interval contains 0)"),
+    ],
 )
 def test_the_larger_gain(grid_of, circulant, kronecker, expected):
     names = [name for name in METHODS if name.endswith(("adapter", "no bias"))]
@@ -157,12 +159,12 @@ def test_the_larger_gain(grid_of, circulant, kronecker, expected):
     rule = {"method": names[0], "minus": names[1], "than": {"method": names[2], "minus": names[3]}}
     verdict = grid_of(cells).judge(claim("larger_gain", **rule))
     assert str(verdict) == expected
-    assert verdict.found.startswith(f"{100 * (circulant - kronecker):+.2f} [")
+    assert verdict.found.startswith(f"{100 * (circulant - kronecker):+.1f} [")
 
 
 @pytest.mark.parametrize(
     ("circulant", "expected"),
-    [(0.95, "agrees"), (0.90, "disagrees"), (0.94, "undecided (the interval contains -1)")],
+    [(0.95, "agrees: equivalent within 1"), (0.90, "disagrees: smaller"), (0.94, "smaller (the interval contains -1)")],
 )
 def test_a_fraction_matches_the_whole(tmp_path, circulant, expected):
     planned = write_cell(tmp_path, "full fine-tuning", around(0.95))
@@ -198,7 +200,7 @@ def test_a_claim_reads_the_tasks_it_speaks_of(tmp_path):
         "agrees": claim("every_column", models=["vit_b16"], **GAIN),
         "undecided (said of vit_l16, run on vit_b16 and builtin_vit)": claim("difference", models=["vit_l16"], **GAIN),
         "undecided (claimed for 1)": claim("every_column", **GAIN, fraction_below=1),
-        "undecided (no task that it speaks of)": claim("difference", **GAIN, datasets=["stl10"]),
+        "not run (no task that it speaks of)": claim("difference", **GAIN, datasets=["stl10"]),
     }
     for expected, entry in judged.items():
         assert str(make_grid(tmp_path, planned).judge(entry)) == expected
@@ -209,7 +211,7 @@ def test_a_comparison_on_one_task_is_judged_as_a_grid_of_one_column(tmp_path):
     section = section_of(ComparisonPlan("e", "E", list(planned)), tmp_path)
     assert section.judge(claim("every_column", **GAIN)).result == "agrees"
     empty = section_of(ComparisonPlan("e", "E", list(planned)), {})
-    assert str(empty.judge(claim("every_column", **GAIN))) == "undecided (no finished run of circulant, LoRA r=1)"
+    assert str(empty.judge(claim("every_column", **GAIN))) == "not run (no finished run of circulant, LoRA r=1)"
 
 
 def test_one_seed_is_undecided_in_every_kind(grid_of):

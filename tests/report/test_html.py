@@ -75,9 +75,9 @@ def test_a_claim_stands_beside_both_numbers_and_verdicts(tmp_path, two_sets):
     page = build_page(tmp_path, [two_sets])
     (row,) = (row for row in page.rows if "(abstract, section 6)" in row[0][0])
     _, published, verdict, ours, _ = row
-    assert published[0].endswith("3 seeds")
+    assert "points, 3 seeds (power: " in published[0]
     assert verdict[0].startswith("✗ disagrees")
-    assert ours[0].endswith("2 seeds")
+    assert "points, 2 seeds (power: " in ours[0]
     assert (published[1], ours[1]) == ("#records-published-laptop", "#records-run-laptop")
     assert page.text.index("Claims and verdicts") < page.text.index("Score over trainable parameters")
 

@@ -4,7 +4,7 @@ from scipy.stats import norm, pearsonr, spearmanr, t
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
 from surm.records.record import Evaluation
-from surm.report.statistics import METRICS, estimate_contrast, estimate_mean
+from surm.report.statistics import METRICS, contributions, estimate_contrast, estimate_mean
 from tests.report.made_up import answers
 
 SCIKIT = {
@@ -33,6 +33,19 @@ def test_metric_of_a_constant_prediction_is_finite(metric):
     np.testing.assert_allclose(METRICS[metric](labels, np.zeros(3), weights), [expected])
 
 
+@pytest.mark.parametrize("metric", SCIKIT)
+def test_contributions_are_the_jackknifes_pseudo_values(metric):
+    """Of scikit-learn's scores, each example left out once; their mean is the score up to terms of 1 / N."""
+    generator = np.random.default_rng(7)
+    labels = generator.integers(0, 2, 60).astype(float)
+    predictions = np.where(generator.random(60) < 0.8, labels, 1 - labels)
+    whole, keep = SCIKIT[metric](labels, predictions), ~np.eye(60, dtype=bool)
+    without = np.array([SCIKIT[metric](labels[row], predictions[row]) for row in keep])
+    found = contributions(Evaluation(metric, labels, predictions))
+    np.testing.assert_allclose(found, 100 * (60 * whole - 59 * without), atol=1e-8)
+    assert found.mean() == pytest.approx(100 * whole, abs=1.0)
+
+
 def estimate_difference(runs, others, differences):
     return estimate_contrast([[runs, others]], [1, -1], differences)
 
@@ -44,14 +57,18 @@ def evaluations(right):
 
 
 def test_seed_part_is_students_paired_interval():
-    """Examples that all runs answer alike but for whole seeds: scores differ by seed only, as in a paired t-test."""
-    a, scores_a = evaluations(np.ones((4, 100_000), bool))
-    b, scores_b = evaluations(np.ones((4, 100_000), bool))
-    differences = np.array([0.2, 1.1, 0.6, 1.7])
-    estimate = estimate_difference(a, b, scores_a - scores_b + differences)
+    """Runs of which each differs in examples of its own, by so many a seed: no example counts twice, as in a t-test."""
+    errors_a, errors_b = (20, 35, 10, 55), (60, 40, 90, 70)
+    right_a, right_b = (np.ones((4, 4_000), bool) for _ in range(2))
+    for seed in range(4):
+        right_a[seed, 200 * seed : 200 * seed + errors_a[seed]] = False
+        right_b[seed, 200 * seed + 100 : 200 * seed + 100 + errors_b[seed]] = False
+    (a, scores_a), (b, scores_b) = evaluations(right_a), evaluations(right_b)
+    estimate = estimate_difference(a, b, scores_a - scores_b)
+    differences = (np.array(errors_b) - errors_a) / 40
     half = t.ppf(0.975, 3) * differences.std(ddof=1) / 2
-    assert estimate.value == pytest.approx(0.9)
-    assert (estimate.low, estimate.high) == pytest.approx((-half, half), rel=0.08)  # no differing example: centre 0
+    assert estimate.value == pytest.approx(differences.mean())
+    assert (estimate.low, estimate.high) == pytest.approx((estimate.value - half, estimate.value + half), rel=1e-6)
 
 
 def test_example_part_is_the_paired_normal_interval():
@@ -70,8 +87,8 @@ def test_example_part_is_the_paired_normal_interval():
     assert half < 0.5 * unpaired
 
 
-def test_a_contrast_over_tasks_averages_independent_examples_and_pairs_the_seeds():
-    """Two tasks: normal theory for the examples of each, Student's t for the seeds' means over tasks."""
+def test_a_contrast_over_tasks_averages_independent_tasks():
+    """Two tasks whose seeds answer alike: normal theory for the examples of each."""
     generator = np.random.default_rng(6)
     columns, gains = [], []
     for examples in (1_000, 4_000):
@@ -81,13 +98,18 @@ def test_a_contrast_over_tasks_averages_independent_examples_and_pairs_the_seeds
         gains.append(100 * (right_a[0].astype(float) - right_b[0]))
     values = np.full(3, np.mean([gain.mean() for gain in gains]))
     estimate = estimate_contrast(columns, [1, -1], values)
-    half = norm.ppf(0.975) * np.sqrt(sum(gain.var() / len(gain) for gain in gains)) / 2
+    half = norm.ppf(0.975) * np.sqrt(sum(gain.var(ddof=1) / len(gain) for gain in gains)) / 2
     assert estimate.value == pytest.approx(values[0])
-    assert (estimate.low, estimate.high) == pytest.approx((estimate.value - half, estimate.value + half), rel=0.05)
+    assert (estimate.low, estimate.high) == pytest.approx((estimate.value - half, estimate.value + half), rel=1e-3)
 
-    spread = np.array([-1.0, 0.0, 1.0])
-    wide = estimate_contrast(columns, [1, -1], values + spread)
-    assert wide.high - wide.low == pytest.approx(2 * t.ppf(0.975, 2) / np.sqrt(3), rel=0.1)
+
+def test_tasks_that_answer_the_same_examples_are_one_table():
+    """The same column twice has the interval of one: two independent columns would have a narrower one."""
+    generator = np.random.default_rng(8)
+    (a, scores_a), (b, scores_b) = (evaluations(generator.random((3, 500)) < share) for share in (0.9, 0.8))
+    once = estimate_difference(a, b, scores_a - scores_b)
+    twice = estimate_contrast([[a, b], [a, b]], [1, -1], scores_a - scores_b)
+    assert (twice.low, twice.high) == pytest.approx((once.low, once.high))
 
 
 def simulate(generator, seeds, examples, seed_sd, gain):

@@ -19,7 +19,7 @@ def claim(kind="difference", scope="every", models=(), **rule):
 def test_a_difference_is_classified(make_experiment, circulant, lora, expected):
     verdict = judge(claim(), [make_experiment({"LoRA r=1": lora, "circulant": circulant})])
     assert verdict.result == expected
-    assert verdict.found.endswith("points, 3 seeds")
+    assert "points, 3 seeds (power: " in verdict.found
     below = claim(method="circulant", minus="LoRA r=1", side="below", threshold=0)
     mirrored = {"agrees": "disagrees", "disagrees": "agrees", "undecided": "undecided"}[expected]
     assert judge(below, [make_experiment({"LoRA r=1": lora, "circulant": circulant})]).result == mirrored
@@ -36,7 +36,8 @@ def test_the_threshold_counts(make_experiment, circulant, expected):
 def test_a_claim_about_some_tasks_is_not_refuted_by_one(make_experiment):
     experiment = make_experiment({"LoRA r=1": 0.97, "circulant": 0.90})
     verdict = judge(claim(scope="some"), [experiment])
-    assert str(verdict) == "undecided (not seen here, and claimed for some tasks only)"
+    assert verdict.result == "undecided"
+    assert str(verdict) == "smaller (not seen here, and claimed for some tasks only)"
 
 
 def test_smoke_gives_no_verdict(make_experiment):
@@ -79,7 +80,7 @@ def test_an_effect_over_draws_is_classified(shift, every, expected):
 
 def test_an_effect_without_records_or_with_one_draw_is_undecided():
     gain = claim("effect", study="made_up", effect="gain", side="above", threshold=0)
-    assert str(judge_effect(gain, {})) == "undecided (no finished record)"
+    assert str(judge_effect(gain, {})) == "not run (no finished record)"
     assert str(judge_effect(gain, {"gain": [1.0]})) == "undecided (one draw, no interval)"
     assert str(judge_effect(gain, {"gain": [1.0, 1.1]}, "smoke: not evidence")) == "undecided (smoke: not evidence)"
     assert describe(gain) == "gain > 0"
@@ -87,7 +88,7 @@ def test_an_effect_without_records_or_with_one_draw_is_undecided():
 
 def test_a_method_not_run_is_undecided(make_experiment):
     verdict = judge(claim(), [make_experiment({"circulant": 0.97})])
-    assert str(verdict) == "undecided (no finished run of LoRA r=1)"
+    assert str(verdict) == "not run (no finished run of LoRA r=1)"
 
 
 def test_counts(make_experiment):

@@ -121,3 +121,28 @@ def test_impossible_options_are_refused_in_one_sentence(change):
     (name,) = change
     with pytest.raises(ValueError, match=rf"^study\.{name}=.*: give .*\.$"):
         ldr_fit.validate(replace(QUICK, **change))
+
+
+def test_several_ranks_are_targets_and_several_starts_go_on_from_the_first():
+    more = replace(QUICK, draws=1, near_ranks=[1, 2], terms=[1, 2])
+    one, three = (ldr_fit.parts(replace(more, descent_starts=starts)) for starts in (1, 3))
+    assert [part["target"] for part in one] == [
+        "random",
+        "near_low_rank_1",
+        "near_low_rank_2",
+        "low_intrinsic_rank",
+        "low_intrinsic_rank_noise",
+    ]
+    assert "descent_starts" not in one[0]
+    spectrum = np.linalg.svd(draw_target("near_low_rank_2", near_rank=2), compute_uv=False)
+    assert spectrum[1] > 50 > 2 > spectrum[2]
+
+    rows = {
+        len(part): [row for row in ldr_fit.compute(part, lambda line: None)["rows"] if row["fit"] == "descent"]
+        for part in (one[1], three[1])
+    }
+    single, several = (rows[length] for length in sorted(rows))
+    assert (len(single), len(several)) == (2 * 2, 3 * 2 * 2)  # terms and looks
+    assert several[:2] == single[:2]
+    assert len({row["error"] for row in several if row["terms"] == 1}) == 6
+    assert {row["target"] for row in several} == {"near_low_rank_1"}

@@ -1,9 +1,22 @@
 import json
 import math
 
+import numpy as np
 import pytest
 
-from surm.studies.pinwheel import EMBEDDINGS, FULL, METHODS, READINGS, found_settings
+from surm.studies.pinwheel import (
+    EMBEDDINGS,
+    FULL,
+    FULL_RATES,
+    METHODS,
+    READINGS,
+    PinwheelOptions,
+    found_settings,
+    make_data,
+    make_networks,
+    train,
+)
+from surm.studies.pinwheel import parts as pinwheel_parts
 from surm.studies.pinwheel_search import PinwheelSearchOptions, best_rate, compute, paper_losses, parts, save, validate
 
 
@@ -72,3 +85,30 @@ def test_its_seeds_are_none_of_the_studys():
 def test_impossible_values_are_refused_in_one_sentence(options, sentence):
     with pytest.raises(ValueError, match=sentence):
         validate(PinwheelSearchOptions(**options))
+
+
+def test_the_full_network_alone_is_searched_by_its_late_median_on_the_found_data(tmp_path):
+    options = PinwheelSearchOptions(seeds=[100], epochs=40, full_alone=True, rates=[0.003, 0.009])
+    (part,) = parts(options)
+    assert [part[key] for key in ("points", "noise")] == [found_settings()[key] for key in ("points", "noise")]
+    result = compute(part, lambda line: None)
+    save(result, tmp_path / "full.json")
+    found = json.loads((tmp_path / "full.json").read_text())
+    for embedding in EMBEDDINGS:
+        tried = {float(rate): loss for rate, loss in found["tried"]["rates"]["in_place"][embedding][FULL].items()}
+        chosen = found["rates"]["in_place"][embedding][FULL]
+        assert tried[chosen] == min(tried.values())
+        assert min(tried) < chosen < max(tried)
+    x, labels = make_data([100], part["points"], part["noise"])
+    networks = make_networks(FULL, "in_place", "trained", part["activation"], [100])
+    losses = train(networks, x, labels, rate=chosen, epochs=40).losses[:, 0].numpy()
+    assert tried[chosen] == pytest.approx(np.median(losses[-2:]), rel=1e-5)  # a twentieth of 40 epochs
+
+
+def test_the_finer_rate_is_the_full_network_s_alone():
+    coarse, fine = (pinwheel_parts(PinwheelOptions(finer_full_rate=finer)) for finer in (False, True))
+    finer = json.loads(FULL_RATES.read_text())["rates"]["in_place"]
+    for before, after in zip(coarse, fine, strict=True):
+        assert after["rates"].pop(FULL) == finer[after["embedding"]][FULL]
+        del before["rates"][FULL]
+        assert before == after

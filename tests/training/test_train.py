@@ -48,6 +48,9 @@ def test_a_run_leaves_a_whole_record_and_is_answered_once(tmp_path: Path) -> Non
     assert record.status == "finished"
     assert record.happened["steps"] == 24
     assert record.happened["evaluation_examples"] == 797
+    by_epoch = record.happened["seconds_per_step_by_epoch"]  # of 16 steps, then 8
+    assert len(by_epoch) == 2
+    assert all(0 < 8 * seconds < record.happened["seconds"] for seconds in by_epoch)
     assert record.happened["peak_memory_bytes"] > 4 * record.happened["total_parameters"]
     assert not (folder / "checkpoint.safetensors").exists()
     assert not (folder / "claim.json").exists()
@@ -56,6 +59,10 @@ def test_a_run_leaves_a_whole_record_and_is_answered_once(tmp_path: Path) -> Non
     labels = load_task("digits").evaluation.labels
     assert stored["labels"] == labels.tolist()
     assert record.happened["metrics"]["accuracy"] == accuracy_score(labels, stored["predictions"])
+    assert record.evaluation is not None
+    assert record.evaluation.losses is not None
+    last = record.happened["history"][-1]["evaluation"]["loss"]
+    assert np.mean(record.evaluation.losses) == pytest.approx(last, abs=1e-4)
 
     said: list[str] = []
     assert execute(config, say=said.append) == record

@@ -1,6 +1,7 @@
 """Updates merged into a weight, and taken out again."""
 
 import copy
+import warnings
 
 import pytest
 import torch
@@ -133,3 +134,26 @@ def test_a_safe_merge_sees_what_overflows_in_the_weights_dtype():
     with pytest.raises(ValueError, match="NaNs detected"):
         model.merge_adapter(safe_merge=True)
     assert torch.equal(layers[0].weight, weight)
+
+
+@pytest.mark.sample(6)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("calls", [[["default"], ["other"]], [["other"], ["default"]], [["default", "other"]]], ids=str)
+@pytest.mark.parametrize("kept", [[], ["default"], ["other"], ["default", "other"]], ids=str)
+def test_the_weight_is_kept_where_an_adapter_of_the_first_merge_asks_for_it(kept, calls, dtype):
+    model = adapt(net().to(dtype), target_modules=TWO, init_weights=False, keep_base_weight="default" in kept)
+    other = {"structure": "ldr", "keep_base_weight": "other" in kept}
+    model.add_adapter("other", SurmConfig(target_modules=TWO, init_weights=False, **other))
+    layer = model.base_model.model.first
+    weight, largest = layer.weight.detach().clone(), layer.weight.detach().abs()
+    for names in calls:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # PEFT's, of what is merged already
+            model.merge_adapter(names)
+        largest = torch.maximum(largest, layer.weight.detach().abs())
+    model.unmerge_adapter()
+    if set(kept) & set(calls[0]):
+        assert torch.equal(layer.weight, weight)
+    else:  # one rounding for each merge and one for the way back, at most half a unit in the last place of the largest
+        bound = (len(calls) + 1) * torch.finfo(dtype).eps * largest.double()
+        assert ((layer.weight.double() - weight.double()).abs() <= bound).all()

@@ -31,6 +31,7 @@ COLUMNS: Formats = {
 TARGETS = {
     "random": "random",
     "near_low_rank": "near low rank",
+    **{f"near_low_rank_{rank}": f"near low rank, k = {rank}" for rank in range(1, 101)},
     "low_intrinsic_rank": "low intrinsic rank",
     "low_intrinsic_rank_noise": "low intrinsic rank with noise",
 }
@@ -114,10 +115,13 @@ def notes(records: Sequence[Record]) -> list[str]:
         "the symmetric Toeplitz matrix, of as many parameters, it can: circulant minus symmetric Toeplitz: "
         f"{_by_target(errors, 'toeplitz_symmetric')}.",
     ]
+    if "descent_starts" in asked:
+        lines.append(f"Descent: the mean of {asked['descent_starts']} random starts for each r.")
     if "near_rank" in asked:
+        ranks = sorted({record.asked["study"].get("near_rank", asked["near_rank"]) for record in records})
         lines.append(
-            f"Near low rank: rank k = {asked['near_rank']}, which the paper does not state, and noise of 0.05. Such a "
-            "matrix has displacement rank 2k before the noise: W(G, H) needs twice the terms that the SVD needs."
+            f"Near low rank: rank k = {', '.join(map(str, ranks))}, which the paper does not state, and noise of 0.05. "
+            "Such a matrix has displacement rank 2k before the noise: W(G, H) needs twice the terms that the SVD needs."
         )
     if "noise" in asked:
         lines.append(f"Low intrinsic rank with noise: entries of sd {asked['noise']:g}; the paper does not state it.")
@@ -183,14 +187,16 @@ def pictures(records: Sequence[Record]) -> list[Picture]:
 
 
 def _errors(records: Sequence[Record]) -> Errors:
-    """Relative errors; of the cold starts the best, of the descent the first look ("early") and the last."""
+    """Relative errors: of cold starts the best, of descent the mean of its starts, first look ("early") and last."""
     rows = study_rows(records)
     rows["terms"] = rows["terms"].fillna(0).astype(int)
     looks = rows.loc[rows["fit"] == "descent", "steps"]
     rows.loc[looks[looks == looks.min()].index, "fit"] = "early"
     rows = rows[(rows["fit"] != "descent") | (rows["steps"] == looks.max())]
     return {
-        (str(target), str(fit)): group.pivot_table(index="draw", columns="terms", values="error", aggfunc="min")
+        (str(target), str(fit)): group.pivot_table(
+            index="draw", columns="terms", values="error", aggfunc="mean" if fit in ("descent", "early") else "min"
+        )
         for (target, fit), group in rows.groupby(["target", "fit"])
     }
 

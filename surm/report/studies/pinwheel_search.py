@@ -48,6 +48,13 @@ def notes(records: Sequence[Record]) -> list[str]:
         asked, found = record.asked["study"], record.happened["settings"]
         paper = " and ".join(f"{loss:.2f} (embedding {name})" for name, loss in asked["paper_losses"].items())
         seeds = ", ".join(map(str, asked["seeds"]))
+        if asked.get("full_alone"):
+            lines.append(
+                "The full network's learning rate alone, on the data found before: lowest mean of the median loss over "
+                "the last twentieth of the epochs, more by factors of sqrt(3) while the best was at an edge. "
+                f"{asked['epochs']:,} epochs, seeds {seeds}."
+            )
+            continue
         lines.append(
             f"Data and activation: by the full network alone, nearest to the paper's {paper} in the sum of log "
             f"distances: {found['points']} points of a class, {100 * found['noise']:g} % outliers, "

@@ -1,0 +1,93 @@
+"""The benchmark on a GPU: its goals, its command, and a rehearsal of both without a GPU."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import goals
+from benchmarks.gpu import options, run
+from benchmarks.result import Cell, Kernels, Quartiles, Row
+from surm.shared.errors import ConfigError
+
+
+def cell_of(mode: str, place: dict[str, object] | None = None, **rows: tuple[float, float, int]) -> Cell:
+    """A measurement: name -> time and memory relative to LoRA's, and the number of kernels."""
+    at = place or {"width": 768, "tokens": 2048, "dtype": "bfloat16"}
+    found = [
+        Row(name, "ours", 1, Quartiles(t, t - 0.01, t + 0.01), m, kernels=Kernels(1e-4, k))
+        for name, (t, m, k) in rows.items()
+    ]
+    return Cell({**at, "device": "cuda", "mode": mode}, "LoRA r=1", 9, 1, 1e-3, 100, found)
+
+
+ROWS = {
+    "frozen layer": (0.4, 0.5, 2),
+    "LoRA r=1": (1.0, 1.0, 17),
+    "C3A one block": (2.0, 2.0, 39),
+    "LoKr full factors": (0.9, 2.0, 39),
+}
+
+
+def test_goals_are_met_or_missed_with_the_worst_place() -> None:
+    ours = {"circulant": (0.95, 0.9, 12), "Kronecker": (1.10, 1.0, 13), "ldr 1 term": (1.4, 1.2, 40)}
+    found = {(f.goal, f.rows): f for f in goals.findings([cell_of("eager", **ROWS, **ours)])}
+    single, double = (found["a layer, eager, to LoRA r=1", rows] for rows in ("single", "pair, ldr"))
+    assert (single.reached, single.measured, single.worst) == (1, 2, 1.10)
+    assert single.where.startswith("Kronecker, 768 x 768")
+    assert single.verdict == "missed in 1 of 2 (46 not measured)"
+    assert (double.limit, double.verdict) == (1.5, "met in 1 (31 not measured)")
+    launches = found["kernels beyond the frozen layer's", "single"]
+    assert (launches.worst, launches.reached) == (11, 1)
+    assert found["kernels beyond the frozen layer's", "pair, ldr"].worst == 38
+    assert found["peak memory of a layer, to LoRA r=1", "single"].verdict.startswith("met in 2")
+    rivals = next(f for (name, rows), f in found.items() if "fastest of C3A" in name and rows == "single")
+    assert (rivals.worst, rivals.reached) == (pytest.approx(1.10 / 0.9), 0)  # LoKr is the faster one here
+    assert next(f for (n, rows), f in found.items() if "C3A" in n and rows == "pair, ldr").worst == 0.7
+    assert found["a whole step, eager, to LoRA r=1", "single"].verdict == "not measured"
+
+
+def test_the_largest_layer_is_compared_with_the_frozen_one() -> None:
+    place = {"width": 4096, "tokens": 16_384, "dtype": "bfloat16"}
+    cells = [cell_of("graph", place, **ROWS, circulant=(0.6, 1.0, 5))]
+    [finding] = [f for f in goals.findings(cells) if f.goal.startswith("4096") and f.rows == "single"]
+    assert finding.worst == pytest.approx(0.6 / 0.4)
+    assert (finding.limit, finding.reached) == (1.6, 1)
+
+
+def test_cells_with_kernels_are_stored_and_read() -> None:
+    cell = cell_of("eager", **ROWS)
+    assert Cell.from_json(json.loads(json.dumps(cell.to_json()))) == cell
+
+
+def test_a_rehearsal_leaves_numbers_a_table_and_a_picture_and_is_merged(tmp_path: Path) -> None:
+    first, merged = tmp_path / "first.json", tmp_path / "all.json"
+    asked = ["--tiny", "--part", "layers", "--mode", "eager", "graph", "--output", str(first)]
+    printed = list(run(options().parse_args(asked)))
+    stored = json.loads(first.read_text())
+    assert [cell["place"]["mode"] for cell in stored["cells"]] == ["eager"]
+    if not torch.cuda.is_available():
+        assert stored["missing"] == [["32 x 32, 64 tokens, float32, cpu, graph", "a graph needs CUDA"]]
+    assert "not measured, a graph needs CUDA" in printed[-2]
+    list(run(options().parse_args(["--merge", str(first), str(first), "--output", str(merged)])))
+    assert json.loads(merged.read_text())["cells"] == stored["cells"]
+    assert merged.with_suffix(".md").read_text() == first.with_suffix(".md").read_text()
+    assert merged.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], "no GPU that CUDA sees"),
+        (["--merge", "nothing.json"], "no result of this benchmark"),
+        (["--tiny", "--only", "circulent"], "did you mean circulant?"),
+    ],
+)
+def test_a_mistake_is_one_sentence(arguments: list[str], words: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as refusal:
+        run(options().parse_args([*arguments, "--output", str(tmp_path / "gpu.json")]))
+    assert words in str(refusal.value)
+    assert "\n" not in str(refusal.value)
+    assert not list(tmp_path.iterdir())
