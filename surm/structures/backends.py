@@ -28,7 +28,8 @@ from surm.structures.family import Family
 from surm.structures.gpu import available
 from surm.structures.kernels import KERNELS
 from surm.structures.ops import Update, updated_linear
-from surm.structures.ways import FORM, PLAIN, TRANSFORM
+from surm.structures.traced import traces
+from surm.structures.ways import FORM, PLAIN, TRACED, TRANSFORM
 from surm.structures.work import Work
 
 R = TypeVar("R")
@@ -236,7 +237,11 @@ def _choose(
 
 def _way(work: Work, rows: int, dtype: torch.dtype, device: str) -> tuple[str, bool]:
     """The way of a family, and whether its gradients come from H."""
-    few, many, least = _ways_of(work.kernel, work.m, work.n, dtype) if device == "cuda" else (PLAIN, PLAIN, 0)
+    if device != "cuda":
+        return PLAIN, _gradient(work, rows, dtype, device).outer
+    if torch.compiler.is_compiling() and traces(work.kernel, work.m, work.n, dtype):
+        return TRACED, True
+    few, many, least = _ways_of(work.kernel, work.m, work.n, dtype)
     way = many if rows >= least else few
     return way, way != PLAIN or _gradient(work, rows, dtype, device).outer
 

@@ -16,7 +16,8 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from surm.structures.autocast import without_autocast
-from surm.structures.ways import MOST_PARTS, PLAIN, Group, Parts, Plain, Way
+from surm.structures.traced import Traced
+from surm.structures.ways import MOST_PARTS, PLAIN, TRACED, Group, Parts, Plain, Way
 
 NO_SECOND_DERIVATIVES = (
     "surm: second derivatives of a layer with an update are not available this way: give backend='fft', whose products "
@@ -71,6 +72,8 @@ def updated_linear(
     plan = _plan(m, weight is not None and together, updates)
     tensors = [tensor for update in updates for tensor in update.generators]
     if torch.compiler.is_compiling():
+        if all(group.way == TRACED for group in plan.groups):
+            return cast(Tensor, _TracedLinear.apply(plan, x, weight, bias, base, *tensors))
         return cast(Tensor, _operator(x, weight, bias, base, tensors, plan.written()))
     return cast(Tensor, _Linear.apply(plan, x, weight, bias, base, *tensors))
 
@@ -91,7 +94,7 @@ class Plan(NamedTuple):
     @property
     def is_plain(self) -> bool:
         """Whether no kernel of a GPU reads rows."""
-        return all(group.way == PLAIN for group in self.groups)
+        return all(group.way in (PLAIN, TRACED) for group in self.groups)
 
     def written(self) -> str:
         """As text: an operator of torch.library takes nothing nested, and a graph sees a constant."""
@@ -128,7 +131,7 @@ def _grouped(m: int, together: bool, updates: tuple[Facts, ...]) -> Plan:
     last: tuple[Any, ...] = ()
     for start, stop, kernel, alpha, outer, name, shapes in updates:
         kind = (stop - start, kernel, alpha, outer, name, shapes)
-        room = name == PLAIN or not groups or groups[-1].parts < MOST_PARTS
+        room = name in (PLAIN, TRACED) or not groups or groups[-1].parts < MOST_PARTS
         if groups and kind == last and groups[-1].stop == start and room:
             groups[-1] = groups[-1]._replace(stop=stop, parts=groups[-1].parts + 1)
         else:
@@ -140,12 +143,14 @@ def _grouped(m: int, together: bool, updates: tuple[Facts, ...]) -> Plan:
 _remembered = lru_cache(maxsize=4096)(_grouped)  # by all that it depends on, so that nothing in it is ever stale
 
 
-_PLAIN = Plain()
+_PLAIN, _TRACED = Plain(), Traced()
 
 
 def way(name: str) -> Way:
     """A way by its name; those of a GPU are loaded with the first of them, as Triton is not everywhere."""
-    return _PLAIN if name == PLAIN else _of_gpu()[name]
+    if name == PLAIN:
+        return _PLAIN
+    return _TRACED if name == TRACED else _of_gpu()[name]
 
 
 @cache
@@ -217,7 +222,8 @@ def _gradients(
     """The gradient of x, if it is needed, and those of the generators, if any `needs` them."""
     # As matrices: a product of g as it comes, with a W + D for each example, would be slow where g is not contiguous.
     g_rows, x_rows, groups, m = _matrix(g, plan), _matrix(x, plan), _with_tensors(plan, tensors), plan.m
-    dx, fresh, gradients = None, False, list[Tensor]()
+    dx, fresh = None, False
+    gradients: list[Tensor] = []
     with without_autocast(x):
         # First, as it reads g, and W + D is gone when the others are computed.
         if needs_x and weight is not None:
@@ -260,11 +266,23 @@ class _Linear(torch.autograd.Function):
     def backward(ctx: Any, g: Tensor) -> tuple[Any, ...]:
         if torch.is_grad_enabled():  # create_graph=True
             raise RuntimeError(NO_SECOND_DERIVATIVES)
-        x, weight, *tensors = ctx.saved_tensors
-        _, needs_x, _, needs_bias, needs_base, *needs = ctx.needs_input_grad
-        dx, gradients = _gradients(g, x, weight, tensors, ctx.plan, needs_x, any(needs))
-        bias, base = _bias_gradient(g) if needs_bias else None, g if needs_base else None
-        return None, dx, None, bias, base, *(gradients or (None for _ in tensors))
+        return _backward(ctx, g)
+
+
+class _TracedLinear(_Linear):
+    """The same for torch.compile, which looks into it, and which gives no second derivatives itself."""
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Any, ...]:
+        return _backward(ctx, g)
+
+
+def _backward(ctx: Any, g: Tensor) -> tuple[Any, ...]:
+    x, weight, *tensors = ctx.saved_tensors
+    _, needs_x, _, needs_bias, needs_base, *needs = ctx.needs_input_grad
+    dx, gradients = _gradients(g, x, weight, tensors, ctx.plan, needs_x, any(needs))
+    bias, base = _bias_gradient(g) if needs_bias else None, g if needs_base else None
+    return None, dx, None, bias, base, *(gradients or (None for _ in tensors))
 
 
 def _operator_forward(

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from surm.structures.kernels import KERNELS
 
-PLAIN, FORM, TRANSFORM = "plain", "form", "transform"  # of the names of ways, those that are asked for
+PLAIN, TRACED, FORM, TRANSFORM = "plain", "traced", "form", "transform"  # of the names of ways, those asked for
 MOST_PARTS = 4  # of a group for a kernel of a GPU, which has a pointer for each
 Parts = Sequence[Sequence[Tensor]]
 
