@@ -90,8 +90,8 @@ def product(structure: Structure, x: Tensor, backend: str = "auto") -> Tensor:
         # Without a weight beside it, "fused" is no way.
         choice = choose([structure], x, dtype, exact=False, backends=frozenset((backend,)))
         if not choice.fft:
-            x = x.to(dtype)
-            return updated_linear(x, None, None, structure.m, updates(structure, x, ways=choice.ways))
+            listed = updates(structure, x, ways=choice.ways)
+            return updated_linear(x, None, None, structure.m, listed, dtype=dtype)
     if not (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (x, *structure.factors()))):
         return cast(Tensor, structure(x))
     compute = structure if torch.compiler.is_compiling() else _recomputable(structure, x)

@@ -54,8 +54,9 @@ def updated_linear(
     *,
     together: bool = True,
     base: Tensor | None = None,
+    dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """y = x (W + D)^T + b, or x D^T without W: x (..., n), W (m, n), b (m,) -> (..., m).
+    """y = x (W + D)^T + b, or x D^T without W: x (..., n), W (m, n), b (m,) -> (..., m), in `dtype`.
 
     D is formed in the dtype of the generators. In the forward pass that costs O(m n) for each update besides the
     products; in the backward pass, besides those for the gradient of x, O(m n) again and what the gradients of the
@@ -64,18 +65,21 @@ def updated_linear(
     Args:
         together: with W, one product with W + D; else a second one with D, which half precision needs, as it would
             round most of a small D away in the sum.
-        base: without W, what is added to: (..., m) in the dtype of x; it is not changed.
+        base: without W, what is added to: (..., m) in `dtype`; it is not changed.
+        dtype: that of W and b, to which x is cast as `torch.autocast` does it; None: that of x.
 
     Raises:
         RuntimeError: second derivatives are asked for.
     """
     plan = _plan(m, weight is not None and together, updates)
     tensors = [tensor for update in updates for tensor in update.generators]
+    dtype = dtype or x.dtype
     if torch.compiler.is_compiling():
+        x = x.to(dtype)
         if all(group.way == TRACED for group in plan.groups):
-            return cast(Tensor, _TracedLinear.apply(plan, x, weight, bias, base, *tensors))
+            return cast(Tensor, _TracedLinear.apply(plan, dtype, x, weight, bias, base, *tensors))
         return cast(Tensor, _operator(x, weight, bias, base, tensors, plan.written()))
-    return cast(Tensor, _Linear.apply(plan, x, weight, bias, base, *tensors))
+    return cast(Tensor, _Linear.apply(plan, dtype, x, weight, bias, base, *tensors))
 
 
 class Plan(NamedTuple):
@@ -252,14 +256,16 @@ class _Linear(torch.autograd.Function):
     def forward(
         ctx: Any,
         plan: Plan,
+        dtype: torch.dtype,
         x: Tensor,
         weight: Tensor | None,
         bias: Tensor | None,
         base: Tensor | None,
         *tensors: Tensor,
     ) -> Tensor:
+        ctx.plan, ctx.dtype = plan, x.dtype
+        x = x.to(dtype)  # here, as autograd's own cast would be one node more
         ctx.save_for_backward(x, weight, *tensors)
-        ctx.plan = plan
         return _forward(x, weight, bias, base, tensors, plan)
 
     @staticmethod
@@ -279,10 +285,11 @@ class _TracedLinear(_Linear):
 
 def _backward(ctx: Any, g: Tensor) -> tuple[Any, ...]:
     x, weight, *tensors = ctx.saved_tensors
-    _, needs_x, _, needs_bias, needs_base, *needs = ctx.needs_input_grad
+    _, _, needs_x, _, needs_bias, needs_base, *needs = ctx.needs_input_grad
     dx, gradients = _gradients(g, x, weight, tensors, ctx.plan, needs_x, any(needs))
+    dx = None if dx is None else dx.to(ctx.dtype)
     bias, base = _bias_gradient(g) if needs_bias else None, g if needs_base else None
-    return None, dx, None, bias, base, *(gradients or (None for _ in tensors))
+    return None, None, dx, None, bias, base, *(gradients or (None for _ in tensors))
 
 
 def _operator_forward(

@@ -47,7 +47,7 @@ class Traced(Way):
             dx.addmm_(g, self.form(group, tensors, x.shape[1], None, g.dtype), beta=0 if fresh else 1)
         if not needs:
             return []
-        H = (g.mT @ x).unflatten(0, (group.parts, group.m))
+        H = (g.mT @ x).view(group.parts, group.m, x.shape[1])
         found = [group.alpha * of for of in _gradients(group.kernel, _stacked(tensors), H)]
         return [gradient for part in zip(*(of.unbind() for of in found), strict=True) for gradient in part]
 
@@ -79,7 +79,7 @@ def _gradients(kernel: str, tensors: Sequence[Tensor], H: Tensor) -> list[Tensor
         ]
     if kernel == "kronecker":
         A, B = tensors
-        blocks = H.to(A.dtype).unflatten(-1, (A.shape[-1], B.shape[-1])).unflatten(-3, (A.shape[-2], B.shape[-2]))
+        blocks = H.to(A.dtype).view(len(H), A.shape[-2], B.shape[-2], A.shape[-1], B.shape[-1])
         return [torch.einsum("pikjl,ptkl->ptij", blocks, B), torch.einsum("pikjl,ptij->ptkl", blocks, A)]
     first, *second = tensors
     total = _along_diagonals(kernel, H, first.shape[-1]).unsqueeze(1)

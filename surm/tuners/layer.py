@@ -230,7 +230,7 @@ class SurmWeight(nn.Module, SurmLayer, Merging):
         choice = choose([item for _, _, item in chosen], x, dtype, exact=exact, backends=backends)
         if choice.fft:
             return None
-        x, ways, starts = x.to(dtype), list(choice.ways), [0, *accumulate(self.parts.values())]
+        ways, starts = list(choice.ways), [0, *accumulate(self.parts.values())]
         listed: list[Update] = []
         for name, index, structure in chosen:
             own = updates(structure, x, slice(starts[index], starts[index + 1]), self.alpha[name], ways)
@@ -239,7 +239,7 @@ class SurmWeight(nn.Module, SurmLayer, Merging):
         bias: Tensor | None = None if weight is None else cast(nn.Linear, self.base_layer).bias
         if weight is not None and weight.dtype != dtype:
             weight, bias = weight.to(dtype), None if bias is None else bias.to(dtype)
-        return updated_linear(x, weight, bias, self.rows, listed, together=choice.together, base=base)
+        return updated_linear(x, weight, bias, self.rows, listed, together=choice.together, base=base, dtype=dtype)
 
     def _divided(self, output: Tensor) -> list[Tensor]:
         """The output by parts; a layer that is not fused has its features in any dimension."""
