@@ -13,8 +13,9 @@ import torch
 from peft import PeftConfig
 
 from benchmarks import table
+from benchmarks.calls import count_calls
 from benchmarks.layers import EVERY_PLAIN, SHOWN_PLAIN, Layer, configured, layers, measure_layers, peft_layer
-from benchmarks.result import FLOOR, Cell, worse_than_plain
+from benchmarks.result import FLOOR, LORA, Cell, worse_than_plain
 from benchmarks.steps import METHODS, MODELS, measure_steps
 from surm.records.provenance import where
 from surm.records.storage import check_output, write_json
@@ -31,6 +32,16 @@ FULL: dict[str, list[Any]] = {
     "tokens": [1, 64, 2048, 16_384],
     "dtype": ["float32", "bfloat16"],
 }
+CALLED = (
+    FLOOR,
+    LORA,
+    "C3A one block",
+    "circulant",
+    "Kronecker",
+    "one-factor Toeplitz",
+    "symmetric Toeplitz pair",
+    "ldr 1 term",
+)
 QUICK_SECONDS = 90.0  # of rounds, in a command that promises 2 minutes
 
 
@@ -43,6 +54,7 @@ def options() -> argparse.ArgumentParser:
     mode.add_argument("--full", action="store_true", help="four widths, four numbers of tokens, float32 and bfloat16")
     mode.add_argument("--steps", action="store_true", help="whole training steps of the built-in models")
     mode.add_argument("--calibrate", action="store_true", help="what the cost model needs to know of this machine")
+    mode.add_argument("--calls", action="store_true", help="what a layer's step calls, on a GPU with kernels launched")
     mode.add_argument("--draw", type=Path, metavar="FILE", help="the table and the picture of a result that is stored")
     parser.add_argument("--width", type=count(65_536), nargs="+", help="of the layers")
     parser.add_argument("--tokens", type=count(10_000_000), nargs="+", help="rows of the layers' input")
@@ -73,6 +85,8 @@ def run(arguments: argparse.Namespace) -> Iterator[Any]:
     device = _device(arguments.device)
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
+    if arguments.calls:
+        return _calls(arguments, device)
     name = next((mode for mode in ("full", "steps", "calibrate") if getattr(arguments, mode)), "quick")
     path = REPOSITORY / "results" if arguments.save else Path("outputs")
     path = path / "benchmark" / f"{arguments.save or name}.json"
@@ -241,6 +255,18 @@ def _write(cells: Sequence[Cell], path: Path) -> Iterator[str]:
     page.write_text(table.markdown_tables(cells))
     table.draw(cells, picture)
     yield f"Numbers: {path}; table: {page}; picture: {picture}"
+
+
+def _calls(arguments: argparse.Namespace, device: torch.device) -> Iterator[Any]:
+    known = layers(arguments.backend)
+    chosen = [_named(known, name) for name in arguments.only or CALLED]
+    for dtype in arguments.dtype or QUICK["dtype"]:
+        for width in arguments.width or QUICK["width"]:
+            for tokens in arguments.tokens or QUICK["tokens"]:
+                yield f"{dtype}, width {width}, {tokens} tokens: calls | operators that compute | kernels of a GPU"
+                for found in count_calls(chosen, width, tokens, DTYPES[dtype], device):
+                    kernels = "-" if found.kernels is None else found.kernels
+                    yield f"{found.name}: {found.calls} | {found.computing} | {kernels}"
 
 
 def _calibrate(device: torch.device, path: Path) -> Iterator[Any]:

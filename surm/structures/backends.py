@@ -14,6 +14,7 @@ All give the same numbers up to rounding, and keep of token size nothing but x f
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, wraps
+from operator import lt
 from typing import NamedTuple, TypeVar, cast
 
 import torch
@@ -24,8 +25,11 @@ from torch.utils.checkpoint import checkpoint
 from surm.structures.autocast import autocasts
 from surm.structures.base import Structure
 from surm.structures.family import Family
+from surm.structures.gpu import available
 from surm.structures.kernels import KERNELS
 from surm.structures.ops import Update, updated_linear
+from surm.structures.traced import traces
+from surm.structures.ways import FORM, PLAIN, TRACED, TRANSFORM
 from surm.structures.work import Work
 
 R = TypeVar("R")
@@ -52,12 +56,15 @@ class Costs:
     call: float
 
 
-# From `scripts/benchmark.py --calibrate` on a CPU with two threads; a transform counts 2.5 times what the FFT alone
-# takes, an entry five times what it takes in the cache, as whole layers were measured (docs/speed.md). Only ratios
-# matter, and few choices are close. A GPU's were not measured.
+# By device and dtype. "cpu", which stands for all others: from `scripts/benchmark.py --calibrate` on a CPU with two
+# threads; a transform counts 2.5 times what the FFT alone takes, an entry five times what it takes in the cache, as
+# whole layers were measured (docs/speed.md). Only ratios matter, and few choices are close.
+# "cuda": not calibrated yet; estimated from times of whole layers, with the host's share in `call`.
 COSTS = {
-    torch.float32: Costs(multiply_add=9.5e-12, narrow=31e-12, transform=0.1e-9, entry=0.2e-9, call=120e-6),
-    torch.bfloat16: Costs(multiply_add=2.2e-12, narrow=31e-12, transform=0.1e-9, entry=0.2e-9, call=120e-6),
+    ("cpu", torch.float32): Costs(9.5e-12, narrow=31e-12, transform=0.1e-9, entry=0.2e-9, call=120e-6),
+    ("cpu", torch.bfloat16): Costs(2.2e-12, narrow=31e-12, transform=0.1e-9, entry=0.2e-9, call=120e-6),
+    ("cuda", torch.float32): Costs(42e-15, narrow=0.2e-12, transform=0.5e-12, entry=3e-12, call=200e-6),
+    ("cuda", torch.bfloat16): Costs(3e-15, narrow=0.1e-12, transform=0.5e-12, entry=3e-12, call=200e-6),
 }
 # A product by transforms holds all rows at once: beyond so many entries, times their doublings, they leave the cache,
 # and each takes so many times as long.
@@ -78,12 +85,13 @@ def product(structure: Structure, x: Tensor, backend: str = "auto") -> Tensor:
     structure.check_input(x)
     if transformed():
         return cast(Tensor, structure(x))
-    if backend not in ("fft", "dense"):
-        backend = "fft" if prefers_fft(structure, x) else "dense"
-    if backend == "dense":
-        if autocasts(x):
-            x = x.to(torch.get_autocast_dtype(x.device.type))
-        return updated_linear(x, None, None, structure.m, updates(structure, x))
+    if backend != "fft":
+        dtype = torch.get_autocast_dtype(x.device.type) if autocasts(x) else x.dtype
+        # Without a weight beside it, "fused" is no way.
+        choice = choose([structure], x, dtype, exact=False, backends=frozenset((backend,)))
+        if not choice.fft:
+            listed = updates(structure, x, ways=choice.ways)
+            return updated_linear(x, None, None, structure.m, listed, dtype=dtype)
     if not (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (x, *structure.factors()))):
         return cast(Tensor, structure(x))
     compute = structure if torch.compiler.is_compiling() else _recomputable(structure, x)
@@ -122,18 +130,62 @@ def _versions(x: Tensor, structure: Structure) -> list[tuple[Tensor, int]]:
     return [(tensor, 0 if tensor.is_inference() else tensor._version) for tensor in (x, *structure.factors())]
 
 
-def updates(structure: Structure, x: Tensor, rows: slice | None = None, alpha: float = 1.0) -> list[Update]:
+class Choice(NamedTuple):
+    """What a layer with some structures does with one input.
+
+    Attributes:
+        fft: whether one of them takes its own product, which the layer then adds to its output.
+        together: else: one product with W + D.
+        ways: else: for each family of each structure in order, its way and whether its gradients come from H.
+    """
+
+    fft: bool
+    together: bool
+    ways: tuple[tuple[str, bool], ...]
+
+
+def choose(
+    structures: Sequence[Structure], x: Tensor, dtype: torch.dtype, *, exact: bool, backends: frozenset[str]
+) -> Choice:
+    """What costs least by the model of costs, of what `backends` allow.
+
+    Args:
+        structures: those that act on x.
+        x: the input.
+        dtype: that of the products.
+        exact: whether W may be added to: it is there, and in float32 or float64.
+        backends: those of the structures' adapters.
+    """
+    work, training = tuple(map(_work, structures)), torch.is_grad_enabled()
+    return _choose(work, _rows(x), dtype, x.device.type, training, exact, backends)
+
+
+def updates(
+    structure: Structure,
+    x: Tensor,
+    rows: slice | None = None,
+    alpha: float = 1.0,
+    ways: Sequence[tuple[str, bool]] | None = None,
+) -> list[Update]:
     """alpha W as updates of a layer with the input x, one for each family that W is a sum of.
 
     Args:
+        structure: W.
+        x: the input, in the dtype of the products.
         rows: of the layer's weight, to which W is added; None: all of them.
+        alpha: the factor.
+        ways: of each family, with whether its gradients come from H, and of others behind; None: the cheapest.
     """
+    if ways is None:
+        ways = choose([structure], x, x.dtype, exact=False, backends=frozenset(("dense",))).ways
     wide, updated = structure.compute_dtype(x.dtype), rows or slice(0, structure.m)
-    ways = [_gradient(family.work, _rows(x), x.dtype) for family in _families(structure)]
-    return [
-        Update(updated, family.kernel, family.generators(wide), alpha, way.outer)
-        for family, way in zip(_families(structure), ways, strict=True)
-    ]
+    listed = []
+    for family, (way, outer) in zip(_families(structure), ways, strict=False):
+        generators = family.generators(wide)
+        # A kernel for a GPU reads them one entry after the other.
+        way = way if way == PLAIN or all(tensor.is_contiguous() for tensor in generators) else PLAIN
+        listed.append(Update(updated, family.kernel, generators, alpha, outer, way))
+    return listed
 
 
 def transformed() -> bool:
@@ -141,18 +193,6 @@ def transformed() -> bool:
     forward_mode = torch.autograd.forward_ad._current_level >= 0
     tracing = torch._C._get_tracing_state() is not None
     return torch._C._are_functorch_transforms_active() or forward_mode or tracing
-
-
-def prefers_fused(structures: Sequence[Structure], x: Tensor) -> bool:
-    """Whether one product with W + D costs less than products with each structure apart, by the model of costs."""
-    work, training = tuple(map(_work, structures)), torch.is_grad_enabled()
-    return _prefers_fused(work, _rows(x), x.dtype, training)
-
-
-def prefers_fft(structure: Structure, x: Tensor) -> bool:
-    """Whether a product by transforms costs less than one with D, by the model of costs."""
-    work, rows, training = _work(structure), _rows(x), torch.is_grad_enabled()
-    return _fft_seconds(work, rows, x.dtype, training) < _dense_seconds(work, rows, x.dtype, training)
 
 
 def _remembered(function: Callable[..., R]) -> Callable[..., R]:
@@ -167,35 +207,76 @@ def _remembered(function: Callable[..., R]) -> Callable[..., R]:
 
 
 @_remembered
-def _prefers_fused(structures: tuple[tuple[Work, ...], ...], rows: int, dtype: torch.dtype, training: bool) -> bool:
-    case = rows, dtype, training
-    apart = sum(min(_fft_seconds(work, *case), _dense_seconds(work, *case)) for work in structures)
+def _choose(
+    structures: tuple[tuple[Work, ...], ...],
+    rows: int,
+    dtype: torch.dtype,
+    device: str,
+    training: bool,
+    exact: bool,
+    backends: frozenset[str],
+) -> Choice:
+    case = rows, dtype, device, training
+    ways = tuple(_way(part, rows, dtype, device) for work in structures for part in work)
+    may_sum = exact and "dense" not in backends
+    if all(way != PLAIN for way, _ in ways):  # the fastest of a GPU
+        if "dense" in backends:
+            ways = tuple((FORM if way == TRANSFORM else way, outer) for way, outer in ways)
+        together = may_sum and (backends == {"fused"} or all(way != TRANSFORM for way, _ in ways))
+        return Choice(False, together, ways)
+    by_transforms = [_fft_seconds(work, *case) for work in structures]
+    by_matrix = [_dense_seconds(work, *case) for work in structures]
+    apart = sum(map(min, by_transforms, by_matrix))
     outputs = rows * sum(work[0].m for work in structures)  # which are written and added to the layer's
-    together = sum(_fused_seconds(work, *case) for work in structures)
-    return together < apart + 2 * outputs * _costs(dtype).entry
+    fused = sum(_fused_seconds(work, *case) for work in structures)
+    least = fused < apart + 2 * outputs * _costs(dtype, device).entry
+    together = may_sum and (backends == {"fused"} or least)
+    fft = not (together or backends == {"dense"}) and any(map(lt, by_transforms, by_matrix))
+    return Choice(fft, together, ways)
 
 
-def _fft_seconds(work: tuple[Work, ...], rows: int, dtype: torch.dtype, training: bool) -> float:
+def _way(work: Work, rows: int, dtype: torch.dtype, device: str) -> tuple[str, bool]:
+    """The way of a family, and whether its gradients come from H."""
+    if device != "cuda":
+        return PLAIN, _gradient(work, rows, dtype, device).outer
+    if torch.compiler.is_compiling() and traces(work.kernel, work.m, work.n, dtype):
+        return TRACED, True
+    few, many, least = _ways_of(work.kernel, work.m, work.n, dtype)
+    way = many if rows >= least else few
+    return way, way != PLAIN or _gradient(work, rows, dtype, device).outer
+
+
+# A constant to torch.compile, which could not follow it into Triton.
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _ways_of(kernel: str, m: int, n: int, dtype: torch.dtype) -> tuple[str, str, int]:
+    if not available(torch.device("cuda")):
+        return PLAIN, PLAIN, 0
+    from surm.structures.gpu.ways import loaded_ways_of
+
+    return loaded_ways_of(kernel, m, n, dtype)
+
+
+def _fft_seconds(work: tuple[Work, ...], rows: int, dtype: torch.dtype, device: str, training: bool) -> float:
     """Forward, and in training twice for the backward pass and once more to compute again what was not kept."""
-    costs = _costs(dtype)
+    costs = _costs(dtype, device)
     transforms = rows * sum(KERNELS[part.kernel].product * part.transforms for part in work)
     others = sum(KERNELS[part.kernel].product * part.others for part in work)
     seconds = costs.call + transforms * costs.transform * (STREAMED if transforms > CACHED else 1)
     return (4 if training else 1) * (seconds + rows * others * costs.narrow)
 
 
-def _fused_seconds(work: tuple[Work, ...], rows: int, dtype: torch.dtype, training: bool) -> float:
+def _fused_seconds(work: tuple[Work, ...], rows: int, dtype: torch.dtype, device: str, training: bool) -> float:
     """What D adds to a layer: it is formed in each pass, and in training its generators have gradients."""
-    forming = sum(KERNELS[part.kernel].passes * part.m * part.n for part in work) * _costs(dtype).entry
+    forming = sum(KERNELS[part.kernel].passes * part.m * part.n for part in work) * _costs(dtype, device).entry
     if not training:
         return forming
-    return 2 * forming + sum(_gradient(part, rows, dtype).seconds for part in work)
+    return 2 * forming + sum(_gradient(part, rows, dtype, device).seconds for part in work)
 
 
-def _dense_seconds(work: tuple[Work, ...], rows: int, dtype: torch.dtype, training: bool) -> float:
+def _dense_seconds(work: tuple[Work, ...], rows: int, dtype: torch.dtype, device: str, training: bool) -> float:
     """As fused, and a product with D of its own in each pass."""
-    product = work[0].m * work[0].n * rows * _costs(dtype).multiply_add
-    return _fused_seconds(work, rows, dtype, training) + (2 if training else 1) * product
+    product = work[0].m * work[0].n * rows * _costs(dtype, device).multiply_add
+    return _fused_seconds(work, rows, dtype, device, training) + (2 if training else 1) * product
 
 
 class _Gradient(NamedTuple):
@@ -204,9 +285,9 @@ class _Gradient(NamedTuple):
 
 
 @_remembered
-def _gradient(work: Work, rows: int, dtype: torch.dtype) -> _Gradient:
+def _gradient(work: Work, rows: int, dtype: torch.dtype, device: str) -> _Gradient:
     """The cheaper of a kernel's ways to the gradients of its generators."""
-    kernel, costs, ways = KERNELS[work.kernel], _costs(dtype), []
+    kernel, costs, ways = KERNELS[work.kernel], _costs(dtype, device), []
     if kernel.by_rows:  # as many transforms as in a product, of x and g, but twice the multiplications, for two factors
         seconds = rows * (work.transforms * costs.transform + 2 * work.others * costs.narrow)
         ways.append(_Gradient(seconds, outer=False))
@@ -224,8 +305,9 @@ def _work(structure: Structure) -> tuple[Work, ...]:
     return tuple(family.work for family in _families(structure))
 
 
-def _costs(dtype: torch.dtype) -> Costs:
-    return COSTS[torch.float32 if dtype in (torch.float32, torch.float64) else torch.bfloat16]
+def _costs(dtype: torch.dtype, device: str) -> Costs:
+    wide = dtype in (torch.float32, torch.float64)
+    return COSTS[device if device == "cuda" else "cpu", torch.float32 if wide else torch.bfloat16]
 
 
 def _rows(x: Tensor) -> int:

@@ -57,9 +57,6 @@ class Circulant(ConstantDiagonals):
     def diagonals(self, generator: Tensor) -> Tensor:
         return functional.circulant_diagonals(generator, self.m, self.n, self.sign)
 
-    def generators(self, dtype: torch.dtype) -> list[Tensor]:
-        return [self.generator(dtype)]
-
     def _product(self, x: Tensor) -> Tensor:
         return functional.circulant_product(self.generator(x.dtype), x, self.m)
 

@@ -103,7 +103,11 @@ def symmetric_diagonals(t: Tensor, m: int, n: int) -> Tensor:
 
 def dense_kronecker(A: Tensor, B: Tensor) -> Tensor:
     """sum_i A_i kron B_i: A (..., r, m1, n1), B (..., r, m2, n2) -> (..., m1 m2, n1 n2)."""
-    return torch.einsum("...tij,...tkl->...ikjl", A, B).flatten(-2).flatten(-3, -2)
+    if A.shape[-3] == 1:  # one product an entry, where `einsum` makes it and then moves it
+        blocks = A.squeeze(-3)[..., :, None, :, None] * B.squeeze(-3)[..., None, :, None, :]
+    else:
+        blocks = torch.einsum("...tij,...tkl->...ikjl", A, B)
+    return blocks.flatten(-2).flatten(-3, -2)
 
 
 def dense_toeplitz(d: Tensor, n: int) -> Tensor:

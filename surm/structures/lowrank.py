@@ -38,9 +38,6 @@ class LowRank(Family):
         B, A = self._columns(x.dtype)
         return linear(linear(x, A), B)
 
-    def generators(self, dtype: torch.dtype) -> list[Tensor]:
-        return list(self._columns(dtype))
-
     def _dense(self, dtype: torch.dtype) -> Tensor:
         B, A = self._columns(dtype)
         return B @ A

@@ -1,13 +1,14 @@
-"""A linear layer with updates, as one operator that torch.compile does not look into.
+"""A linear layer with updates, as one function of autograd, and as one operator that torch.compile does not look into.
 
     y = x (W + D)^T + b                     D has, in each of its parts of rows, a sum of structured matrices
 
-W + D is formed in the forward pass and again in the backward pass; of all that has the size of the tokens, only x is
-kept between them. Without W the result is the update's alone, x D^T.
+Either W + D is formed and multiplied once, or x D^T is added into x W^T + b where that lies. Without W it is added to
+an output that is there already, or it is all. D is formed in the forward pass and again in the backward pass; of all
+that has the size of the tokens, only x is kept between them.
 """
 
-from collections.abc import Callable, Sequence
-from functools import lru_cache
+from collections.abc import Sequence
+from functools import cache, lru_cache
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -15,7 +16,8 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from surm.structures.autocast import without_autocast
-from surm.structures.kernels import KERNELS, Kernel
+from surm.structures.traced import Traced
+from surm.structures.ways import MOST_PARTS, PLAIN, TRACED, Group, Parts, Plain, Way
 
 NO_SECOND_DERIVATIVES = (
     "surm: second derivatives of a layer with an update are not available this way: give backend='fft', whose products "
@@ -32,6 +34,7 @@ class Update(NamedTuple):
         generators: the tensors that the kernel writes S by.
         alpha: the factor.
         outer: whether the gradients of the generators are made from H = g^T x.
+        way: name of the way that it acts in, see `surm.structures.ways`.
     """
 
     rows: slice
@@ -39,157 +42,209 @@ class Update(NamedTuple):
     generators: Sequence[Tensor]
     alpha: float = 1.0
     outer: bool = False
+    way: str = PLAIN
 
 
-def updated_linear(x: Tensor, weight: Tensor | None, bias: Tensor | None, m: int, updates: Sequence[Update]) -> Tensor:
-    """y = x (W + D)^T + b, or x D^T without W: x (..., n), W (m, n), b (m,) -> (..., m).
+def updated_linear(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    m: int,
+    updates: Sequence[Update],
+    *,
+    together: bool = True,
+    base: Tensor | None = None,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    """y = x (W + D)^T + b, or x D^T without W: x (..., n), W (m, n), b (m,) -> (..., m), in `dtype`.
 
     D is formed in the dtype of the generators. In the forward pass that costs O(m n) for each update besides the
-    product with W; in the backward pass, besides the product for the gradient of x, O(m n) again and what the gradients
-    of the generators take. W gets no gradient.
+    products; in the backward pass, besides those for the gradient of x, O(m n) again and what the gradients of the
+    generators take. W gets no gradient.
+
+    Args:
+        together: with W, one product with W + D; else a second one with D, which half precision needs, as it would
+            round most of a small D away in the sum.
+        base: without W, what is added to: (..., m) in `dtype`; it is not changed.
+        dtype: that of W and b, to which x is cast as `torch.autocast` does it; None: that of x.
 
     Raises:
         RuntimeError: second derivatives are asked for.
     """
-    plan = ";".join([str(m), *map(_written, updates)])
-    generators = [generator for update in updates for generator in update.generators]
+    plan = _plan(m, weight is not None and together, updates)
+    tensors = [tensor for update in updates for tensor in update.generators]
+    dtype = dtype or x.dtype
     if torch.compiler.is_compiling():
-        return cast(Tensor, _operator(x, weight, bias, generators, plan))
-    return cast(Tensor, _Linear.apply(plan, x, weight, bias, *generators))
+        x = x.to(dtype)
+        if all(group.way == TRACED for group in plan.groups):
+            return cast(Tensor, _TracedLinear.apply(plan, dtype, x, weight, bias, base, *tensors))
+        return cast(Tensor, _operator(x, weight, bias, base, tensors, plan.written()))
+    return cast(Tensor, _Linear.apply(plan, dtype, x, weight, bias, base, *tensors))
 
 
-# An operator of torch.library takes tensors, lists of tensors, numbers and text, but nothing nested. So the tensors of
-# all updates go in as one flat list, and what is said about them as one text, the plan: the number of outputs, then of
-# each update its rows, kernel, alpha, way to the gradients and number of generators. A graph sees a constant.
+class Plan(NamedTuple):
+    """All that is said about the updates of a layer, without tensors.
 
+    Attributes:
+        m: outputs of the layer.
+        together: one product with W + D.
+        groups: the updates in order; their generators follow each other in one flat list.
+    """
 
-def _written(update: Update) -> str:
-    rows, kernel, generators, alpha, outer = update
-    return f"{rows.start}:{rows.stop}:{kernel}:{alpha}:{outer:d}:{len(generators)}"
+    m: int
+    together: bool
+    groups: tuple[Group, ...]
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether no kernel of a GPU reads rows."""
+        return all(group.way in (PLAIN, TRACED) for group in self.groups)
 
-class _Planned(NamedTuple):
-    """An update as the plan has it: with the positions of its generators in the list of all, without the tensors."""
-
-    rows: slice
-    kernel: Kernel
-    generators: slice
-    alpha: float
-    outer: bool
+    def written(self) -> str:
+        """As text: an operator of torch.library takes nothing nested, and a graph sees a constant."""
+        groups = (":".join(map(str, group)) for group in self.groups)
+        return ";".join([str(self.m), str(self.together), *groups])
 
 
 @lru_cache(maxsize=1024)
-def _parse(plan: str) -> tuple[int, tuple[_Planned, ...]]:
-    m, *written = plan.split(";")
-    updates, first = [], 0
+def _read(plan: str) -> Plan:
+    m, together, *written = plan.split(";")
+    groups = []
     for one in written:
-        start, stop, name, alpha, outer, count = one.split(":")
-        rows, last = slice(int(start), int(stop)), first + int(count)
-        updates.append(_Planned(rows, KERNELS[name], slice(first, last), float(alpha), outer == "1"))
-        first = last
-    return int(m), tuple(updates)
+        start, stop, parts, generators, kernel, alpha, outer, name = one.split(":")
+        sizes = (int(start), int(stop), int(parts), int(generators))
+        groups.append(Group(*sizes, kernel, float(alpha), outer == "True", name))
+    return Plan(int(m), together == "True", tuple(groups))
 
 
-class _Group(NamedTuple):
-    """Neighbours of one kind and size, as a fused layer's queries, keys and values have them, computed together.
-
-    One product with x for all of them costs less than one for each, so that their generators are put side by side.
-    """
-
-    rows: slice
-    first: _Planned  # whose kernel, alpha and way to the gradients are those of all
-    parts: int
-    generators: list[Tensor]  # each (parts, ...)
-
-    @property
-    def size(self) -> int:
-        """Rows of a part."""
-        return int(self.rows.stop - self.rows.start) // self.parts
+Facts = tuple[int, int, str, float, bool, str, tuple[torch.Size, ...]]
 
 
-def _groups(plan: str, generators: Sequence[Tensor]) -> list[_Group]:
-    groups: list[list[_Planned]] = []
-    for update in _parse(plan)[1]:
-        if groups and _beside(groups[-1][-1], update, generators):
-            groups[-1].append(update)
+def _plan(m: int, together: bool, updates: Sequence[Update]) -> Plan:
+    facts = tuple(
+        (rows.start, rows.stop, kernel, alpha, outer, name, tuple(tensor.shape for tensor in generators))
+        for rows, kernel, generators, alpha, outer, name in updates
+    )
+    # torch.compile warns of a cache that it follows, and ignores it.
+    return (_grouped if torch.compiler.is_compiling() else _remembered)(m, together, facts)
+
+
+def _grouped(m: int, together: bool, updates: tuple[Facts, ...]) -> Plan:
+    """Neighbours of one kind, size and alpha side by side: one product with x for all costs less than one for each."""
+    groups: list[Group] = []
+    last: tuple[Any, ...] = ()
+    for start, stop, kernel, alpha, outer, name, shapes in updates:
+        kind = (stop - start, kernel, alpha, outer, name, shapes)
+        room = name in (PLAIN, TRACED) or not groups or groups[-1].parts < MOST_PARTS
+        if groups and kind == last and groups[-1].stop == start and room:
+            groups[-1] = groups[-1]._replace(stop=stop, parts=groups[-1].parts + 1)
         else:
-            groups.append([update])
-    return [
-        _Group(
-            slice(updates[0].rows.start, updates[-1].rows.stop),
-            updates[0],
-            len(updates),
-            [_side_by_side(same) for same in zip(*(generators[one.generators] for one in updates), strict=True)],
-        )
-        for updates in groups
-    ]
+            groups.append(Group(start, stop, 1, len(shapes), kernel, float(alpha), outer, name))
+        last = kind
+    return Plan(m, together, tuple(groups))
 
 
-def _beside(last: _Planned, update: _Planned, generators: Sequence[Tensor]) -> bool:
-    size = update.rows.stop - update.rows.start
-    follows = last.rows == slice(update.rows.start - size, update.rows.start)
-    if not follows or (last.kernel, last.alpha, last.outer) != (update.kernel, update.alpha, update.outer):
-        return False
-    shapes = [[tensor.shape for tensor in generators[one.generators]] for one in (last, update)]
-    return shapes[0] == shapes[1]
+_remembered = lru_cache(maxsize=4096)(_grouped)  # by all that it depends on, so that nothing in it is ever stale
 
 
-def _side_by_side(tensors: Sequence[Tensor]) -> Tensor:
-    return tensors[0].unsqueeze(0) if len(tensors) == 1 else torch.stack(list(tensors))
+_PLAIN, _TRACED = Plain(), Traced()
 
 
-def _sum(weight: Tensor | None, groups: Sequence[_Group], m: int, n: int, dtype: torch.dtype) -> Tensor:
-    """W + D, or D: (m, n)."""
-    if len(groups) == 1 and groups[0].rows == slice(0, m):  # in D's own memory, which saves a copy of the weight
-        D, alpha = _dense(groups[0], n), groups[0].first.alpha
-        return (D.mul_(alpha) if weight is None else torch.add(weight, D, alpha=alpha, out=D)).to(dtype)
-    total = groups[0].generators[0].new_zeros(m, n) if weight is None else weight.clone()
-    for group in groups:
-        total[group.rows].add_(_dense(group, n), alpha=group.first.alpha)
-    return total.to(dtype)
+def way(name: str) -> Way:
+    """A way by its name; those of a GPU are loaded with the first of them, as Triton is not everywhere."""
+    if name == PLAIN:
+        return _PLAIN
+    return _TRACED if name == TRACED else _of_gpu()[name]
 
 
-def _dense(group: _Group, n: int) -> Tensor:
-    """D of the group, one part below the other."""
-    return group.first.kernel.dense(group.generators, group.size, n).flatten(0, 1)
+@cache
+def _of_gpu() -> dict[str, Way]:
+    from surm.structures.gpu.ways import WAYS
+
+    return WAYS
 
 
-def _forward(x: Tensor, weight: Tensor | None, bias: Tensor | None, generators: list[Tensor], plan: str) -> Tensor:
-    m, n = _parse(plan)[0], x.shape[-1]
+def _with_tensors(plan: Plan, tensors: Sequence[Tensor]) -> list[tuple[Group, Parts]]:
+    """Each group with the generators of its parts."""
+    found: list[tuple[Group, Parts]] = []
+    first = 0
+    for group in plan.groups:
+        size = group.generators
+        stop = first + group.parts * size
+        found.append((group, [tensors[start : start + size] for start in range(first, stop, size)]))
+        first = stop
+    return found
+
+
+def summed_weight(weight: Tensor, groups: Sequence[tuple[Group, Parts]], dtype: torch.dtype) -> Tensor:
+    """W + D (m, n) in `dtype`."""
+    m, n = weight.shape
+    group, tensors = groups[0]
+    if len(groups) == 1 and group.covers(m):
+        return way(group.way).form(group, tensors, n, weight, dtype)
+    total = weight.to(dtype, copy=True)
+    for group, tensors in groups:
+        total[group.rows].add_(way(group.way).form(group, tensors, n, None, dtype))
+    return total
+
+
+def _matrix(x: Tensor, plan: Plan) -> Tensor:
+    """x (..., n) as rows (T, n), each contiguous where a kernel of a GPU reads them."""
+    rows = x if x.dim() == 2 else x.reshape(-1, x.shape[-1])
+    return rows if rows.stride(1) == 1 or plan.is_plain else rows.contiguous()
+
+
+def _forward(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    base: Tensor | None,
+    tensors: Sequence[Tensor],
+    plan: Plan,
+) -> Tensor:
+    groups, m = _with_tensors(plan, tensors), plan.m
     with without_autocast(x):  # in whose dtype D would be formed
-        return linear(x, _sum(weight, _groups(plan, generators), m, n, x.dtype), bias)
+        if weight is not None and plan.together:
+            return linear(x, summed_weight(weight, groups, x.dtype), bias)
+        # One group for all rows writes what others would have to add to.
+        fresh = weight is None and base is None and len(groups) == 1 and groups[0][0].covers(m)
+        if weight is not None:
+            y = linear(x, weight, bias)
+        elif base is not None:
+            y = base.clone(memory_format=torch.contiguous_format)
+        else:
+            y = (x.new_empty if fresh else x.new_zeros)((*x.shape[:-1], m))
+        rows, out = _matrix(x, plan), y if y.dim() == 2 else y.view(-1, m)
+        for group, parts in groups:
+            way(group.way).add(group, parts, rows, out if group.covers(m) else out[:, group.rows], fresh)
+    return y
 
 
 def _gradients(
-    g: Tensor, x: Tensor, weight: Tensor | None, generators: list[Tensor], plan: str, needs_x: bool
-) -> list[Tensor]:
-    """The gradients of the generators and, if it is needed, that of x behind them."""
-    m, n = g.shape[-1], x.shape[-1]
+    g: Tensor, x: Tensor, weight: Tensor | None, tensors: Sequence[Tensor], plan: Plan, needs_x: bool, needs: bool
+) -> tuple[Tensor | None, list[Tensor]]:
+    """The gradient of x, if it is needed, and those of the generators, if any `needs` them."""
     # As matrices: a product of g as it comes, with a W + D for each example, would be slow where g is not contiguous.
-    g_rows, x_rows = g.reshape(-1, m), x.reshape(-1, n)
-    gradients = []
+    g_rows, x_rows, groups, m = _matrix(g, plan), _matrix(x, plan), _with_tensors(plan, tensors), plan.m
+    dx, fresh = None, False
+    gradients: list[Tensor] = []
     with without_autocast(x):
-        groups = _groups(plan, generators)
         # First, as it reads g, and W + D is gone when the others are computed.
-        x_gradient = [(g_rows @ _sum(weight, groups, m, n, g.dtype)).view(x.shape)] if needs_x else []
-        for group in groups:
-            compute = group.first.kernel.gradients(group.first.outer)
-            g_parts = g_rows[:, group.rows].view(-1, group.parts, group.size)
-            by_generator = compute(group.generators, g_parts, x_rows)
-            # New tensors: what an operator returns must share no memory, and these are views of one for all parts.
-            gradients += [group.first.alpha * gradient for part in zip(*by_generator, strict=True) for gradient in part]
-    return gradients + x_gradient
+        if needs_x and weight is not None:
+            dx = torch.mm(g_rows, summed_weight(weight, groups, g.dtype) if plan.together else weight)
+        elif needs_x:
+            dx, fresh = torch.empty_like(x_rows, memory_format=torch.contiguous_format), True
+        if needs or not plan.together:
+            into = None if plan.together else dx
+            for group, parts in groups:
+                own = g_rows if group.covers(m) else g_rows[:, group.rows]
+                gradients += way(group.way).backward(group, parts, own, x_rows, into, fresh, needs)
+                fresh = False
+    return dx if dx is None or x.dim() == 2 else dx.view(x.shape), gradients
 
 
-def _backward(
-    compute: Callable[..., list[Tensor]], ctx: Any, g: Tensor, needs_x: bool, needs_bias: bool
-) -> tuple[Tensor | None, Tensor | None, list[Tensor]]:
-    """The gradients of x, of the bias and of the generators."""
-    x, weight, *generators = ctx.saved_tensors
-    gradients = compute(g, x, weight, generators, ctx.plan, needs_x)
-    # Taken out of the list, as autograd copies a gradient that somebody else holds too.
-    x_gradient = gradients.pop() if needs_x else None
-    return x_gradient, g.reshape(-1, g.shape[-1]).sum(dim=0) if needs_bias else None, gradients
+def _bias_gradient(g: Tensor) -> Tensor:
+    return g.reshape(-1, g.shape[-1]).sum(dim=0)
 
 
 # In eager mode a plain function of autograd, as an operator of torch.library took 0.15 ms a step more; the operator is
@@ -199,44 +254,93 @@ def _backward(
 class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, plan: str, x: Tensor, weight: Tensor | None, bias: Tensor | None, *generators: Tensor
+        ctx: Any,
+        plan: Plan,
+        dtype: torch.dtype,
+        x: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        base: Tensor | None,
+        *tensors: Tensor,
     ) -> Tensor:
-        ctx.save_for_backward(x, weight, *generators)
-        ctx.plan = plan
-        return _forward(x, weight, bias, list(generators), plan)
+        ctx.plan, ctx.dtype = plan, x.dtype
+        x = x.to(dtype)  # here, as autograd's own cast would be one node more
+        ctx.save_for_backward(x, weight, *tensors)
+        return _forward(x, weight, bias, base, tensors, plan)
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Any, ...]:
         if torch.is_grad_enabled():  # create_graph=True
             raise RuntimeError(NO_SECOND_DERIVATIVES)
-        _, needs_x, _, needs_bias, *_ = ctx.needs_input_grad
-        x, bias, generators = _backward(_gradients, ctx, g, needs_x, needs_bias)
-        return None, x, None, bias, *generators
+        return _backward(ctx, g)
 
 
-_operator = torch.library.custom_op("surm::linear", _forward, mutates_args=())
-_operator_gradients = torch.library.custom_op("surm::linear_backward", _gradients, mutates_args=())
+class _TracedLinear(_Linear):
+    """The same for torch.compile, which looks into it, and which gives no second derivatives itself."""
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Any, ...]:
+        return _backward(ctx, g)
+
+
+def _backward(ctx: Any, g: Tensor) -> tuple[Any, ...]:
+    x, weight, *tensors = ctx.saved_tensors
+    _, _, needs_x, _, needs_bias, needs_base, *needs = ctx.needs_input_grad
+    dx, gradients = _gradients(g, x, weight, tensors, ctx.plan, needs_x, any(needs))
+    dx = None if dx is None else dx.to(ctx.dtype)
+    bias, base = _bias_gradient(g) if needs_bias else None, g if needs_base else None
+    return None, None, dx, None, bias, base, *(gradients or (None for _ in tensors))
+
+
+def _operator_forward(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, base: Tensor | None, tensors: list[Tensor], plan: str
+) -> Tensor:
+    return _forward(x, weight, bias, base, tensors, _read(plan))
+
+
+def _operator_gradients(
+    g: Tensor, x: Tensor, weight: Tensor | None, tensors: list[Tensor], plan: str, needs_x: bool
+) -> list[Tensor]:
+    dx, gradients = _gradients(g, x, weight, tensors, _read(plan), needs_x, True)
+    # What an operator returns must share no memory, as views of one tensor for all parts do.
+    return [_own(gradient) for gradient in gradients] + ([dx] if dx is not None else [])
+
+
+def _own(tensor: Tensor) -> Tensor:
+    whole = tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
+    return tensor if whole and tensor.is_contiguous() else tensor.clone(memory_format=torch.contiguous_format)
+
+
+_operator = torch.library.custom_op("surm::linear", _operator_forward, mutates_args=())
+_backward_operator = torch.library.custom_op("surm::linear_backward", _operator_gradients, mutates_args=())
 
 
 @_operator.register_fake
-def _(x: Tensor, weight: Tensor | None, bias: Tensor | None, generators: list[Tensor], plan: str) -> Tensor:
-    return x.new_empty(*x.shape[:-1], _parse(plan)[0])
+def _(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, base: Tensor | None, tensors: list[Tensor], plan: str
+) -> Tensor:
+    return x.new_empty(*x.shape[:-1], _read(plan).m)
 
 
-@_operator_gradients.register_fake
-def _(g: Tensor, x: Tensor, weight: Tensor | None, generators: list[Tensor], plan: str, needs_x: bool) -> list[Tensor]:
-    return [torch.empty_like(generator) for generator in generators] + ([torch.empty_like(x)] if needs_x else [])
+@_backward_operator.register_fake
+def _(g: Tensor, x: Tensor, weight: Tensor | None, tensors: list[Tensor], plan: str, needs_x: bool) -> list[Tensor]:
+    like_x = [torch.empty_like(x, memory_format=torch.contiguous_format)] if needs_x else []
+    return [torch.empty_like(tensor, memory_format=torch.contiguous_format) for tensor in tensors] + like_x
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, weight, _, generators, ctx.plan = inputs
-    ctx.save_for_backward(x, weight, *generators)
+    x, weight, _, _, tensors, ctx.plan = inputs
+    ctx.save_for_backward(x, weight, *tensors)
 
 
 def _operator_backward(ctx: Any, g: Tensor) -> tuple[Any, ...]:
+    x, weight, *tensors = ctx.saved_tensors
     needs_x, _, needs_bias, *_ = ctx.needs_input_grad
-    x, bias, generators = _backward(_operator_gradients, ctx, g, needs_x, needs_bias)
-    return x, None, bias, generators, None
+    gradients = _backward_operator(g, x, weight, tensors, ctx.plan, needs_x)
+    # Taken out of the list, as autograd copies a gradient that somebody else holds too.
+    dx = gradients.pop() if needs_x else None
+    base = g if ctx.needs_input_grad[3] else None
+    return dx, None, _bias_gradient(g) if needs_bias else None, base, gradients, None
 
 
 def _refuse(ctx: Any, *_: Any) -> None:
@@ -244,4 +348,4 @@ def _refuse(ctx: Any, *_: Any) -> None:
 
 
 _operator.register_autograd(_operator_backward, setup_context=_keep)
-_operator_gradients.register_autograd(_refuse)
+_backward_operator.register_autograd(_refuse)

@@ -45,14 +45,9 @@ class Toeplitz(ConstantDiagonals):
 
     @property
     def kernel(self) -> str:
-        return "toeplitz" if self.is_linear() else "toeplitz_pair"
-
-    def generators(self, dtype: torch.dtype) -> list[Tensor]:
-        if self.is_linear():
-            return [self.diagonals(self.generator(dtype))]
-        K = max(self.m, self.n)
-        t1, t2 = self._factors(dtype)
-        return [self._diagonals(t1, self.m, K), self._diagonals(t2, K, self.n)]
+        return ("symmetric_" if self.options["symmetric"] else "") + (
+            "toeplitz" if self.is_linear() else "toeplitz_pair"
+        )
 
     def _dense(self, dtype: torch.dtype) -> Tensor:
         return super()._dense(dtype) if self.is_linear() else Structure._dense(self, dtype)

@@ -11,13 +11,14 @@ from torch import Tensor, nn
 
 from surm.structures import Structure, build
 from surm.structures.autocast import autocasts
-from surm.structures.backends import prefers_fused, product, transformed, updates
-from surm.structures.ops import updated_linear
+from surm.structures.backends import choose, product, transformed, updates
+from surm.structures.ops import Update, updated_linear
 from surm.tuners.config import SurmConfig
 from surm.tuners.merging import Merging
 from surm.tuners.offload import call_device, parameters_here
 from surm.tuners.saving import OLD_PEFT, put_names_last
 
+FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 BASE_MODEL = "__base__"  # PEFT's name, in `adapter_names`, for a row without an adapter
 
 
@@ -185,13 +186,17 @@ class SurmWeight(nn.Module, SurmLayer, Merging):
         if self.disable_adapters and self.merged:
             self.unmerge()
         updated = not (self.disable_adapters or self.merged)
-        if updated and adapter_names is None and not (args or kwargs) and (fused := self._fused(x)) is not None:
-            return fused
+        direct = self._direct(x) if updated and adapter_names is None else None
+        weight = self.frozen_weight(x) if direct and not (args or kwargs) else None
+        if direct and weight is not None and (y := self._updated(direct, x, weight, None)) is not None:
+            return y
         result: Tensor = self.base_layer(x, *args, **kwargs)
         if not updated:
             return result
         if self.quantization_backend is not None:
             result = self.quantization_backend.maybe_clone_base_result(result)
+        if direct and weight is None and (y := self._updated(direct, x, None, result)) is not None:
+            return y
         outputs = self._divided(result)
         if adapter_names is None:
             for adapter in self.active_adapters:
@@ -204,29 +209,37 @@ class SurmWeight(nn.Module, SurmLayer, Merging):
                     outputs[index] = outputs[index].index_add(0, rows, update.to(result), alpha=self.alpha[adapter])
         return (outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=-1)).to(result.dtype)
 
+    def _direct(self, x: Tensor) -> list[tuple[str, int, Structure]]:
+        """The structures of active adapters, with their adapter and part, if one function of autograd may add them."""
+        return []
+
     def frozen_weight(self, x: Tensor) -> Tensor | None:
-        """The weight (rows, columns) that updates can be added to for one product of both with x, if there is one."""
+        """The weight (rows, columns), where the base layer is nothing but a product of it with x, and it is frozen."""
         return None
 
-    def _fused(self, x: Tensor) -> Tensor | None:
-        """The output by one product with W + D, None where that is impossible, not wanted, or dearer than two."""
-        chosen = [(name, *item) for name in self.active_adapters for item in self.structures(name)]
-        if not chosen or transformed():
+    def _updated(
+        self, chosen: Sequence[tuple[str, int, Structure]], x: Tensor, weight: Tensor | None, base: Tensor | None
+    ) -> Tensor | None:
+        """The output, from the weight or from the base layer's; None where the structures' own products cost less."""
+        dtype = torch.get_autocast_dtype(x.device.type) if autocasts(x) else x.dtype
+        if base is not None and (base.dtype != dtype or base.shape != (*x.shape[:-1], self.rows)):
             return None
-        dropped = any(self.training and isinstance(self.surm_dropout[name], nn.Dropout) for name, _, _ in chosen)
-        backends = {self.backend[name] for name, _, _ in chosen}
-        weight = self.frozen_weight(x)
-        if dropped or weight is None or not backends <= {"auto", "fused"}:
+        # In half precision the sum with W would round most of the update away.
+        exact = weight is not None and dtype in (torch.float32, torch.float64)
+        backends = frozenset(self.backend[name] for name, _, _ in chosen)
+        choice = choose([item for _, _, item in chosen], x, dtype, exact=exact, backends=backends)
+        if choice.fft:
             return None
-        if backends != {"fused"} and not prefers_fused([structure for _, _, structure in chosen], x):
-            return None
-        starts = [0, *accumulate(self.parts.values())]
-        listed = [
-            update
-            for name, index, structure in chosen
-            for update in updates(structure, x, slice(starts[index], starts[index + 1]), self.alpha[name])
-        ]
-        return updated_linear(x, weight, cast(nn.Linear, self.base_layer).bias, self.rows, listed)
+        ways, starts = list(choice.ways), [0, *accumulate(self.parts.values())]
+        listed: list[Update] = []
+        for name, index, structure in chosen:
+            own = updates(structure, x, slice(starts[index], starts[index + 1]), self.alpha[name], ways)
+            ways = ways[len(own) :]
+            listed += own
+        bias: Tensor | None = None if weight is None else cast(nn.Linear, self.base_layer).bias
+        if weight is not None and weight.dtype != dtype:
+            weight, bias = weight.to(dtype), None if bias is None else bias.to(dtype)
+        return updated_linear(x, weight, bias, self.rows, listed, together=choice.together, base=base, dtype=dtype)
 
     def _divided(self, output: Tensor) -> list[Tensor]:
         """The output by parts; a layer that is not fused has its features in any dimension."""
@@ -267,17 +280,25 @@ class SurmLinear(SurmWeight):
     def product(self, structure: Structure, x: Tensor, backend: str) -> Tensor:
         return product(structure, x, backend)
 
+    def _direct(self, x: Tensor) -> list[tuple[str, int, Structure]]:
+        chosen = [(name, *item) for name in self.active_adapters for item in self.structures(name)]
+        if transformed() or not x.is_floating_point() or x.shape[-1:] != (self.columns,):  # else the base layer says so
+            return []
+        for name, _, _ in chosen:
+            if self.backend[name] == "fft" or (self.training and isinstance(self.surm_dropout[name], nn.Dropout)):
+                return []
+        return chosen
+
     def frozen_weight(self, x: Tensor) -> Tensor | None:
         base: Any = self.base_layer
         if type(base).forward is not self.kind.forward or not _is_plain(base):
             return None
         weight = base.weight
-        # A sharded or packed weight has another shape or type; half precision would round most of the update away.
+        # A sharded or packed weight has another shape or type.
         whole = type(weight) in (nn.Parameter, Tensor) and weight.shape == self.weight_shape
-        fits = x.shape[-1:] == (self.columns,)  # else the base layer says so
-        exact = x.dtype == weight.dtype and x.dtype in (torch.float32, torch.float64) and not autocasts(x)
+        fits = x.dtype == weight.dtype or (autocasts(x) and weight.dtype in FLOATS)
         trained = weight.requires_grad and torch.is_grad_enabled()
-        return self.as_matrix(weight) if whole and fits and exact and not trained else None
+        return self.as_matrix(weight) if whole and fits and not trained else None
 
     def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
         return True

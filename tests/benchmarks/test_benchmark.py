@@ -15,6 +15,7 @@ from rich.console import Console
 from torch import Tensor
 
 from benchmarks import calibrate, gpu_table, measure, table
+from benchmarks.calls import count_calls
 from benchmarks.command import options, run
 from benchmarks.layers import STRUCTURES, layers, measure_layers
 from benchmarks.measure import Candidate, peak_bytes
@@ -292,6 +293,16 @@ def test_a_mistake_ends_the_script_before_anything_is_measured(tmp_path: Path) -
     assert done.stderr.startswith("Error: --peft peft:Lora")
     assert done.stderr.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+def test_calls_of_the_frozen_layer_are_its_two_products() -> None:
+    """x W^T + b and g W; an update adds to them."""
+    known = layers()
+    chosen = [known["frozen layer"], known["circulant"]]
+    frozen, updated = count_calls(chosen, 16, 8, torch.bfloat16, CPU)
+    assert (frozen.name, frozen.computing, frozen.kernels) == ("frozen layer", 2, None)
+    assert updated.computing > frozen.computing
+    assert updated.calls > frozen.calls
 
 
 def test_calibration(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -104,7 +104,7 @@ def test_a_room_says_what_belongs_there(name):
 @pytest.mark.parametrize(
     ("name", "allowed"),
     [
-        ("surm.structures", {"torch"}),
+        ("surm.structures", {"torch", "triton"}),
         ("surm.tuners", {"torch", "peft", "transformers", "huggingface_hub"}),
     ],
 )
@@ -120,9 +120,17 @@ def test_library_imports(name, allowed):
     assert imported - set(sys.stdlib_module_names) <= allowed
 
 
+def test_triton_is_imported_by_kernels_alone():
+    """It is not there without CUDA."""
+    importing = {module for module in FILES if "triton" in {name.split(".")[0] for name in GRAPH[module]}}
+    assert importing
+    assert all(module.startswith("surm.structures.gpu.") for module in importing)
+
+
 def test_importing_surm_loads_the_library_alone():
     command = "import sys, surm; print(*sys.modules)"
     result = subprocess.run([sys.executable, "-c", command], cwd=ROOT, capture_output=True, text=True, check=True)
     loaded = set(result.stdout.split())
     assert {"torch", "peft", "surm.tuners"} <= loaded
-    assert not {"hydra", "omegaconf", "timm", "datasets", "wandb", "onnx", "matplotlib", "surm.training"} & loaded
+    other = {"hydra", "omegaconf", "timm", "datasets", "wandb", "onnx", "matplotlib", "surm.training"}
+    assert not (other | {"surm.structures.gpu.form"}) & loaded

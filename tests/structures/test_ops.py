@@ -33,10 +33,10 @@ def test_torchs_checks_of_an_operator_pass(kernel, outer, weighted):
     shapes = [generator.shape for generator in MEMBERS[kernel].generators(torch.float64)]
     generators = [draw(*shape, seed=3).requires_grad_() for shape in shapes]
     x = draw(3, 6).requires_grad_()
-    plan = f"4;0:4:{kernel}:0.5:{outer:d}:{len(generators)}"
-    opcheck(ops._operator, (x, weight, bias, generators, plan))
+    plan = f"4;{weighted};0:4:1:{len(generators)}:{kernel}:0.5:{outer}:plain"
+    opcheck(ops._operator, (x, weight, bias, None, generators, plan))
     detached = [generator.detach() for generator in generators]
-    opcheck(ops._operator_gradients, (draw(3, 4), x.detach(), weight, detached, plan, True))
+    opcheck(ops._backward_operator, (draw(3, 4), x.detach(), weight, detached, plan, True))
 
 
 def saved_bytes(call) -> int:
@@ -122,12 +122,12 @@ def test_the_gradient_of_x_is_not_copied():
 @pytest.mark.parametrize("batch", [(), (5,), (2, 3)])
 def test_a_bias_has_its_gradient_for_any_leading_dimensions(batch):
     bias, g = draw(4).requires_grad_(), draw(*batch, 4, seed=1)
-    updated_linear(draw(*batch, 6), draw(4, 6), bias, 4, [Update(slice(0, 4), "circulant", [draw(6)])]).backward(g)
+    updated_linear(draw(*batch, 6), draw(4, 6), bias, 4, [Update(slice(0, 4), "circulant", [draw(1, 6)])]).backward(g)
     torch.testing.assert_close(bias.grad, g.reshape(-1, 4).sum(0))
 
 
 def test_an_input_that_needs_no_gradient_costs_no_sum_in_the_backward_pass():
-    update = Update(slice(0, 4), "circulant", [draw(6).requires_grad_()])
-    with patch.object(ops, "_sum", wraps=ops._sum) as formed:
+    update = Update(slice(0, 4), "circulant", [draw(1, 6).requires_grad_()])
+    with patch.object(ops, "summed_weight", wraps=ops.summed_weight) as formed:
         updated_linear(draw(3, 6), draw(4, 6), None, 4, [update]).sum().backward()
     assert formed.call_count == 1

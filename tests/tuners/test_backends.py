@@ -10,9 +10,8 @@ from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 from transformers.pytorch_utils import Conv1D
 
-import surm.tuners.layer
 from surm import SurmConfig
-from surm.structures import STRUCTURES
+from surm.structures import STRUCTURES, ops
 from surm.structures.backends import BACKENDS
 from tests.tuners.helpers import TWO, X, adapt, net, tiny_vit
 
@@ -21,7 +20,7 @@ ROWS = torch.randn(300, 12, generator=torch.Generator().manual_seed(0), dtype=to
 
 def fuses(model: nn.Module, x: Tensor) -> bool:
     """Whether a call forms W + D, of which no more than one is formed for a layer."""
-    with patch.object(surm.tuners.layer, "updated_linear", wraps=surm.tuners.layer.updated_linear) as fused:
+    with patch.object(ops, "summed_weight", wraps=ops.summed_weight) as fused:
         model(x)
     assert fused.call_count < 2
     return bool(fused.call_count)
@@ -106,6 +105,30 @@ def parametrized(model):
     nn.utils.parametrize.register_parametrization(
         model.base_model.model.first.get_base_layer(), "weight", Doubled(), unsafe=True
     )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(5, 12), (2, 5, 12)])
+@pytest.mark.parametrize("change", [lambda model: None, with_hook], ids=["plain", "hook"])
+def test_the_output_is_one_function_of_autograd_and_may_be_changed_in_place(change, shape, dtype):
+    model = adapt(net().to(dtype), init_weights=False, target_modules=["first"], backend="dense")
+    change(model)
+    layer = model.base_model.model.first
+    x = torch.linspace(-1, 1, ROWS[:10].numel()).to(dtype)[: torch.Size(shape).numel()].reshape(shape)
+    parameters = [p for p in layer.parameters() if p.requires_grad]
+    y = layer(x)
+    assert y.grad_fn.name() == "_LinearBackward"
+    expected = torch.autograd.grad(y.relu().sum(), parameters)
+    torch.testing.assert_close(torch.autograd.grad(layer(x).relu_().sum(), parameters), expected, rtol=0, atol=0)
+
+
+def test_the_output_of_the_base_layer_stays_what_it_is():
+    model = adapt(net(), init_weights=False, target_modules=["first"], backend="dense")
+    layer, kept = model.base_model.model.first, []
+    layer.get_base_layer().register_forward_hook(lambda module, inputs, output: kept.append(output))
+    y = layer(ROWS)
+    assert torch.equal(kept[0], net().first(ROWS))
+    torch.testing.assert_close(y, kept[0] + ROWS @ layer.get_delta_weight("default").mT)
 
 
 def test_a_parametrized_weight_is_added_to():

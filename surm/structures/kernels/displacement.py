@@ -21,7 +21,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from surm.structures.functional import fast_length
+from surm.structures.functional import fast_length, symmetric_diagonals
+from surm.structures.kernels.diagonals import folded
 from surm.structures.kernels.kernel import Kernel, Tensors
 from surm.structures.kernels.shifts import (
     BLOCK,
@@ -168,6 +169,26 @@ def _pair_gradients(tensors: Tensors, g: Tensor, x: Tensor) -> list[Tensor]:
     return [d1_gradient, d2_gradient]
 
 
+# The same with symmetric T1 and T2, of parameters t1, t2 (P, r, K).
+
+
+def _from_symmetric(tensors: Tensors, m: int, n: int) -> list[Tensor]:
+    t1, t2 = tensors
+    K = max(m, n)
+    return [symmetric_diagonals(t1, m, K), symmetric_diagonals(t2, K, n)]
+
+
+def _symmetric_pair_dense(tensors: Tensors, m: int, n: int) -> Tensor:
+    return _pair_dense(_from_symmetric(tensors, m, n), m, n)
+
+
+def _symmetric_pair_gradients(tensors: Tensors, g: Tensor, x: Tensor) -> list[Tensor]:
+    m, n = g.shape[-1], x.shape[-1]
+    K = max(m, n)
+    d1, d2 = _pair_gradients(_from_symmetric(tensors, m, n), g, x)
+    return [folded(d1, m, K), folded(d2, K, n)]
+
+
 # Linear convolutions by transforms of at least `length` = 2 K. Some are longer than that; of those only entries are
 # used, and have gradients, that nothing wraps around to.
 
@@ -189,3 +210,4 @@ def _convolution_gradients(v: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, Ten
 
 LDR = Kernel(_ldr_dense, by_outer=_ldr_gradients, passes=12)
 TOEPLITZ_PAIR = Kernel(_pair_dense, by_outer=_pair_gradients, passes=12)
+SYMMETRIC_TOEPLITZ_PAIR = Kernel(_symmetric_pair_dense, by_outer=_symmetric_pair_gradients, passes=12)

@@ -50,21 +50,31 @@ def _right_gradient(G: Tensor, X: Tensor, A: Tensor) -> Tensor:
     return torch.bmm(turned.reshape(n1, count, G.shape[-1]).mT, X.reshape(n1, count, n2)).sum(dim=0)
 
 
-# sum_t B_t A_t with B (P, m, r) and A (P, r, n), the terms side by side.
+# sum_t B_t A_t with B (P, r, m, rank) and A (P, r, rank, n), or without the dimension of the terms.
+
+
+def _columns(tensors: Tensors) -> list[Tensor]:
+    """B (P, m, r rank) and A (P, r rank, n) with the terms side by side."""
+    B, A = tensors
+    return [B.transpose(1, 2).flatten(2), A.flatten(1, 2)] if B.dim() == 4 else [B, A]
 
 
 def _low_rank_dense(tensors: Tensors, m: int, n: int) -> Tensor:
-    B, A = tensors
+    B, A = _columns(tensors)
     return B @ A
 
 
 def _low_rank_by_rows(tensors: Tensors, g: Tensor, x: Tensor) -> list[Tensor]:
-    B, A = tensors
+    B, A = _columns(tensors)
     B_gradient, A_gradient = torch.zeros_like(B), torch.zeros_like(A)
     for g_rows, x_rows in chunks(B, g.shape[1] * g.shape[2] + x.shape[-1], g, x):
         for part, own in enumerate(g_rows.unbind(1)):
             B_gradient[part].addmm_(own.mT, x_rows @ A[part].mT)
             A_gradient[part].addmm_((own @ B[part]).mT, x_rows)
+    if tensors[0].dim() == 4:
+        parts, terms, m, rank = tensors[0].shape
+        B_gradient = B_gradient.view(parts, m, terms, rank).transpose(1, 2).contiguous()
+        A_gradient = A_gradient.view(tensors[1].shape)
     return [B_gradient, A_gradient]
 
 

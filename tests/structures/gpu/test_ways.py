@@ -1,0 +1,108 @@
+"""The ways of a GPU give the numbers of dense matrices in float64."""
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import linear
+
+from surm.structures import build
+from surm.structures.backends import updates
+from surm.structures.gpu.ways import ways_of
+from surm.structures.ops import Update, updated_linear
+from tests.structures.gpu import DEVICE
+
+CASES = [
+    ("form", "circulant", {"terms": 2}),
+    ("form", "skew_circulant", {}),
+    ("form", "toeplitz", {"factors": 1, "symmetric": False}),
+    ("form", "toeplitz", {"factors": 1}),
+    ("form", "ldr", {}),
+    ("correlate", "toeplitz", {"factors": 1}),
+    ("correlate", "ldr", {}),
+    ("transform", "circulant", {}),
+    ("transform", "toeplitz", {"symmetric": False}),
+    ("transform", "ldr", {"terms": 2}),
+    ("factors", "kronecker", {}),
+    ("factors", "kronecker", {"terms": 2}),  # which its kernel refuses
+]
+
+
+def draw(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(DEVICE)
+
+
+def by_way(way: str, listed: list[Update]) -> list[Update]:
+    return [update._replace(way=way, outer=True) for update in listed]
+
+
+def two_parts(structure, options, m, n):
+    torch.manual_seed(0)
+    parts = [build(structure, m, n, device=DEVICE, **options) for _ in range(2)]
+    for part in parts:
+        part.reset_parameters(False)
+    return parts
+
+
+def check(way, parts, x, g, weight=None, base=None, together=False):
+    m, alpha = parts[0].m, -0.5
+    inputs = [x, *(parameter for part in parts for parameter in part.parameters())]
+    listed = [
+        update
+        for index, part in enumerate(parts)
+        for update in updates(part, x, slice(m * index, m * index + m), alpha)
+    ]
+    y = updated_linear(x, weight, None, 2 * m, by_way(way, listed), together=together, base=base)
+    D = alpha * torch.cat([part.dense(torch.float64) for part in parts])
+    expected = linear(x.double(), D if weight is None else D + weight)
+    expected = expected if base is None else expected + base
+    for found, exact in zip(
+        [y, *torch.autograd.grad(y, inputs, g)],
+        [expected, *torch.autograd.grad(expected, inputs, g.double())],
+        strict=True,
+    ):
+        assert (found - exact).norm() < 1e-4 * exact.norm()
+
+
+@pytest.mark.sample(6)
+@pytest.mark.parametrize("beside", ["weight", "sum", "output", "nothing"])
+@pytest.mark.parametrize(("way", "structure", "options"), CASES)
+def test_two_parts_of_one_layer_have_the_numbers_of_dense_matrices(way, structure, options, beside):
+    m, n = 32, 32
+    weight = draw(2 * m, n, seed=2) if beside in ("weight", "sum") else None
+    base = draw(20, 2 * m) if beside == "output" else None
+    x, g = draw(20, n).requires_grad_(), draw(20, 2 * m, seed=1)
+    check(way, two_parts(structure, options, m, n), x, g, weight, base, together=beside == "sum")
+
+
+@pytest.mark.sample(2)
+@pytest.mark.parametrize(("way", "structure", "options"), CASES)
+def test_rows_may_stand_in_columns_of_memory_or_be_one_row_expanded(way, structure, options):
+    m, n = 32, 32
+    x = draw(n, 20).T.requires_grad_()
+    check(way, two_parts(structure, options, m, n), x, draw(1, 1).expand(20, 2 * m), draw(2 * m, n, seed=2))
+
+
+@pytest.mark.parametrize(
+    ("kernel", "size", "dtype", "rows", "way"),
+    [
+        ("circulant", 768, torch.bfloat16, 16384, "form"),
+        ("circulant", 1024, torch.bfloat16, 2048, "form"),
+        ("circulant", 1024, torch.float16, 16384, "transform"),
+        ("toeplitz", 1024, torch.float16, 16384, "form"),
+        ("circulant", 4096, torch.bfloat16, 2048, "transform"),
+        ("circulant", 8192, torch.bfloat16, 2048, "form"),  # longer than a transform can be
+        ("circulant", 384, torch.float32, 2048, "form"),
+        ("toeplitz", 768, torch.float32, 2048, "correlate"),
+        ("circulant", 4096, torch.float32, 2048, "correlate"),
+        ("ldr", 768, torch.bfloat16, 2048, "form"),
+        ("ldr", 768, torch.float32, 2048, "transform"),
+        ("ldr", 768, torch.float32, 16384, "correlate"),
+        ("symmetric_toeplitz_pair", 4096, torch.bfloat16, 2048, "transform"),
+        ("kronecker", 768, torch.float32, 2048, "factors"),
+        ("circulant", 768, torch.float64, 2048, "plain"),
+        ("low_rank", 768, torch.float32, 2048, "plain"),
+    ],
+)
+def test_way_by_kernel_size_dtype_and_rows(kernel, size, dtype, rows, way):
+    few, many, least = ways_of(kernel, size, size, dtype)
+    assert (many if rows >= least else few) == way
