@@ -284,8 +284,10 @@ class SurmLinear(SurmWeight):
         chosen = [(name, *item) for name in self.active_adapters for item in self.structures(name)]
         if transformed() or not x.is_floating_point() or x.shape[-1:] != (self.columns,):  # else the base layer says so
             return []
-        for name, _, _ in chosen:
+        for name, _, structure in chosen:
             if self.backend[name] == "fft" or (self.training and isinstance(self.surm_dropout[name], nn.Dropout)):
+                return []
+            if any(factor.is_meta for factor in structure.factors()):  # offloaded: `_updates` brings them
                 return []
         return chosen
 
