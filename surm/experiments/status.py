@@ -10,6 +10,7 @@ from surm.experiments.cli import console
 from surm.experiments.forecast import Forecast, total
 from surm.experiments.plan import Experiment, Planned, TrainingRun
 from surm.experiments.tune import Trials, first_rates, first_values, known_head_rate, searches, searches_by_run
+from surm.records.provenance import kind_of_machine, kind_of_this_machine
 from surm.records.record import read_records
 from surm.records.recorded import canonical
 from surm.shared.errors import RecordError
@@ -91,13 +92,15 @@ def _print_rows(rows: Sequence[Sequence[str]]) -> None:
 
 
 class Measured:
-    """What finished runs took, published ones and those of this machine."""
+    """What finished runs took on machines of this one's kind, published ones and its own."""
 
     def __init__(self) -> None:
         self._of_question: dict[str, list[float]] = {}
         self._of_step: dict[tuple[str, ...], list[float]] = {}
+        kinds = ("not known", kind_of_this_machine())
         for record in read_records(PUBLISHED, Path("outputs/runs")).values():
-            if record.finished and (seconds := record.happened.get("seconds")):
+            alike = kind_of_machine(record.where) in kinds
+            if alike and record.finished and (seconds := record.happened.get("seconds")):
                 self._of_question.setdefault(_cost_key(record.asked), []).append(seconds)
                 if steps := record.happened.get("steps"):
                     for key in _step_keys(record.asked):

@@ -57,6 +57,11 @@ def kind_of_machine(where: Mapping[str, Any]) -> str:
     return str(machine.get("device_name") or str(machine.get("device", "not known")).partition(":")[0])
 
 
+def kind_of_this_machine() -> str:
+    """`kind_of_machine` of a run that would be started here."""
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+
+
 # --- the code ---------------------------------------------------------------------------------------------------------
 
 

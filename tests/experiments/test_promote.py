@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from surm.config.compose import composer
+from surm.experiments import status
 from surm.experiments.plan import Experiment, load_experiment
 from surm.experiments.promote import mixed_machines, promote, restore
 from surm.records import provenance
@@ -214,3 +216,22 @@ def test_a_copied_tree_is_never_clean_and_keeps_the_hash(
         shutil.copytree(repository, copy, ignore=shutil.ignore_patterns(".git", "docs"))
         at(copy, monkeypatch)
         assert code() == {"commit": None, "dirty": True, "sources": there["sources"]}
+
+
+@pytest.mark.parametrize(
+    ("machine", "seconds"), [({"device": "cpu"}, 7.0), ({"device": "cuda", "device_name": "X"}, None)]
+)
+def test_what_a_run_takes_here_is_told_by_machines_of_this_kind(
+    machine: dict[str, str],
+    seconds: float | None,
+    experiment: Experiment,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(status, "PUBLISHED", tmp_path / "published")
+    asked = experiment.runs[0].asked
+    record = write(tmp_path / "outputs" / "runs", asked, machine=machine)
+    replace(record, happened=HAPPENED | {"seconds": 7.0}).write()
+    assert status.Measured().seconds(asked) == seconds
