@@ -284,8 +284,10 @@ class SurmLinear(SurmWeight):
         chosen = [(name, *item) for name in self.active_adapters for item in self.structures(name)]
         if transformed() or not x.is_floating_point() or x.shape[-1:] != (self.columns,):  # else the base layer says so
             return []
-        for name, _, _ in chosen:
+        for name, _, structure in chosen:
             if self.backend[name] == "fft" or (self.training and isinstance(self.surm_dropout[name], nn.Dropout)):
+                return []
+            if structure.factors()[0].is_meta:  # accelerate keeps it elsewhere, and brings it for `parameters_here`
                 return []
         return chosen
 
