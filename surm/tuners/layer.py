@@ -287,7 +287,7 @@ class SurmLinear(SurmWeight):
         for name, _, structure in chosen:
             if self.backend[name] == "fft" or (self.training and isinstance(self.surm_dropout[name], nn.Dropout)):
                 return []
-            if any(factor.is_meta for factor in structure.factors()):  # offloaded: `_updates` brings them
+            if structure.factors()[0].is_meta:  # accelerate keeps it elsewhere, and brings it for `parameters_here`
                 return []
         return chosen
 

@@ -2,10 +2,12 @@
 
 import pytest
 import torch
+from peft import get_peft_model
 from torch import Tensor
 from torch.nn.functional import linear
 
-from surm.structures import build
+from surm import SurmConfig
+from surm.structures import backends, build
 from surm.structures.backends import updates
 from surm.structures.ops import updated_linear
 from surm.structures.traced import traces
@@ -48,6 +50,26 @@ def test_compiled_in_one_graph_without_an_operator(structure, options):
     check(structure, options, 12, 8, "weight", torch.compile(updated_linear, backend=backend, fullgraph=True))
     assert len(graphs) == 1
     assert "ops.surm" not in graphs[0]
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_a_whole_layer_is_compiled_in_one_graph(monkeypatch, autocast):
+    torch.compiler.reset()
+    torch.manual_seed(0)
+    config = SurmConfig(structure="circulant", target_modules=["0"], init_weights=False)
+    layer = get_peft_model(torch.nn.Sequential(torch.nn.Linear(12, 10)), config).base_model.model[0]
+    x, trained = draw(2, 3, 12).requires_grad_(), [p for p in layer.parameters() if p.requires_grad]
+
+    def step(module):
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            y = module(x)
+        return [y, *torch.autograd.grad(y.float().square().sum(), [x, *trained])]
+
+    eager = step(layer)
+    monkeypatch.setattr(backends, "_way", lambda *_: ("traced", True))
+    for found, expected in zip(step(torch.compile(layer, backend="aot_eager", fullgraph=True)), eager, strict=True):
+        assert found.dtype == expected.dtype
+        assert (found - expected).norm() < (1e-2 if autocast else 1e-5) * expected.norm()
 
 
 def check(structure, options, m, n, beside, compute):

@@ -20,7 +20,7 @@ class Launcher:
 
     def __init__(self, kernel: Any) -> None:
         self.kernel = kernel
-        self.known: dict[tuple[Any, ...], tuple[Any, Any, Any]] = {}
+        self.known: dict[tuple[Any, ...], tuple[Any, ...]] = {}
 
     def __call__(
         self,
@@ -59,13 +59,14 @@ class Launcher:
         known = self.known.get(key)
         if known is None or all_bits % ALIGNED:
             compiled = self.kernel[grid](*pointers, *changing, *fixed, **options)
-            # Nothing is compiled by the interpreter.
-            if compiled is not None and not all_bits % ALIGNED and len(self.known) < MOST:
-                self.known[key] = compiled.run, compiled.function, compiled.packed_metadata
+            # The interpreter compiles nothing; and another version of Triton may call these otherwise.
+            parts = tuple(getattr(compiled, name, None) for name in ("run", "function", "packed_metadata"))
+            if None not in parts and not all_bits % ALIGNED and len(self.known) < MOST:
+                self.known[key] = parts
             return None
         run, function, metadata = known
         stream = torch._C._cuda_getCurrentRawStream(device)
-        # In the order of Triton's own call, in which three hooks for its profiler follow.
+        # As `triton.JITFunction.run` of 3.6 to 3.9 calls it, but for three arguments of its profiler.
         run(*grid, stream, function, metadata, None, None, None, *addresses, *changing, *fixed)
         return None
 
