@@ -130,7 +130,7 @@ def run(arguments: argparse.Namespace) -> Iterator[str]:
 
 def _measure(units: Sequence[Unit], arguments: argparse.Namespace, device: torch.device, end: float) -> Iterator[str]:
     before = os.getloadavg()
-    asked = {key: str(value) if isinstance(value, Path) else value for key, value in vars(arguments).items()}
+    asked = {key: value for key, value in vars(arguments).items() if not isinstance(value, Path)}
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else None
     report = Report(arguments.output, {"where": where(device.type, {}), "gpu": name, "asked": asked})
     _without_extension()

@@ -243,6 +243,8 @@ def _overrides(question: Question) -> list[str]:
         f"structure={structure}" if structure in groups()["structure"] else f"structure.name={structure}",
         f"seed={question['seed']}",
     ]
+    if question.get("placement", {}).get("form") == "adapter":  # without which some methods cannot be composed
+        chosen.append("placement.form=adapter")
     brought = Run.of(compose_run(chosen)).asked
     sections = ("model", "dataset", "structure", "placement", "optim", "trainer")
     differing = [

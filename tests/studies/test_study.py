@@ -128,7 +128,7 @@ def test_a_study_prints_its_table_and_verdicts_and_a_second_call_computes_nothin
         outputs.append(capsys.readouterr().out)
     for output in outputs:
         assert "tied Kronecker" in output
-        assert "* agrees: tied Kronecker minus circulant, rows normalised after > 0" in output
+        assert "* agrees: larger: tied Kronecker minus circulant, rows normalised after > 0" in output
     assert [output.count("done before") for output in outputs] == [0, 2]
     records = [json.loads(path.read_text()) for path in (tmp_path / "outputs" / "runs").glob("*/record.json")]
     assert sorted(record["asked"]["study"]["draw"] for record in records) == [0, 1]
