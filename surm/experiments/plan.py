@@ -336,9 +336,9 @@ def find_experiment(name: str, scale: str) -> str:
         if yaml.safe_load((CONFIG_DIRECTORY / "experiment" / f"{file}.yaml").read_text())["table"]["name"] == name:
             return file
     allowed = sorted((file.removeprefix(f"{scale}/") for file in files), key=lambda file: "/" in file)
-    raise ConfigError(
-        f"ONLY={name}: conf/experiment has {', '.join(allowed)}{hint(name.removeprefix(f'{scale}/'), allowed)}"
-    )
+    # The names of this scale stand there without its folder, so the nearest is sought without it, too.
+    nearest = hint(name.removeprefix(f"{scale}/"), allowed)
+    raise ConfigError(f"ONLY={name}: conf/experiment has {', '.join(allowed)}{nearest}")
 
 
 def load_scale_experiments(

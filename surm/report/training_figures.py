@@ -64,9 +64,13 @@ def curves(method: Method) -> dict[str, pd.DataFrame]:
         evaluated = history.dropna(subset="evaluation")
         pairs = zip(evaluated["evaluation"], evaluated["metric"], strict=True)
         of_quantity["score"] = evaluated.assign(score=[100 * scores[metric] for scores, metric in pairs])
-    return {
-        name: rows.groupby("epoch")[name].agg(["mean", "min", "max"]) for name, rows in of_quantity.items() if len(rows)
-    }
+    return {name: _mean_and_range(rows, name) for name, rows in of_quantity.items() if len(rows)}
+
+
+def _mean_and_range(rows: pd.DataFrame, name: str) -> pd.DataFrame:
+    frame = rows.groupby("epoch")[name].agg(["mean", "min", "max"])
+    # The sum of losses near the largest float overflows, while their mean is within their range.
+    return frame.assign(mean=frame["mean"].clip(frame["min"], frame["max"]))
 
 
 def _draw_curves(task: Comparison, loss_axes: Axes, score_axes: Axes) -> None:

@@ -49,7 +49,7 @@ def draw_right(accuracy, difficulty, generator):
 def write_run(folder, request, labels, right, *, published=False, status="finished", keep=True, **happened):
     """Write one record with its predictions and return the signature."""
     name = signature(request)
-    accuracy = float(np.mean(right))
+    accuracy = float(np.mean(right)) if len(right) else 0.0
     what = {
         "metrics": {"accuracy": accuracy},
         "primary_metric": "accuracy",

@@ -76,7 +76,6 @@ def of_metric(name: str) -> dict[str, Any]:
 
 
 LOSS, EVALUATION = {"step": 1, "epoch": 0.1, "loss": 2.0}, {"step": 2, "epoch": 1.0, "evaluation": {"accuracy": 0.5}}
-NO_SCORE = {"metrics": {"accuracy": 0.0}, "best_epoch_metrics": {"accuracy": 0.0}}
 CIRCULANT = {"circulant": {"digits": [0.9]}}
 GROUPS: dict[str, Make] = {
     "no plan": lambda _: [],
@@ -90,7 +89,7 @@ GROUPS: dict[str, Make] = {
     "equal seeds": experiment({"circulant": 0.5, "LoRA r=1": 0.5}, seeds=2, sd=0.0),
     "nothing right": experiment({"circulant": 0.0, "LoRA r=1": 0.0}, seeds=2, sd=0.0),
     "one example": experiment({"circulant": 0.5, "LoRA r=1": 0.5}, seeds=2, examples=1),
-    "no example": runs({}, {}, examples=0, **NO_SCORE),
+    "no example": runs({}, {}, examples=0),
     "no predictions": runs({}, {}, keep=False),
     "failed": runs({}, status="failed", error="x"),
     "failed without words": runs({}, status="failed", error="\n"),
