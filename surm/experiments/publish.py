@@ -77,7 +77,7 @@ def report(
     html = page.with_suffix(".html")
     console.print(f"Report: {html}, {page}; tables: {page.parent / 'tables'}; figures: {page.parent / 'figures'}")
     if main := (page.parent / primary.FILE.with_suffix(".md")).read_text():
-        console.print("\n[bold]The primary claims[/bold]\n")
+        console.print("\nThe primary claims\n")
         print(main)
     return html
 
