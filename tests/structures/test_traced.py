@@ -4,13 +4,13 @@ import pytest
 import torch
 from peft import get_peft_model
 from torch import Tensor
-from torch.nn.functional import linear
 
 from surm import SurmConfig
 from surm.structures import backends, build
 from surm.structures.backends import updates
 from surm.structures.ops import updated_linear
 from surm.structures.traced import traces
+from tests.structures.twin import assert_dense
 
 CASES = [
     ("circulant", {"terms": 2}),
@@ -80,22 +80,13 @@ def check(structure, options, m, n, beside, compute):
     weight = draw(2 * m, n, seed=2) if beside in ("weight", "sum") else None
     base = draw(7, 2 * m) if beside == "output" else None
     x, g = draw(7, n).requires_grad_(), draw(7, 2 * m, seed=1)
-    inputs = [x, *(parameter for part in parts for parameter in part.parameters())]
     listed = [
         update._replace(way="traced", outer=True)
         for index, part in enumerate(parts)
         for update in updates(part, x, slice(m * index, m * index + m), alpha)
     ]
     y = compute(x, weight, None, 2 * m, listed, together=beside == "sum", base=base)
-    D = alpha * torch.cat([part.dense(torch.float64) for part in parts])
-    expected = linear(x.double(), D if weight is None else D + weight)
-    expected = expected if base is None else expected + base
-    for found, exact in zip(
-        [y, *torch.autograd.grad(y, inputs, g)],
-        [expected, *torch.autograd.grad(expected, inputs, g.double())],
-        strict=True,
-    ):
-        assert (found - exact).norm() < 1e-5 * exact.norm()
+    assert_dense(y, parts, alpha, x, g, weight=weight, base=base, within=1e-5)
 
 
 def test_matrices_that_are_traced():

@@ -74,12 +74,12 @@ class Formed(Way):
     def backward(
         self, group: Group, tensors: Parts, g: Tensor, x: Tensor, dx: Tensor | None, fresh: bool, needs: bool
     ) -> list[Tensor]:
-        if dx is not None:
-            D = self.form(group, tensors, x.shape[1], None, g.dtype)
-            dx.addmm_(g, D, beta=0 if fresh else 1)
-            del D  # before H is there
-        if not needs:
-            return []
+        if dx is not None:  # D is gone again before H is there
+            dx.addmm_(g, self.form(group, tensors, x.shape[1], None, g.dtype), beta=0 if fresh else 1)
+        return self.gradients(group, tensors, g, x) if needs else []
+
+    def gradients(self, group: Group, tensors: Parts, g: Tensor, x: Tensor) -> list[Tensor]:
+        """Of the parameters."""
         found = form.diagonal_gradients(group.kernel, tensors, torch.mm(g.mT, x), group.m, x.shape[1], group.alpha)
         return [gradient for part in found for gradient in part]
 
@@ -87,13 +87,8 @@ class Formed(Way):
 class Correlated(Formed):
     """D in one launch, and the gradients by transforms."""
 
-    def backward(
-        self, group: Group, tensors: Parts, g: Tensor, x: Tensor, dx: Tensor | None, fresh: bool, needs: bool
-    ) -> list[Tensor]:
-        if dx is not None:
-            D = self.form(group, tensors, x.shape[1], None, g.dtype)
-            dx.addmm_(g, D, beta=0 if fresh else 1)
-        return _by_transforms(group, tensors, g, x, None) if needs else []
+    def gradients(self, group: Group, tensors: Parts, g: Tensor, x: Tensor) -> list[Tensor]:
+        return _by_transforms(group, tensors, g, x, None)
 
 
 class Transformed(Formed):

@@ -3,13 +3,13 @@
 import pytest
 import torch
 from torch import Tensor
-from torch.nn.functional import linear
 
 from surm.structures import build
 from surm.structures.backends import updates
 from surm.structures.gpu.ways import ways_of
 from surm.structures.ops import Update, updated_linear
 from tests.structures.gpu import DEVICE
+from tests.structures.twin import assert_dense
 
 CASES = [
     ("form", "circulant", {"terms": 2}),
@@ -45,22 +45,13 @@ def two_parts(structure, options, m, n):
 
 def check(way, parts, x, g, weight=None, base=None, together=False):
     m, alpha = parts[0].m, -0.5
-    inputs = [x, *(parameter for part in parts for parameter in part.parameters())]
     listed = [
         update
         for index, part in enumerate(parts)
         for update in updates(part, x, slice(m * index, m * index + m), alpha)
     ]
     y = updated_linear(x, weight, None, 2 * m, by_way(way, listed), together=together, base=base)
-    D = alpha * torch.cat([part.dense(torch.float64) for part in parts])
-    expected = linear(x.double(), D if weight is None else D + weight)
-    expected = expected if base is None else expected + base
-    for found, exact in zip(
-        [y, *torch.autograd.grad(y, inputs, g)],
-        [expected, *torch.autograd.grad(expected, inputs, g.double())],
-        strict=True,
-    ):
-        assert (found - exact).norm() < 1e-4 * exact.norm()
+    assert_dense(y, parts, alpha, x, g, weight=weight, base=base, within=1e-4)
 
 
 @pytest.mark.sample(6)
