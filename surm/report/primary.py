@@ -59,14 +59,18 @@ def rows(
 ) -> list[PrimaryRow]:
     """The primary claims by published records and by this run's.
 
-    A page of other experiments takes what is published from the file that `make publish` wrote below `results`.
+    A page of other experiments takes what is published from the file that `make publish` wrote below `results`. Where
+    this run says the same of every claim, it is not said twice.
     """
     published = read(results / FILE) | answers_of(there, claims)
     own, absent = answers_of(here, claims), Answer(ABSENT)
+    primary = {name: claim for name, claim in claims.items() if claim.registered == "primary"}
+    sources = {"published here": published}
+    if any(own.get(name, absent) != published.get(name, absent) for name in primary):
+        sources["this run"] = own
     return [
-        PrimaryRow(claim, {"published here": published.get(name, absent), "this run": own.get(name, absent)})
-        for name, claim in claims.items()
-        if claim.registered == "primary"
+        PrimaryRow(claim, {source: answers.get(name, absent) for source, answers in sources.items()})
+        for name, claim in primary.items()
     ]
 
 
