@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -13,19 +14,35 @@ from surm.report.rules import KINDS, LEVEL, Claim, Effects, Verdict, in_words, n
 from surm.shared.paths import PAPER
 
 
-def read_claims(folder: Path = PAPER) -> dict[str, Claim]:
-    """Claims of `claims.yaml` by id.
+def read_claims(*folders: Path) -> dict[str, Claim]:
+    """Claims of papers by id, from the `claims.yaml` of their folders, by default of the paper alone.
 
     Raises:
-        ValueError: a claim of a kind that no rule decides.
+        ValueError: a claim of a kind that no rule decides, or two of one id.
     """
-    entries = yaml.safe_load((folder / "claims.yaml").read_text())
-    entries.pop("registration", None)
-    claims = {name: Claim(id=name, **entry) for name, entry in entries.items()}
-    for claim in claims.values():
-        if claim.kind not in KINDS:
-            raise ValueError(f"claim {claim.id} is of kind {claim.kind}: allowed are {', '.join(KINDS)}.")
+    claims: dict[str, Claim] = {}
+    for folder in folders or [PAPER]:
+        entries = _stored(folder)
+        entries.pop("registration", None)
+        for name, entry in entries.items():
+            claim = Claim(id=name, paper=folder.name, **entry)
+            if claim.kind not in KINDS:
+                raise ValueError(f"claim {claim.id} is of kind {claim.kind}: allowed are {', '.join(KINDS)}.")
+            if name in claims:
+                raise ValueError(f"claim {name} stands in {claims[name].paper} and in {folder.name}: give each its id.")
+            claims[name] = claim
     return claims
+
+
+def papers_beside(folder: Path) -> list[Path]:
+    """A paper's folder and those beside it, it first."""
+    others = {path.parent for path in folder.parent.glob("*/claims.yaml")} - {folder}
+    return [folder, *sorted(others)]
+
+
+def _stored(folder: Path) -> dict[str, Any]:
+    stored: dict[str, Any] = yaml.safe_load((folder / "claims.yaml").read_text())
+    return stored
 
 
 def remarks_on(claim: Claim) -> list[str]:
@@ -38,41 +55,47 @@ def remarks_on(claim: Claim) -> list[str]:
 
 @dataclass(frozen=True)
 class Registration:
-    """What was fixed before the runs that decide the claims.
+    """What was fixed before the runs that decide some claims, which are corrected together.
 
     seeds: table -> the seeds that it reports; no other is added after a look.
     tuning_seeds: never reported, but for the headroom.
     headroom: the table, or the start of the names of several, that shows how much room a task leaves above LoRA r=1.
     levels: of the primary claims (Holm) and of the secondary ones (Benjamini-Hochberg).
+    papers: folders whose registered claims these are.
     """
 
     seeds: Mapping[str, Sequence[int]]
     tuning_seeds: Sequence[int]
     headroom: str
     levels: Mapping[str, float]
+    papers: Sequence[str] = ()
 
 
-def read_registration(folder: Path = PAPER) -> Registration | None:
-    """The block `registration` of `claims.yaml`; None where there is none.
+def read_registrations(*folders: Path) -> list[Registration]:
+    """The blocks `registration` of the `claims.yaml` of papers; a paper may name another whose block is its own, too.
 
     Raises:
-        ValueError: a tuning seed is among the reported ones.
+        ValueError: a tuning seed is among the reported ones, or a paper names one that has no block.
     """
-    stored = yaml.safe_load((folder / "claims.yaml").read_text()).get("registration")
-    if stored is None:
-        return None
-    registration = Registration(**stored)
-    tables = {name: seeds for name, seeds in registration.seeds.items() if not name.startswith(registration.headroom)}
-    reported = {seed for seeds in tables.values() for seed in seeds}
-    if both := reported & set(registration.tuning_seeds):
-        raise ValueError(f"seeds {sorted(both)} are registered for tuning and for reporting: give each one use.")
-    return registration
+    stored = {folder.name: _stored(folder).get("registration") for folder in folders or [PAPER]}
+    blocks = {name: block for name, block in stored.items() if isinstance(block, dict)}
+    for name, block in stored.items():
+        if isinstance(block, str) and block not in blocks:
+            raise ValueError(f"{name}: registration: {block} names no paper with a registration of its own.")
+    found = []
+    for name, block in blocks.items():
+        registration = Registration(**block, papers=[name, *(one for one, of in stored.items() if of == name)])
+        reported = [own for table, own in registration.seeds.items() if not table.startswith(registration.headroom)]
+        if both := set(chain(*reported)) & set(registration.tuning_seeds):
+            raise ValueError(f"seeds {sorted(both)} are registered for tuning and for reporting: give each one use.")
+        found.append(registration)
+    return found
 
 
-def registered_plan(plan: Plan, registration: Registration | None, claims: Mapping[str, Claim]) -> Plan:
+def registered_plan(plan: Plan, registrations: Sequence[Registration], claims: Mapping[str, Claim]) -> Plan:
     """The plan with the claims that name its table, the seeds that are registered for it, and the pairs compared."""
     own = [name for name, claim in claims.items() if claim.table == plan.name]
-    seeds = registration.seeds.get(plan.name, ()) if registration else ()
+    seeds = next((of.seeds[plan.name] for of in registrations if plan.name in of.seeds), ())
     pairs = [pair for name in own if claims[name].registered for pair in _pairs(claims[name].rule)]
     ids = list(dict.fromkeys([*plan.claims, *own]))
     return replace(plan, seeds=tuple(seeds), claims=ids, contrasts=list(dict.fromkeys(pairs)))

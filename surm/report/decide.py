@@ -29,10 +29,17 @@ def headroom_of(task: Comparison) -> float | None:
     return max(method.mean for method in others) - reference.mean
 
 
-def decide(sections: Sequence[Section], claims: Mapping[str, Claim], registration: Registration | None) -> None:
+def decide(sections: Sequence[Section], claims: Mapping[str, Claim], registrations: Sequence[Registration]) -> None:
     """Tell the sections of one set of records what room their tasks leave, and settle the registered claims."""
-    if registration is None:
-        return
+    for registration in registrations:
+        _tell_headroom(sections, registration)
+    of_claim = {name: section for section in sections for name in section.plan.claims if claims[name].registered}
+    for registration in registrations:
+        own = {name: claim for name, claim in claims.items() if claim.paper in registration.papers}
+        _settle(of_claim, own, registration)
+
+
+def _tell_headroom(sections: Sequence[Section], registration: Registration) -> None:
     grids = [section for section in sections if isinstance(section, Grid)]
     room = {
         task.task: headroom_of(task)
@@ -42,7 +49,10 @@ def decide(sections: Sequence[Section], claims: Mapping[str, Claim], registratio
     }
     for section in grids:
         section.give_headroom(room)
-    of_claim = {name: section for section in sections for name in section.plan.claims if claims[name].registered}
+
+
+def _settle(of_claim: Mapping[str, Section], claims: Mapping[str, Claim], registration: Registration) -> None:
+    """Adjust the p-values of each family of claims."""
     for family, adjust in ADJUST.items():
         tentative: dict[str, Verdict | None] = {
             name: of_claim[name].judge(claim) if name in of_claim else None

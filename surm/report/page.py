@@ -7,7 +7,7 @@ from pathlib import Path
 from surm.records.record import Record, read_records
 from surm.report import html, primary
 from surm.report.base import Section, Source, figure_path
-from surm.report.claims import describe, read_claims, read_registration, registered_plan, remarks_on
+from surm.report.claims import describe, papers_beside, read_claims, read_registrations, registered_plan, remarks_on
 from surm.report.comparison import OneTask
 from surm.report.decide import decide
 from surm.report.figures import accuracy_over_parameters
@@ -50,23 +50,24 @@ def build(
         label: printed with the numbers.
         evidence: False forbids verdicts; the label says why.
         name: of the figure that has a panel for each comparison, `figures/<name>_accuracy_over_parameters.png`.
-        paper: folder of the paper's claims.
+        paper: folder of the paper's claims; those beside it hold other papers'.
         options: of `make reproduce`, which the page prints where a run is missing.
         further: add a section for the runs and studies that no plan asks for.
     """
     folders = [runs] if isinstance(runs, Path) else runs
     ours, theirs = read_records(*folders, check=check_reportable), read_records(published, check=check_reportable)
-    claims, registration = read_claims(paper), read_registration(paper)
+    papers = papers_beside(paper)
+    claims, registrations = read_claims(*papers), read_registrations(*papers)
     plans = [*plans, *further_plans(plans, ours)] if further else plans
-    plans = [registered_plan(plan, registration, claims) for plan in plans]
+    plans = [registered_plan(plan, registrations, claims) for plan in plans]
     sources = [
         Source("published", "published here", theirs, ours, paper, label, evidence, [published]),
         Source("run", "this run", ours, theirs, paper, label, evidence, folders),
     ]
     there = [make_section(_as_published(plan, theirs), sources[0]) for plan in plans]
     here = [make_section(plan, sources[1]) for plan in plans]
-    decide(there, claims, registration)
-    decide(here, claims, registration)
+    decide(there, claims, registrations)
+    decide(here, claims, registrations)
     _write_tables(here, output, claims)
     _draw_figures(here, output, name)
     damaged = [*theirs.complaints, *ours.complaints]
@@ -94,9 +95,10 @@ def publish(
     """Write the same below `output`, from committed records alone; return the page's path. draw: the figures, too."""
     stored = read_records(records, check=check_reportable)
     source = Source("published", "published here", stored, {}, paper)
-    claims, registration = read_claims(paper), read_registration(paper)
-    sections = [make_section(registered_plan(plan, registration, claims), source) for plan in plans]
-    decide(sections, claims, registration)
+    papers = papers_beside(paper)
+    claims, registrations = read_claims(*papers), read_registrations(*papers)
+    sections = [make_section(registered_plan(plan, registrations, claims), source) for plan in plans]
+    decide(sections, claims, registrations)
     _write_tables(sections, output, claims)
     if draw:
         _draw_figures(sections, output, name)

@@ -32,6 +32,7 @@ class Claim:
     table: the table that tests it; other claims are named by the tables.
     by_construction: why the rule can come out in one way only; such a claim is shown and not counted.
     chosen_after: what had been looked at when the rule was written; "" where nothing had.
+    paper: the folder of the paper that says it.
     """
 
     id: str
@@ -47,6 +48,7 @@ class Claim:
     table: str = ""
     by_construction: str = ""
     chosen_after: str = ""
+    paper: str = ""
 
     @property
     def counted_as(self) -> str:

@@ -4,6 +4,7 @@ import json
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,11 +19,14 @@ from surm.report.primary import PrimaryRow
 from surm.report.rules import Claim, Verdict
 from surm.report.svg import to_svg
 from surm.report.table import Cell, Column, Table
+from surm.shared.paths import PAPER
 
 State = Literal["agrees", "disagrees", "depends on the reading", "undecided", "no record"]
 STATES: tuple[State, ...] = ("agrees", "disagrees", "depends on the reading", "undecided", "no record")
 
-DECIDED = ("agrees", "disagrees")
+FINE_TUNING, OTHERS, TOY = "Fine-tuning", "Other systems", "Toy studies"
+KINDS = (FINE_TUNING, OTHERS, TOY)
+LISTED: Mapping[str, Sequence[State]] = {"decided": ("agrees", "disagrees"), "open": ("undecided",)}
 
 
 @dataclass(frozen=True)
@@ -59,8 +63,11 @@ class ClaimRow:
         return not self.claim.by_construction
 
     @property
-    def is_study(self) -> bool:
-        return isinstance(self.section.plan, StudyPlan)
+    def kind(self) -> str:
+        """What the claim is about, in the words of the page."""
+        if isinstance(self.section.plan, StudyPlan):
+            return TOY
+        return FINE_TUNING if self.claim.paper in ("", PAPER.name) else OTHERS
 
     @property
     def state(self) -> State:
@@ -80,6 +87,10 @@ def sentences(rows: Iterable[ClaimRow]) -> Counter[State]:
         if row.counted:
             readings[row.claim.counted_as].append(row)
     return Counter(_together(own) for own in readings.values())
+
+
+def _is_of(kind: str, states: Sequence[State], row: ClaimRow) -> bool:
+    return row.kind == kind and row.counted and row.state in states
 
 
 def _together(rows: Sequence[ClaimRow]) -> State:
@@ -157,11 +168,8 @@ class View:
 
     @property
     def boxes(self) -> list[tuple[str, Counter[State]]]:
-        """Sentences about fine-tuning and sentences about studies without a backbone, by their state."""
-        kinds = {"Fine-tuning": False, "Toy studies": True}
-        counts = {
-            title: sentences(row for row in self.claims if row.is_study == study) for title, study in kinds.items()
-        }
+        """Sentences of each kind, by their state."""
+        counts = {kind: sentences(row for row in self.claims if row.kind == kind) for kind in KINDS}
         return [(title, count) for title, count in counts.items() if count]
 
     @property
@@ -180,10 +188,7 @@ class View:
     def groups(self) -> list[tuple[str, str, list[tuple[Section, list[ClaimRow]]]]]:
         """Claims in tables: title, caption, and the claims under the section that tests them."""
         kinds: list[tuple[str, Callable[[ClaimRow], bool]]] = [
-            ("Fine-tuning: decided", lambda row: not row.is_study and row.counted and row.state in DECIDED),
-            ("Fine-tuning: open", lambda row: not row.is_study and row.counted and row.state == "undecided"),
-            ("Toy studies: decided", lambda row: row.is_study and row.counted and row.state in DECIDED),
-            ("Toy studies: open", lambda row: row.is_study and row.counted and row.state == "undecided"),
+            *((f"{kind}: {name}", partial(_is_of, kind, states)) for kind in KINDS for name, states in LISTED.items()),
             ("Not counted: they can come out in one way only", lambda row: not row.counted),
             ("No record", lambda row: row.counted and row.state == "no record"),
         ]

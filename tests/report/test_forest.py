@@ -5,7 +5,7 @@ import pytest
 from scipy.stats import t
 
 from surm.report import forest
-from surm.report.claims import read_claims, read_registration, registered_plan
+from surm.report.claims import read_claims, read_registrations, registered_plan
 from surm.report.gather import Comparison, Method
 from surm.report.plan import GridPlan
 from tests.report.grids import PAPER, request_of, section_of
@@ -55,7 +55,7 @@ def test_before_the_runs_every_row_says_so(tmp_path):
     asked = [request_of(name, task, 0) for name in PAIR for task in ("cifar10", "digits")]
     planned = {signature(one): one for one in asked}
     plan = GridPlan("claims_gain", "Gain", list(planned), asked=planned)
-    plan = registered_plan(plan, read_registration(PAPER), read_claims(PAPER))
+    plan = registered_plan(plan, read_registrations(PAPER), read_claims(PAPER))
     assert plan.contrasts[0] == PAIR
     (picture,) = section_of(plan, tmp_path).pictures()
     assert picture.words().startswith(

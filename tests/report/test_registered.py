@@ -9,7 +9,7 @@ import yaml
 from scipy import stats
 
 from surm.records.record import Evaluation
-from surm.report.claims import judge, read_claims, read_registration, registered_plan
+from surm.report.claims import judge, papers_beside, read_claims, read_registrations, registered_plan
 from surm.report.decide import decide, headroom_of
 from surm.report.gather import Comparison, Method
 from surm.report.plan import GridPlan
@@ -75,7 +75,7 @@ def test_made_up_worlds_are_classified_by_the_registered_rule(gain, result, find
 
 
 def test_the_registration_keeps_tuning_seeds_out_of_the_reported_ones(tmp_path):
-    registration = read_registration(PAPER)
+    [registration] = read_registrations(PAPER)
     assert registration.tuning_seeds == [100, 101]
     assert all(
         registration.seeds[name] == list(SEEDS) for name in ("claims_gain", "claims_adapters", "claims_low_data")
@@ -83,11 +83,11 @@ def test_the_registration_keeps_tuning_seeds_out_of_the_reported_ones(tmp_path):
     stored = {"seeds": {"a": [0, 100]}, "tuning_seeds": [100], "headroom": "b", "levels": {}}
     (tmp_path / "claims.yaml").write_text(yaml.safe_dump({"registration": stored}))
     with pytest.raises(ValueError, match=r"seeds \[100\] are registered for tuning and for reporting"):
-        read_registration(tmp_path)
+        read_registrations(tmp_path)
 
 
 def test_four_claims_are_primary_and_every_registered_one_has_a_registered_table():
-    claims, registration = read_claims(PAPER), read_registration(PAPER)
+    claims, [registration] = read_claims(PAPER), read_registrations(PAPER)
     registered = [claim for claim in claims.values() if claim.registered]
     assert sum(claim.registered == "primary" for claim in registered) == 4
     assert {claim.table for claim in registered} <= registration.seeds.keys()
@@ -120,8 +120,8 @@ def test_only_registered_seeds_count_and_a_claim_waits_for_all_of_them(tmp_path)
     cells = {name: dict.fromkeys(TASKS, accuracy) for name, accuracy in (("circulant", 0.9), ("LoRA r=1", 0.8))}
     planned = write_world(tmp_path, cells)
     write_world(tmp_path, {"circulant": dict.fromkeys(TASKS, 0.1)}, seeds=[8, 9])  # after a look
-    claims, registration = read_claims(PAPER), read_registration(PAPER)
-    plan = registered_plan(GridPlan("claims_gain", "Gain", list(planned), asked=planned), registration, claims)
+    claims, registrations = read_claims(PAPER), read_registrations(PAPER)
+    plan = registered_plan(GridPlan("claims_gain", "Gain", list(planned), asked=planned), registrations, claims)
     assert "gain_over_lora" in plan.claims
     section = section_of(plan, tmp_path)
     assert {run.seed for task in section.tasks for method in task.methods for run in method.finished} == set(SEEDS)
@@ -216,10 +216,14 @@ def test_claims_are_decided_together():
     """Against Holm's and SciPy's adjusted p-values; a primary claim without a test counts with p = 1."""
     primary = {"a": 0.01, "b": 0.02, "c": 0.03}
     secondary = {"d": 0.03, "e": 0.2, "f": 0.001}
-    claims = {name: Claim(name, "s", "p", "mean_gain", {}, "n", registered="primary") for name in [*primary, "absent"]}
-    claims |= {name: Claim(name, "s", "p", "mean_gain", {}, "n", registered="secondary") for name in secondary}
+    families = dict.fromkeys([*primary, "absent"], "primary") | dict.fromkeys(secondary, "secondary")
+    claims = {
+        name: Claim(name, "s", "p", "mean_gain", {}, "n", registered=family, paper="surm")
+        for name, family in families.items()
+    }
+    claims["of another paper"] = Claim("x", "s", "p", "mean_gain", {}, "n", registered="secondary", paper="other")
     section = Judged(primary | secondary)
-    decide([section], claims, read_registration(PAPER))
+    decide([section], claims, read_registrations(PAPER))
     assert {name: section.settled[name].p for name in primary} == pytest.approx({"a": 0.04, "b": 0.06, "c": 0.06})
     adjusted = stats.false_discovery_control(list(secondary.values()))
     assert [section.settled[name].p for name in secondary] == pytest.approx(list(adjusted))
@@ -233,6 +237,20 @@ def test_claims_are_decided_together():
         "f": "agrees",
     }
     assert section.settled["a"].found == "1.0, adjusted p = 0.040"
+
+
+def test_a_paper_can_take_the_registration_of_another_and_every_claim_is_in_one_family(tmp_path):
+    papers = papers_beside(PAPER)
+    claims, registrations = read_claims(*papers), read_registrations(*papers)
+    assert papers[0] == PAPER
+    assert sorted(name for of in registrations for name in of.papers) == sorted(paper.name for paper in papers)
+    for registration in registrations:
+        tables = {claim.table for claim in claims.values() if claim.registered and claim.paper in registration.papers}
+        assert tables <= registration.seeds.keys()
+    stored = {"registration": "nobody"}
+    (tmp_path / "claims.yaml").write_text(yaml.safe_dump(stored))
+    with pytest.raises(ValueError, match="registration: nobody names no paper"):
+        read_registrations(tmp_path)
 
 
 def test_methods_of_the_registered_claims_have_the_names_of_tables():
