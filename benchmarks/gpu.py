@@ -4,6 +4,7 @@ import argparse
 import gc
 import itertools
 import json
+import math
 import os
 import subprocess
 import sys
@@ -39,7 +40,12 @@ TINY_STEPS = (("tiny_vit", 4), ("tiny_bert", 4))
 PIXELS = 98  # of the vision model's images
 # Such as a reference that cannot do it, no memory, or a process that fails: the rest goes on.
 EXPECTED = (ConfigError, ValueError, RuntimeError, OSError, subprocess.SubprocessError)
-TEST_SECONDS = 150.0  # at most, of the tests
+TESTS = {  # in `more`: what pytest is given
+    "tests": ["tests/gpu"],
+    "kernel_tests": ["tests/structures/gpu", "-m", "not slow"],
+}
+TEST_SECONDS = 150.0  # at most, of each where something else is measured, too
+REASON_LINES = 8  # that are kept of why a test failed, the last ones
 
 
 def options() -> argparse.ArgumentParser:
@@ -161,6 +167,8 @@ def _measure(units: Sequence[Unit], arguments: argparse.Namespace, device: torch
     gc.unfreeze()
     report.store()
     yield from report.draw()
+    for name, reason in report.more.get("failed_tests", []):  # last, where nothing scrolls them away
+        yield f"failed: {name}\n{reason}"
 
 
 def _without_extension() -> None:
@@ -265,19 +273,24 @@ def _steps(arguments: argparse.Namespace, device: torch.device, end: float) -> U
 
 def _tests(arguments: argparse.Namespace, device: torch.device, end: float) -> Units:
     if "tests" in arguments.part:
-        yield 0, Unit("tests/gpu", lambda report: _run_tests(report, end))
+        longest = math.inf if arguments.part == ["tests"] else TEST_SECONDS
+        for turn, (key, asked) in zip((0, 6), TESTS.items(), strict=True):
+            yield (
+                turn,
+                Unit(asked[0], lambda report, key=key: run_tests(report, key, min(end, time.monotonic() + longest))),
+            )
 
 
-def _run_tests(report: Report, end: float) -> None:
-    """Passed, failed and skipped tests, by pytest's own report.
+def run_tests(report: Report, key: str, end: float) -> None:
+    """Number of passed, failed and skipped tests, and which failed and why, by pytest's own report.
 
     Raises:
         ValueError: they did not end in time.
     """
-    left = min(TEST_SECONDS, end - time.monotonic())
+    left = max(LEFT, end - time.monotonic())
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "tests.xml")
-        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={file}", "tests/gpu"]
+        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={file}", *TESTS[key]]
         try:
             subprocess.run(command, cwd=REPOSITORY, timeout=left, capture_output=True, check=False)
         except subprocess.TimeoutExpired:
@@ -285,15 +298,23 @@ def _run_tests(report: Report, end: float) -> None:
         if not file.exists():
             raise ValueError("pytest did not start")
         [suite] = ElementTree.parse(file).getroot().iter("testsuite")
-    number = {key: int(suite.get(key, "0")) for key in ("tests", "failures", "errors", "skipped")}
-    failed = [case.get("name", "") for case in suite.iter("testcase") if case.find("failure") is not None]
+    number = {name: int(suite.get(name, "0")) for name in ("tests", "failures", "errors", "skipped")}
     bad = number["failures"] + number["errors"]
-    report.more["tests"] = {
+    report.more[key] = {
         "passed": number["tests"] - bad - number["skipped"],
         "failed": bad,
         "skipped": number["skipped"],
     }
-    report.more["failed_tests"] = failed
+    report.more.setdefault("failed_tests", []).extend(_failures(suite))
+
+
+def _failures(suite: ElementTree.Element) -> Iterator[list[str]]:
+    """Name of each failed test with its parameters, and the end of its traceback without the machine's folders."""
+    for case in suite.iter("testcase"):
+        for found in (*case.iter("failure"), *case.iter("error")):
+            lines = (found.text or found.get("message") or "").strip().splitlines()[-REASON_LINES:]
+            name = f"{case.get('classname', '')}::{case.get('name', '')}"
+            yield [name, "\n".join(lines).replace(f"{REPOSITORY}/", "")]
 
 
 def _runs(arguments: argparse.Namespace, device: torch.device) -> Units:

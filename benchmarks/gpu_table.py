@@ -26,6 +26,7 @@ STYLES = {
     "ldr 1 term": Style("ldr 1 term", PINK, "D", filled=True),
 }  # fmt: skip
 OTHER = Style("others", SKY, "v")
+TESTS = {"tests": "tests/gpu", "kernel_tests": "tests/structures/gpu"}  # where the tests of a key of `more` stand
 MODE_WORDS = {"eager": "eager", "graph": "graph replayed", "compiled": "compiled"}
 
 
@@ -34,12 +35,14 @@ def page(cells: Sequence[Cell], more: Mapping[str, Any]) -> str:
 
     more: what `benchmarks.gpu` stores beside the cells: tests, runs of `scripts/train.py`, what is missing.
     """
-    tests, train, missing = more.get("tests"), more.get("train") or [], more.get("missing") or []
+    train, missing = more.get("train") or [], more.get("missing") or []
+    tests = {place: more[key] for key, place in TESTS.items() if key in more}
     parts = [f"# One training step on {more.get('gpu') or 'no GPU'}\n", _goals(cells)]
     if tests:
-        words = ", ".join(f"{number} {what}" for what, number in tests.items())
-        parts.append(f"## Tests\n\n`tests/gpu`: {words}.\n")
-        parts.append("".join(f"* failed: {name}\n" for name in more.get("failed_tests") or []))
+        counts = (", ".join(f"{number} {what}" for what, number in found.items()) for found in tests.values())
+        lines = (f"* `{place}`: {words}\n" for place, words in zip(tests, counts, strict=True))
+        parts.append("## Tests\n\n" + "".join(lines))
+        parts.append("".join(f"* failed: {name}\n" for name, _ in more.get("failed_tests") or []))
     if train:
         parts.append(_runs(train))
     if four := more.get("four"):

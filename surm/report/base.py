@@ -10,8 +10,8 @@ from surm.records.record import Record
 from surm.report.claims import describe
 from surm.report.drawing import Picture
 from surm.report.plan import Plan
-from surm.report.rules import Claim, Verdict
 from surm.report.table import Table, plain, plain_line
+from surm.report.verdict import Claim, Verdict
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,9 @@ from typing import Any
 import yaml
 
 from surm.report.gather import Comparison
+from surm.report.kinds import KINDS, in_words
 from surm.report.plan import Plan
-from surm.report.rules import KINDS, LEVEL, Claim, Effects, Verdict, in_words, named_methods
+from surm.report.verdict import LEVEL, Claim, Effects, Verdict, named_methods
 from surm.shared.paths import PAPER
 
 

@@ -13,9 +13,9 @@ from surm.report.claims import judge
 from surm.report.drawing import Picture
 from surm.report.gather import REFERENCE, Method, gather
 from surm.report.plan import Plan
-from surm.report.rules import Claim, Verdict
 from surm.report.schedule import searched_elsewhere
 from surm.report.table import Formats, Table, table_of
+from surm.report.verdict import Claim, Verdict
 
 COLUMNS: Formats = {
     "method": ("method", ""),

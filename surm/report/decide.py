@@ -12,7 +12,7 @@ from surm.report.claims import Registration
 from surm.report.gather import REFERENCE, Comparison
 from surm.report.grid import Grid
 from surm.report.inference import benjamini_hochberg, holm
-from surm.report.rules import Claim, Verdict
+from surm.report.verdict import Claim, Verdict
 
 ABOVE = ("full fine-tuning", "LoRA r=8")  # what shows that a task leaves room above LoRA r=1
 ADJUST: Mapping[str, Callable[[Mapping[str, float]], dict[str, float]]] = {

@@ -10,9 +10,10 @@ from surm.report.drawing import Picture, tidy
 from surm.report.gather import Comparison, Method, contrast
 from surm.report.inference import Difference, OverTasks
 from surm.report.plan import Plan
-from surm.report.rules import MARGIN, POWER_FOR, format_difference, in_a_word
+from surm.report.rules import POWER_FOR
 from surm.report.statistics import LEVEL
 from surm.report.table import Cell, Column, Table
+from surm.report.verdict import MARGIN, format_difference, in_a_word
 
 CLAIMED = 5.0  # points, the gain that the paper speaks of
 COLORS = {"larger": "#009E73", "smaller": "#D55E00", "equivalent": "#0072B2"}  # by the first word of what was found

@@ -17,9 +17,9 @@ from surm.report.comparison import COLUMNS, row_of
 from surm.report.drawing import Picture
 from surm.report.gather import REFERENCE, Comparison, Method, Task, gather_columns
 from surm.report.plan import GridPlan
-from surm.report.rules import Claim, Verdict
 from surm.report.schedule import searched_elsewhere
 from surm.report.table import Cell, Column, Formats, Table, markdown, table_of
+from surm.report.verdict import Claim, Verdict
 
 NOT_RUN = "not run"
 FILE_COLUMNS: Formats = {name: (name, "") for name in ("model", "dataset", "fraction")} | dict(COLUMNS)

@@ -14,9 +14,9 @@ from surm.report.figures import accuracy_over_parameters
 from surm.report.further import further_plans
 from surm.report.plan import Plan, StudyPlan
 from surm.report.reportable import check_reportable
-from surm.report.rules import Claim
 from surm.report.sections import make_section
 from surm.report.table import markdown, plain_line
+from surm.report.verdict import Claim
 from surm.report.view import View, in_order, place
 from surm.shared.paths import PAPER
 

@@ -7,8 +7,8 @@ from io import StringIO
 from pathlib import Path
 
 from surm.report.base import Section
-from surm.report.rules import Claim
 from surm.report.table import markdown
+from surm.report.verdict import Claim
 
 FILE = Path("tables") / "primary_claims.csv"
 ABSENT = "not among these experiments"

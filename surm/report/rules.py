@@ -1,135 +1,29 @@
-"""The rules that decide claims, one for each kind, and the same rules in words."""
+"""The rules that decide claims: a claim with its tasks, or with what a study measured, to a verdict."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import replace
 from statistics import fmean
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 from surm.report.gather import Comparison, Method, contrast
 from surm.report.inference import Difference, Simultaneous
 from surm.report.statistics import Estimate, mean_interval
+from surm.report.verdict import (
+    LEVEL,
+    MARGIN,
+    Claim,
+    Effects,
+    Result,
+    Verdict,
+    format_difference,
+    in_a_word,
+    named_methods,
+    too_wide,
+)
 
-LEVEL = 0.05  # of every test whose p-value is not adjusted
-MARGIN = 1.0  # points within which two methods are called equivalent
 POWER_FOR = 2.0  # points, the gain whose chance to be found is printed beside a verdict on one task
 
-Result = Literal["agrees", "disagrees", "undecided"]
 Side = Literal["claimed", "opposite", "open"]
-Effects = Mapping[str, Sequence[float]]
-"""What a study measured: quantity -> one value for each draw."""
-
-
-@dataclass(frozen=True)
-class Claim:
-    """A sentence of the paper in our words, where it stands there, and the rule that decides it.
-
-    `scope` is "every" (one opposite result disagrees) or "some" (the paper speaks of some tasks or of the best one:
-    an opposite result on one task leaves it undecided). `models`, where given, are the only ones it speaks about.
-
-    reading_of: the sentence of which this is one reading; sentences are counted, not readings.
-    registered: "primary" or "secondary" where seeds, tasks and level were fixed before the runs.
-    table: the table that tests it; other claims are named by the tables.
-    by_construction: why the rule can come out in one way only; such a claim is shown and not counted.
-    chosen_after: what had been looked at when the rule was written; "" where nothing had.
-    paper: the folder of the paper that says it.
-    """
-
-    id: str
-    sentence: str
-    place: str
-    kind: str
-    rule: dict[str, Any]
-    needs: str
-    scope: Literal["every", "some"] = "every"
-    models: Sequence[str] = ()
-    reading_of: str = ""
-    registered: Literal["primary", "secondary", ""] = ""
-    table: str = ""
-    by_construction: str = ""
-    chosen_after: str = ""
-    paper: str = ""
-
-    @property
-    def counted_as(self) -> str:
-        """The sentence that it is counted under."""
-        return self.reading_of or self.id
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """What the records say about a claim.
-
-    result: agrees, disagrees or undecided.
-    found: the numbers.
-    reason: why it is undecided, or what to know about the result.
-    finding: what was found, in a word: larger, smaller, equivalent within 1, too wide to say, not testable, not run.
-    p: the least level at which the rule decides; None where nothing was tested.
-    otherwise: the verdict at a lower level than p.
-    """
-
-    result: Result
-    found: str
-    reason: str = ""
-    finding: str = ""
-    p: float | None = None
-    otherwise: "Verdict | None" = None
-
-    @property
-    def words(self) -> str:
-        """The finding, after the result where there is one: "agrees: larger", "too wide to say (±2.4)"."""
-        if self.result == "undecided":
-            return self.finding or self.result
-        return f"{self.result}: {self.finding}" if self.finding else self.result
-
-    def __str__(self) -> str:
-        return f"{self.words} ({self.reason})" if self.reason else self.words
-
-    def at(self, level: float, p: float | None = None) -> "Verdict":
-        """The verdict at a level, by its own p-value or by an adjusted one, which is then printed."""
-        if self.p is None or self.otherwise is None:
-            return self
-        used = self.p if p is None else p
-        verdict = self if used <= level else self.otherwise
-        if p is None:
-            return verdict
-        printed = "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
-        return replace(verdict, found=f"{verdict.found}, adjusted {printed}", p=p)
-
-
-class Kind(NamedTuple):
-    """A kind of claim: the rule that decides it, and its text, which `in_words` fills."""
-
-    decide: Callable[[Claim, Any], Verdict]
-    words: str
-
-
-def named_methods(claim: Claim) -> list[str]:
-    """The methods that a claim's rule names."""
-    rule = claim.rule
-    own = [*rule.get("methods", []), *(rule[key] for key in ("method", "minus") if key in rule)]
-    than = rule.get("than", {})
-    return [*own, *rule.get("others", []), *(than[key] for key in ("method", "minus") if key in than)]
-
-
-def format_difference(estimate: Estimate) -> str:
-    """A difference in points with its interval, as `+1.6 [+0.4, +2.8]`."""
-    if estimate.low is None:
-        return f"{estimate.value:+.1f}"
-    return f"{estimate.value:+.1f} [{estimate.low:+.1f}, {estimate.high:+.1f}]"
-
-
-def in_a_word(error: Difference, *, margin: float = MARGIN) -> str:
-    """What an interval says of a difference in points: equivalent (90 %), larger or smaller (95 %), or too wide."""
-    if error.p_equivalent(margin) <= LEVEL:
-        return f"equivalent within {margin:g}"
-    if error.p_differs() <= LEVEL:
-        return "larger" if error.value > 0 else "smaller"
-    return _too_wide(error)
-
-
-def _too_wide(error: Difference) -> str:
-    return f"too wide to say (±{error.half_width():.1f})"
 
 
 # --- what rules about tasks share -------------------------------------------------------------------------------------
@@ -212,7 +106,7 @@ def _without_interval(estimate: Estimate | None, found: str) -> Verdict:
 # --- rules: a claim and its tasks, or what a study measured, to a verdict ---------------------------------------------
 
 
-def _difference(claim: Claim, columns: Sequence[Comparison]) -> Verdict:
+def difference(claim: Claim, columns: Sequence[Comparison]) -> Verdict:
     """The mean over tasks of `method` less `minus`; of scope "some" and several tasks: the difference on one of them.
 
     Above (or below) `threshold` points by the 95 % interval, paired by seed.
@@ -243,7 +137,7 @@ def _no_room(rule: Mapping[str, Any], others: Sequence[Method]) -> str:
     return f"{rule['minus']} at {level:.1f} %" if rule["side"] == "above" and level + rule["threshold"] > 100 else ""
 
 
-def _larger_gain(claim: Claim, columns: Sequence[Comparison]) -> Verdict:
+def larger_gain(claim: Claim, columns: Sequence[Comparison]) -> Verdict:
     """What `method` gains over `minus` is more than what `than.method` gains over `than.minus`, on the mean."""
     rule = claim.rule
     names = [rule["method"], rule["minus"], rule["than"]["method"], rule["than"]["minus"]]
@@ -268,7 +162,7 @@ def _mean_difference(
     equivalent = word.startswith("equivalent")
     sure, unsure, reason = word, word, f"the interval contains {threshold:g}"
     if threshold == 0 and not equivalent:
-        sure, unsure, reason = "larger" if error.value > 0 else "smaller", _too_wide(error), ""
+        sure, unsure, reason = "larger" if error.value > 0 else "smaller", too_wide(error), ""
     decided = Verdict("agrees" if claimed else "disagrees", found, "", sure, error.p_differs(threshold))
     refuted = equivalent and rule.get("equivalence") == "disagrees"
     return replace(
@@ -276,7 +170,7 @@ def _mean_difference(
     )
 
 
-def _every_task(claim: Claim, columns: Sequence[Comparison]) -> Verdict:
+def every_task(claim: Claim, columns: Sequence[Comparison]) -> Verdict:
     """`method` less `minus` lies on the claimed side of `threshold` on every task, or on `at_least` of them."""
     rule, names = claim.rule, named_methods(claim)
     finished = _finished(columns, names)
@@ -310,7 +204,7 @@ def _on_all(found: str, p_values: Sequence[float], claimed: Sequence[bool]) -> V
     )
 
 
-def _equivalent(claim: Claim, columns: Sequence[Comparison]) -> Verdict:
+def equivalent(claim: Claim, columns: Sequence[Comparison]) -> Verdict:
     """`method` less `minus` lies within `margin` points on every task, or on the mean of them (`mean: true`).
 
     By two one-sided tests: the 90 % interval lies within.
@@ -341,7 +235,7 @@ def _equivalent(claim: Claim, columns: Sequence[Comparison]) -> Verdict:
         word = "larger" if error.value > 0 else "smaller"
         decided = Verdict("disagrees", found, "", word, _p_outside(error, margin))
     word = in_a_word(error, margin=margin)
-    open_word = _too_wide(error) if word.startswith("equivalent") else word
+    open_word = too_wide(error) if word.startswith("equivalent") else word
     return replace(decided, otherwise=Verdict("undecided", found, "", open_word, decided.p))
 
 
@@ -359,7 +253,7 @@ def _within(estimate: Estimate | None, margin: float) -> Side:
     return "opposite" if _p_outside(estimate.error, margin) <= LEVEL else "open"
 
 
-def _mean_gain(claim: Claim, columns: Sequence[Comparison]) -> Verdict:
+def mean_gain(claim: Claim, columns: Sequence[Comparison]) -> Verdict:
     """The mean over tasks of `method` less `minus`, whatever single tasks say; two-sided."""
     names = named_methods(claim)
     finished = _finished(columns, names)
@@ -368,7 +262,7 @@ def _mean_gain(claim: Claim, columns: Sequence[Comparison]) -> Verdict:
     )
 
 
-def _reaches(claim: Claim, columns: Sequence[Comparison]) -> Verdict:
+def reaches(claim: Claim, columns: Sequence[Comparison]) -> Verdict:
     """One of `methods` gains `threshold` points over `minus` on a task that leaves room for it (`headroom`).
 
     Intervals are simultaneous over the methods of a task (max-t) and over tasks (Bonferroni). Reached: one lies wholly
@@ -405,7 +299,7 @@ def _reaches(claim: Claim, columns: Sequence[Comparison]) -> Verdict:
     return replace(wide, result="disagrees", finding="smaller", otherwise=wide)
 
 
-def _best_of(claim: Claim, columns: Sequence[Comparison]) -> Verdict:
+def best_of(claim: Claim, columns: Sequence[Comparison]) -> Verdict:
     """The mean over tasks of `method` less each of `others` lies above 0."""
     rule = claim.rule
     names = [rule["method"], *rule["others"]]
@@ -428,7 +322,7 @@ def _best_of(claim: Claim, columns: Sequence[Comparison]) -> Verdict:
     return replace(verdict, finding=word, otherwise=unsure)
 
 
-def _among(claim: Claim, columns: Sequence[Comparison], *, top: int) -> Verdict:
+def among(claim: Claim, columns: Sequence[Comparison], *, top: int) -> Verdict:
     """A row of `families` is among the best `top` rows on `at_least` of the `of` tasks.
 
     Its rivals are the rows of all other families; rows of `families` in another `form` than the rule's, and those of
@@ -464,7 +358,7 @@ def _is_above(method: Method, other: Method) -> bool:
     return method.mean > other.mean and _side(method.minus(other), "above", 0) == "claimed"
 
 
-def _matches(claim: Claim, columns: Sequence[Comparison]) -> Verdict:
+def matches(claim: Claim, columns: Sequence[Comparison]) -> Verdict:
     """`method` on a `fraction` of `dataset` is at most `margin` points below `reference` on all of it."""
     rule, found = claim.rule, []
     for column in columns:
@@ -481,7 +375,7 @@ def _matches(claim: Claim, columns: Sequence[Comparison]) -> Verdict:
     return _mean_difference({"side": "above", "threshold": -rule["margin"]}, found, [1, -1])
 
 
-def _ratio(claim: Claim, columns: Sequence[Comparison]) -> Verdict:
+def ratio(claim: Claim, columns: Sequence[Comparison]) -> Verdict:
     """`to` trains `low` to `high` times as many parameters as `method`, without the head; the same on every task."""
     rule, names = claim.rule, [claim.rule["method"], claim.rule["to"]]
     finished = _finished(columns, names)
@@ -496,7 +390,7 @@ def _ratio(claim: Claim, columns: Sequence[Comparison]) -> Verdict:
     return Verdict("agrees" if holds else "disagrees", words)
 
 
-def _on_each(claim: Claim, columns: Sequence[Comparison], holds: Callable[..., tuple[bool, str]]) -> Verdict:
+def on_each(claim: Claim, columns: Sequence[Comparison], holds: Callable[..., tuple[bool, str]]) -> Verdict:
     """A rule about numbers of parameters, on each task where the named methods have finished; all must agree."""
     names = named_methods(claim)
     finished = _finished(columns, names)
@@ -507,12 +401,12 @@ def _on_each(claim: Claim, columns: Sequence[Comparison], holds: Callable[..., t
     return Verdict("agrees" if all(held for held, _ in answers) else "disagrees", found)
 
 
-def _count(rule: Mapping[str, Any], method: Method) -> tuple[bool, str]:
+def count(rule: Mapping[str, Any], method: Method) -> tuple[bool, str]:
     """`method` trains exactly `equals` parameters without the head."""
     return method.trainable_parameters == rule["equals"], f"{method.trainable_parameters:,}"
 
 
-def _equal_counts(rule: Mapping[str, Any], *methods: Method) -> tuple[bool, str]:
+def equal_counts(rule: Mapping[str, Any], *methods: Method) -> tuple[bool, str]:
     """All `methods` train the same number of parameters without the head."""
     counts = {method.name: method.trainable_parameters for method in methods}
     if len(set(counts.values())) == 1:
@@ -520,13 +414,13 @@ def _equal_counts(rule: Mapping[str, Any], *methods: Method) -> tuple[bool, str]
     return False, ", ".join(f"{name} {count:,}" for name, count in counts.items())
 
 
-def _share(rule: Mapping[str, Any], method: Method) -> tuple[bool, str]:
+def share(rule: Mapping[str, Any], method: Method) -> tuple[bool, str]:
     """The trained share of the model's parameters lies between `low` and `high` percent."""
     share = 100 * method.trainable_parameters / method.finished[0].happened["total_parameters"]
     return rule["low"] <= share <= rule["high"], f"{share:.3g} % ({method.trainable_parameters:,})"
 
 
-def _effect(claim: Claim, effects: Effects) -> Verdict:
+def effect(claim: Claim, effects: Effects) -> Verdict:
     """The 95 % interval of the mean over a study's draws lies on the claimed side of `threshold`.
 
     A claim about every draw (`every: true`) agrees only if each one lies on the claimed side.
@@ -553,49 +447,3 @@ def _effect(claim: Claim, effects: Effects) -> Verdict:
     if rule.get("every") and claimed < len(values):
         return Verdict("undecided", found, "not in every draw", sides[0])
     return Verdict("agrees", found, "", sides[0])
-
-
-# --- kinds of claim ---------------------------------------------------------------------------------------------------
-
-
-def in_words(kind: str, rule: Mapping[str, Any]) -> str:
-    """A rule in words: the text of its kind, filled from the rule and from what follows from it."""
-    facts: dict[str, Any] = {
-        "sign": ">" if rule.get("side") == "above" else "<",
-        "tasks": f"at least {rule['at_least']} tasks" if "at_least" in rule else "every task",
-        "of_tasks": "the mean of the tasks" if rule.get("mean") else "every task",
-        "names": ", ".join(rule.get("methods", rule.get("families", []))),
-        "others": " and ".join(rule.get("others", [])),
-        "in_form": f" in {rule['form']} form" if "form" in rule else "",
-        "below": -rule.get("margin", 0),
-        "percent": 100 * rule.get("fraction", 0),
-        "in_every_draw": ", in every draw" if rule.get("every") else "",
-    }
-    return KINDS[kind].words.format(**{**rule, **facts})
-
-
-_AMONG = "one of {names}{in_form} is RANK on at least {at_least} of {of} tasks"
-KINDS: dict[str, Kind] = {
-    "difference": Kind(_difference, "{method} minus {minus} {sign} {threshold:g} points"),
-    "count": Kind(partial(_on_each, holds=_count), "{method} trains {equals:,} parameters"),
-    "equal_counts": Kind(partial(_on_each, holds=_equal_counts), "{names} train equally many parameters"),
-    "share": Kind(partial(_on_each, holds=_share), "{method} trains {low:g} to {high:g} % of the model"),
-    "effect": Kind(_effect, "{effect} {sign} {threshold:g}{in_every_draw}"),
-    "best_on": Kind(partial(_among, top=1), _AMONG.replace("RANK", "best")),
-    "top_two_on": Kind(partial(_among, top=2), _AMONG.replace("RANK", "among the best two")),
-    "every_column": Kind(_every_task, "{method} minus {minus} {sign} {threshold:g} points on {tasks}"),
-    "larger_gain": Kind(_larger_gain, "({method} minus {minus}) minus ({than[method]} minus {than[minus]}) > 0 points"),
-    "mean_gain": Kind(_mean_gain, "{method} minus {minus} {sign} {threshold:g} points on the mean of the tasks"),
-    "reaches": Kind(
-        _reaches,
-        "one of {names} minus {minus} > {threshold:g} points on a task where full fine-tuning or LoRA r=8 lies at "
-        "least {headroom:g} above LoRA r=1",
-    ),
-    "best_of": Kind(_best_of, "{method} minus {others} > 0 points on the mean of the tasks"),
-    "equivalent": Kind(_equivalent, "{method} minus {minus} within ±{margin:g} points on {of_tasks}"),
-    "matches": Kind(
-        _matches, "{method} on {percent:g} % of {dataset} minus {reference} on all of it > {below:g} points"
-    ),
-    "ratio": Kind(_ratio, "{to} trains {low:g} to {high:g} times the parameters of {method}"),
-}
-"""The kinds of claim. All but "effect", which a study decides, are about methods on tasks."""

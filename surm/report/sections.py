@@ -15,10 +15,10 @@ from surm.report.comparison import OneTask
 from surm.report.drawing import Picture
 from surm.report.grid import Grid
 from surm.report.plan import GridPlan, Plan, StudyPlan
-from surm.report.rules import Claim, Effects, Verdict
 from surm.report.statistics import LEVEL
 from surm.report.studies import STUDY_REPORTS
 from surm.report.table import Table, table_of
+from surm.report.verdict import Claim, Effects, Verdict
 
 
 def make_section(plan: Plan, source: Source) -> Section:

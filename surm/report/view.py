@@ -16,9 +16,9 @@ from surm.report.claims import describe, remarks_on
 from surm.report.drawing import Picture
 from surm.report.plan import StudyPlan
 from surm.report.primary import PrimaryRow
-from surm.report.rules import Claim, Verdict
 from surm.report.svg import to_svg
 from surm.report.table import Cell, Column, Table
+from surm.report.verdict import Claim, Verdict
 from surm.shared.paths import PAPER
 
 State = Literal["agrees", "disagrees", "depends on the reading", "undecided", "no record"]

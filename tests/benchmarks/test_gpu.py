@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import goals
+from benchmarks import goals, gpu
 from benchmarks.gpu import options, run
 from benchmarks.result import Cell, Kernels, Quartiles, Row
 from surm.shared.errors import ConfigError
@@ -74,6 +74,25 @@ def test_a_rehearsal_leaves_numbers_a_table_and_a_picture_and_is_merged(tmp_path
     assert json.loads(merged.read_text())["cells"] == stored["cells"]
     assert merged.with_suffix(".md").read_text() == first.with_suffix(".md").read_text()
     assert merged.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.slow
+def test_failed_tests_are_named_in_the_result_and_printed_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "test_some.py"
+    file.write_text(
+        "import pytest\ndef test_good(): pass\n@pytest.mark.parametrize('k', [5])\ndef test_bad(k): assert k < 3\n"
+    )
+    monkeypatch.setattr(gpu, "TESTS", {"tests": [str(file)], "kernel_tests": [str(file), "-k", "good"]})
+    output = tmp_path / "gpu.json"
+    printed = list(run(options().parse_args(["--tiny", "--part", "tests", "--output", str(output)])))
+    stored = json.loads(output.read_text())
+    assert stored["tests"] == {"passed": 1, "failed": 1, "skipped": 0}
+    assert stored["kernel_tests"] == {"passed": 1, "failed": 0, "skipped": 0}
+    [[name, reason]] = stored["failed_tests"]
+    assert name.endswith("test_some::test_bad[5]")
+    assert "assert 5 < 3" in reason
+    assert printed[-1] == f"failed: {name}\n{reason}"
+    assert f"* failed: {name}" in output.with_suffix(".md").read_text()
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

@@ -5,8 +5,8 @@ import numpy as np
 from surm.records.record import read_records
 from surm.report.base import Source
 from surm.report.plan import GridPlan
-from surm.report.rules import Claim
 from surm.report.sections import make_section
+from surm.report.verdict import Claim
 from surm.shared.paths import PAPER
 from tests.report import made_up
 

@@ -5,8 +5,8 @@ import pytest
 import yaml
 
 from surm.report.claims import describe, read_claims
+from surm.report.kinds import KINDS
 from surm.report.plan import ComparisonPlan
-from surm.report.rules import KINDS
 from tests.report import made_up
 from tests.report.grids import METHODS, PAPER, around, claim, make_grid, request_of, section_of, write_cell
 

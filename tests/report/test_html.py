@@ -12,7 +12,7 @@ from surm.records.record import read_records
 from surm.report import primary
 from surm.report.page import build
 from surm.report.plan import ComparisonPlan, GridPlan, StudyPlan
-from surm.report.rules import Claim, Verdict
+from surm.report.verdict import Claim, Verdict
 from surm.report.view import ClaimRow, Outcome, sentences
 from tests.report import made_up
 from tests.report.grids import write_cell

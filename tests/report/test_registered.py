@@ -13,7 +13,7 @@ from surm.report.claims import judge, papers_beside, read_claims, read_registrat
 from surm.report.decide import decide, headroom_of
 from surm.report.gather import Comparison, Method
 from surm.report.plan import GridPlan
-from surm.report.rules import Claim, Verdict, named_methods
+from surm.report.verdict import Claim, Verdict, named_methods
 from tests.report import made_up
 from tests.report.grids import METHODS, PAPER, make_grid, request_of, section_of
 

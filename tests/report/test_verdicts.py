@@ -2,7 +2,7 @@ import pytest
 import yaml
 
 from surm.report.claims import describe, judge, judge_effect, read_claims
-from surm.report.rules import Claim
+from surm.report.verdict import Claim
 from surm.shared.paths import PAPER
 
 

@@ -115,13 +115,15 @@ def test_output_is_added_to_between_its_neighbours_and_transposed():
     assert error(dx, case.dx) < 1e-5
 
 
-def test_gradients_alone_are_those_of_both_and_repeat_to_the_last_bit():
+def test_gradients_alone_repeat_to_the_last_bit_and_are_right_beside_those_of_x():
     case = Case("toeplitz", 64, 64, torch.bfloat16, factors=1)
-    alone = transform.correlate("toeplitz", case.factors, case.g, case.x, 64, 64, ALPHA)
+    alone, again = (transform.correlate("toeplitz", case.factors, case.g, case.x, 64, 64, ALPHA) for _ in range(2))
     dx = torch.zeros_like(case.x)
     both = transform.backward("toeplitz", case.factors, case.g, case.x, 64, 64, ALPHA, dx=dx)
-    assert torch.equal(alone[0], both[0])
-    assert error(alone[0], case.gradients[0]) < 1e-3
+    assert torch.equal(alone[0], again[0])
+    assert error(alone[0], case.gradients[0]) < bound(torch.bfloat16)
+    # Another compilation, which may fuse other multiplications with additions.
+    assert error(both[0], case.gradients[0]) < bound(torch.bfloat16)
 
 
 def test_zero_start_leaves_the_output_and_gives_a_gradient():
