@@ -92,11 +92,16 @@ class Structured(OfTuner):
         return {option: self.settings[option] for option in option_names(self.settings["name"])}
 
 
-class LoraXS(Structured):
-    """LoRA-XS, a structure with rates of its own: its authors' are 3 to 30 times those that LoRA is trained with."""
+class OfWeight(Structured):
+    """A structure made from the weight that it updates, or a sum with one."""
+
+    forms = ("weight",)
+
+
+class LoraXS(OfWeight):
+    """LoRA-XS, which has rates of its own: its authors' are 3 to 30 times those that LoRA is trained with."""
 
     name = "lora_xs"
-    forms = ("weight",)
     usual_rate = 1e-2
     middle_rate = 1.6e-2
 

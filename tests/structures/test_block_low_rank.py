@@ -70,3 +70,13 @@ def test_blocks_that_do_not_divide_are_refused(blocks: int) -> None:
         build("block_low_rank", 6, 25, blocks=blocks)
     with pytest.raises(ValueError, match=r"give one of 1, 2, 4\.$"):
         build("block_low_rank", 8, 12, blocks=8)
+
+
+@pytest.mark.parametrize("blocks", [1, 2, 8])
+@pytest.mark.parametrize(
+    ("size", "matrices", "count"),
+    [(768, 24, 36_864), (768, 36, 55_296), (4096, 64, 524_288), (384, 12, 9_216), (384, 18, 13_824), (384, 36, 27_648)],
+)
+def test_parameters_of_published_settings(size: int, matrices: int, count: int, blocks: int) -> None:
+    """Of RoBERTa-base (q, v), with k, Llama-2-7B (q, v), MiniLM (q, v), with k, ViT-S (q, k, v), all with rank 1."""
+    assert matrices * structure_class("block_low_rank").num_parameters(size, size, blocks=blocks) == count

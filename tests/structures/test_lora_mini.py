@@ -117,3 +117,22 @@ def test_refusals() -> None:
         random(outer=[3])
     with pytest.raises(ValueError, match="outer_seed=-1 is not possible; give an integer of at least 0"):
         random(outer_seed=-1)
+
+
+@pytest.mark.parametrize(
+    ("size", "matrices", "rank", "outer", "count"),
+    [
+        (768, 24, 1, [1, 1], 48),
+        (768, 36, 8, [8, 8], 4_608),
+        (768, 24, 8, [64, 64], 24_576),
+        (768, 36, 8, [96, 96], 55_296),
+        (768, 24, 8, [768, 768], 294_912),
+        (768, 24, 8, None, 36_864),
+        (384, 12, 8, None, 9_216),
+        (384, 18, 8, None, 13_824),
+        (384, 36, 8, None, 27_648),
+    ],
+)
+def test_parameters(size: int, matrices: int, rank: int, outer: list[int] | None, count: int) -> None:
+    """Of BERT-base with q, v or q, k, v; by default as many as LoRA with r = 1 has, on MiniLM and ViT-S too."""
+    assert matrices * structure_class("lora_mini").num_parameters(size, size, rank=rank, outer=outer) == count

@@ -112,3 +112,21 @@ def test_bases_are_saved_or_not_and_those_of_a_file_come_before_the_weights() ->
 def test_a_rank_above_the_weights_is_refused() -> None:
     with pytest.raises(ValueError, match="rank=8 is more than a 9 x 7 weight has singular values; give at most 7"):
         build("lora_xs", 9, 7, rank=8)
+
+
+@pytest.mark.parametrize(
+    ("size", "matrices", "counts"),
+    [
+        (1024, 96, {4: 1_536, 8: 6_144, 12: 13_824, 16: 24_576, 20: 38_400, 25: 60_000}),
+        (4096, 224, {16: 57_344, 32: 229_376, 64: 917_504}),
+        (768, 24, {1: 24, 8: 1_536, 25: 15_000, None: 36_504, 40: 38_400}),
+        (768, 36, {8: 2_304, None: 54_756}),
+        (384, 12, {None: 8_748, 28: 9_408}),
+        (384, 18, {None: 13_122, 28: 14_112}),
+        (384, 36, {None: 26_244, 28: 28_224}),
+    ],
+)
+def test_parameters_of_published_settings(size: int, matrices: int, counts: dict[int | None, int]) -> None:
+    """By rank, of RoBERTa-large, 7B models, BERT-base (q, v; q, k, v), MiniLM (the same), ViT-S; None: the default."""
+    family = structure_class("lora_xs")
+    assert {rank: matrices * family.num_parameters(size, size, rank=rank) for rank in counts} == counts
