@@ -113,6 +113,9 @@ class _Beside(nn.Module):
         self.base = base.requires_grad_(False)
         self.structure: Structure = build(structure, base.out_features, base.in_features, **options)
         self.structure.to(base.weight.device)
+        for part in self.structure.summands():
+            if part.needs_weight:
+                part.attach(base.weight.detach())
 
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = self.base(x) + self.structure(x)

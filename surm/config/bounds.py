@@ -45,6 +45,8 @@ BOUNDS = {
     "structure.rank": Bounds(1, WIDEST),
     "structure.block_size": Bounds(1, WIDEST),
     "structure.blocks": Bounds(1, WIDEST),
+    "structure.outer": Bounds(1, WIDEST),
+    "structure.outer_seed": Bounds(0, 2**32 - 1),
     "structure.size": Bounds(1, WIDEST),
     "optim.lr": Bounds(0, GREATEST, above=True),
     "optim.head_lr": Bounds(0, GREATEST, above=True),

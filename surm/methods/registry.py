@@ -6,15 +6,13 @@ from surm.methods.base import Method, Settings
 from surm.methods.baselines import AttentionTuning, BitFit, Full, LayerNormTuning, LinearProbe
 from surm.methods.peft import PREFIX, AdaLora, Lora, LoraFA, OfPeft
 from surm.methods.schema import StructureConfig
-from surm.methods.structured import Bottleneck, Structured
+from surm.methods.structured import Bottleneck, LoraXS, OfWeight, Structured
 from surm.shared.registry import look_up
-from surm.structures import STRUCTURES
+from surm.structures import STRUCTURES, structure_class
 
-METHODS: dict[str, type[Method]] = {
-    method.name: method
-    for method in (Bottleneck, Lora, LoraFA, BitFit, LayerNormTuning, AttentionTuning, LinearProbe, Full, AdaLora)
-}
-"""By name; structures, their sums and the rest of PEFT's own methods have names beside these."""
+_BASELINES = (Bottleneck, Lora, LoraFA, BitFit, LayerNormTuning, AttentionTuning, LinearProbe, Full, AdaLora)
+METHODS: dict[str, type[Method]] = {method.name: method for method in (*_BASELINES, LoraXS)}
+"""By name; other structures, their sums and the rest of PEFT's own methods have names beside these."""
 
 
 def method_class(name: str) -> type[Method]:
@@ -28,7 +26,7 @@ def method_class(name: str) -> type[Method]:
     if "+" in name:
         for part in name.split("+"):
             look_up(STRUCTURES, part, "structure")
-        return Structured
+        return OfWeight if structure_class(name).needs_weight else Structured
     return look_up(dict.fromkeys(STRUCTURES, Structured) | METHODS, name, "method")
 
 

@@ -71,7 +71,10 @@ class Structured(OfTuner):
     def resolve(cls, structure: StructureConfig, form: str, width: int | None) -> dict[str, Any]:
         own = {key: getattr(structure, key) for key in option_names(structure.name)}
         # Where the width is not known yet, options are checked against that of ViT-B and BERT-base.
-        resolved = structure_class(structure.name).check_options(width or 768, width or 768, **own)
+        kind = structure_class(structure.name)
+        resolved = kind.check_options(width or 768, width or 768, **own)
+        if structure.init_weights == "authors":
+            kind.check_start("authors")
         used = {key: option for key, option in cls.options.items() if key != "alpha" or form == "weight"}
         return {"name": structure.name, **resolved, **resolve_options(used, structure)}
 
@@ -80,10 +83,27 @@ class Structured(OfTuner):
             torch.manual_seed(0)
             member = structure_class(self.settings["name"])(m, n, dtype=torch.float64, **self._structure_options())
             member.reset_parameters(init_weights=False)
+            for part in member.summands():
+                if part.needs_weight:
+                    part.attach(torch.randn(m, n, dtype=torch.float64))
         return int(torch.linalg.matrix_rank(member.dense()))
 
     def _structure_options(self) -> dict[str, Any]:
         return {option: self.settings[option] for option in option_names(self.settings["name"])}
+
+
+class OfWeight(Structured):
+    """A structure made from the weight that it updates, or a sum with one."""
+
+    forms = ("weight",)
+
+
+class LoraXS(OfWeight):
+    """LoRA-XS, which has rates of its own: its authors' are 3 to 30 times those that LoRA is trained with."""
+
+    name = "lora_xs"
+    usual_rate = 1e-2
+    middle_rate = 1.6e-2
 
 
 class Bottleneck(OfTuner):

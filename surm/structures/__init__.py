@@ -5,9 +5,12 @@ from typing import Any
 
 from surm.structures.base import Fit, Structure
 from surm.structures.block_circulant import BlockCirculant
+from surm.structures.block_low_rank import BlockLowRank
 from surm.structures.circulant import Circulant, SkewCirculant
 from surm.structures.displacement import LowDisplacementRank
 from surm.structures.kronecker import Kronecker
+from surm.structures.lora_mini import LoraMini
+from surm.structures.lora_xs import LoraXS
 from surm.structures.lowrank import LowRank
 from surm.structures.monarch import Monarch
 from surm.structures.sum import Sum, sum_of
@@ -26,6 +29,9 @@ STRUCTURES: dict[str, type[Structure]] = {
         LowRank,
         BlockCirculant,
         Monarch,
+        BlockLowRank,
+        LoraMini,
+        LoraXS,
     )
 }
 

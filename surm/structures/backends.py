@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
-from surm.structures.autocast import autocasts
+from surm.structures.autocast import autocasts, without_autocast
 from surm.structures.base import Structure
 from surm.structures.family import Family
 from surm.structures.gpu import available
@@ -181,7 +181,8 @@ def updates(
     wide, updated = structure.compute_dtype(x.dtype), rows or slice(0, structure.m)
     listed = []
     for family, (way, outer) in zip(_families(structure), ways, strict=False):
-        generators = family.generators(wide)
+        with without_autocast(x):  # a family may make them by products of its own
+            generators = family.generators(wide)
         # A kernel for a GPU reads them one entry after the other.
         way = way if way == PLAIN or all(tensor.is_contiguous() for tensor in generators) else PLAIN
         listed.append(Update(updated, family.kernel, generators, alpha, outer, way))

@@ -35,6 +35,7 @@ class Structure(nn.Module, ABC):
     equation: ClassVar[str]
     option_rules: ClassVar[Mapping[str, Option]]
     needs_weight: ClassVar[bool] = False  # whether `attach` must be called before W is there
+    needs_place: ClassVar[bool] = False  # whether W depends on what `place` is told
     shares: ClassVar[bool] = False  # whether W is read from tensors of a whole model: `surm.structures.shared`
 
     def __init__(
@@ -62,15 +63,38 @@ class Structure(nn.Module, ABC):
         return {name: option.default for name, option in cls.option_rules.items()} | given
 
     @classmethod
+    def check_without_size(cls, **options: Any) -> None:
+        """Raises ValueError for options that no matrix has, where it is not known yet how large one will be."""
+        rules = cls.option_rules
+        possible = {name: value for name, value in options.items() if name in rules and rules[name].accepts(value)}
+        cls.check_options(*cls.fitting_size(**possible), **options)
+
+    @classmethod
+    def fitting_size(cls, **options: Any) -> tuple[int, int]:
+        """A size m, n that the given options fit, each of which is possible by itself."""
+        return 1, 1
+
+    @classmethod
+    def check_start(cls, init_weights: bool | str) -> None:
+        """Raises ValueError, in one sentence, for what `reset_parameters` cannot do."""
+        if not isinstance(init_weights, bool) and init_weights != "authors":
+            raise ValueError(f'{cls.name}: init_weights={init_weights!r} is unknown; give True, False or "authors".')
+
+    @classmethod
     def num_parameters(cls, m: int, n: int, **options: Any) -> int:
         """Number of trainable parameters of an m x n member, without building it."""
         return sum(map(prod, cls._parameter_shapes(m, n, **cls.check_options(m, n, **options)).values()))
 
     @classmethod
-    def nearest(cls, matrix: Tensor, **options: Any) -> Self:
+    def nearest(cls, matrix: Tensor, *, weight: Tensor | None = None, **options: Any) -> Self:
         """The member nearest to `matrix` (m, n) in Frobenius norm, in its dtype and on its device.
 
         Exact, with `fit` None, where a closed form exists; else `fit` says how far a deterministic optimiser came.
+
+        Args:
+            matrix: the target.
+            weight: (m, n), what W is added to, for a family with `needs_weight`.
+            options: of the family.
         """
         if matrix.ndim != 2:
             raise ValueError(f"{cls.name}: nearest takes one matrix, not a tensor of shape {tuple(matrix.shape)}.")
@@ -80,6 +104,11 @@ class Structure(nn.Module, ABC):
             )
         # Made without storage first, so that nothing is drawn from the caller's random generator.
         member = cls(*matrix.shape, device="meta", dtype=torch.float64, **options).to_empty(device=matrix.device)
+        if cls.needs_weight:
+            if weight is None or weight.shape != matrix.shape:
+                raise ValueError(f"{cls.name}: the nearest member depends on a weight; give weight= of matrix's shape.")
+            for part in member.summands():
+                part.attach(weight.to(matrix.device, torch.float64))
         with torch.no_grad():
             member.fit = member._approximate(matrix.to(torch.float64))
         return member.to(matrix.dtype)
@@ -89,7 +118,7 @@ class Structure(nn.Module, ABC):
         """Draw the parameters anew.
 
         True: W is exactly zero, its gradient is not. "authors": the same with the scales of the authors' code. False: W
-        is random and not zero. Any other string raises ValueError.
+        is random and not zero. Any other string, and "authors" where their start cannot train, raises ValueError.
         """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -117,6 +146,12 @@ class Structure(nn.Module, ABC):
         weight has no storage then, when it was loaded. What `attach` keeps of it, a buffer say, is frozen.
         """
 
+    def place(self, name: str) -> None:
+        """Know the full name of the layer, and of its part, that W updates, for what is drawn for each of them anew.
+
+        A tuner calls it, for structures with `needs_place` alone, when W is in the model.
+        """
+
     @abstractmethod
     def factors(self) -> list[Tensor]:
         """The tensors that W is made of, what is trained first; the first has the dtype and the device of W.
@@ -131,7 +166,7 @@ class Structure(nn.Module, ABC):
         Each has a `kernel`, a name of `surm.structures.kernels.KERNELS`, and `generators` for it.
         """
 
-    def collapse(self) -> Self:
+    def collapse(self) -> "Structure":
         """The same W, up to rounding, with fewer stored numbers, for use after training (paper section 5.2).
 
         Raises ValueError for a family that has no such form.

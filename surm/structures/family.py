@@ -44,8 +44,7 @@ class Family(Structure):
 
     @torch.no_grad()
     def reset_parameters(self, init_weights: bool | str = True) -> None:
-        if not isinstance(init_weights, bool) and init_weights != "authors":
-            raise ValueError(f'{self.name}: init_weights={init_weights!r} is unknown; give True, False or "authors".')
+        self.check_start(init_weights)
         zero, *random = self._factors()
         zero.normal_(std=self.update_std) if init_weights is False else zero.zero_()
         for factor in random:

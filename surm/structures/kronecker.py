@@ -53,6 +53,11 @@ class Kronecker(Family):
         return resolved | {"factor_shape": [m1, n1]}
 
     @classmethod
+    def fitting_size(cls, **options: Any) -> tuple[int, int]:
+        m1, n1 = options.get("factor_shape", (1, 1))
+        return m1, n1
+
+    @classmethod
     def _parameter_shapes(cls, m: int, n: int, **options: Any) -> dict[str, Shape]:
         (m1, n1), terms = options["factor_shape"], options["terms"]
         return {"A": (terms, m1, n1), "B": (terms, m // m1, n // n1)}

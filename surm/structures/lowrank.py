@@ -1,5 +1,6 @@
 """Low-rank matrices, the comparison of every structure."""
 
+from abc import abstractmethod
 from typing import Any, ClassVar
 
 import torch
@@ -52,3 +53,32 @@ class LowRank(Family):
         B.copy_(left.reshape(self.m, terms, rank).transpose(0, 1))
         A.copy_(right.reshape(terms, rank, self.n))
         return None
+
+
+class Factored(Family):
+    """W = B A with factors B (m, rank) and A (rank, n) that a family makes of its parameters and of frozen tensors."""
+
+    @property
+    def kernel(self) -> str:
+        return LowRank.name
+
+    @abstractmethod
+    def generators(self, dtype: torch.dtype) -> list[Tensor]:
+        """B and A."""
+
+    def row_work(self) -> tuple[float, float]:
+        return 0, self.options["rank"] * (self.m + self.n)
+
+    @torch.no_grad()
+    def collapse(self) -> LowRank:
+        """The same W as low rank, which keeps its two factors and nothing else."""
+        first = self.factors()[0]
+        B, A = self.generators(self.compute_dtype(first.dtype))
+        # Made without storage first, so that nothing is drawn from the caller's random generator.
+        member = LowRank(self.m, self.n, rank=len(A), device="meta", dtype=first.dtype).to_empty(device=first.device)
+        member.load_state_dict({"B": B.unsqueeze(0), "A": A.unsqueeze(0)})
+        return member
+
+    def _product(self, x: Tensor) -> Tensor:
+        B, A = self.generators(x.dtype)
+        return linear(linear(x, A), B)

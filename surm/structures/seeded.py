@@ -27,6 +27,11 @@ class Seeded(nn.Module):
         """One tensor, on the CPU in float32; a subclass may take another distribution."""
         return torch.randn(shape, generator=generator, dtype=torch.float32)
 
+    def draw_again(self, seed: int) -> None:
+        """Take another seed, where they are."""
+        self.seed = seed
+        self._buffers.update(self._drawn(next(iter(self.buffers())).device))
+
     def _drawn(self, device: torch.device) -> dict[str, Tensor]:
         with torch.device("cpu"):
             generator = torch.Generator().manual_seed(self.seed)

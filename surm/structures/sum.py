@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from functools import cache
+from math import lcm
 from typing import Any, ClassVar, Self
 
 import torch
@@ -26,6 +27,16 @@ class Sum(Structure):
         for family in cls.families:
             resolved |= family.check_options(m, n, **_options_of(family, options))
         return resolved
+
+    @classmethod
+    def fitting_size(cls, **options: Any) -> tuple[int, int]:
+        sizes = [family.fitting_size(**_options_of(family, options)) for family in cls.families]
+        return lcm(*(m for m, _ in sizes)), lcm(*(n for _, n in sizes))
+
+    @classmethod
+    def check_start(cls, init_weights: bool | str) -> None:
+        for family in cls.families:
+            family.check_start(init_weights)
 
     def reset_parameters(self, init_weights: bool | str = True) -> None:
         for part in self.summands():
@@ -98,6 +109,7 @@ def sum_of(families: tuple[type[Structure], ...]) -> type[Sum]:
             "equation": "section 5.1",
             "option_rules": {name: rule for family in families for name, rule in family.option_rules.items()},
             "needs_weight": any(family.needs_weight for family in families),
+            "needs_place": any(family.needs_place for family in families),
             "shares": any(family.shares for family in families),
             "families": families,
         },

@@ -293,10 +293,8 @@ def _check_structure(config: SurmConfig, structure: Any, structure_options: Any)
             f"structure={structure!r} is made from the weight that it updates, and form='adapter' has none: give "
             "form='weight'."
         )
-    # Whether a shape divides a layer's sizes is checked with the layer; here the sizes are those it does divide.
-    shape, rule = options.get("factor_shape"), known.option_rules.get("factor_shape")
-    m, n = shape if shape and rule and rule.accepts(shape) else (1, 1)
-    known.check_options(m, n, **options)
+    known.check_start(config.init_weights)
+    known.check_without_size(**options)  # whether they fit a layer's sizes is checked with the layer
 
 
 def _check_bottleneck(config: SurmConfig, options: dict[str, Any]) -> None:

@@ -103,6 +103,11 @@ class Merging(BaseTunerLayer):
         Returns:
             Whether the weight was there: without storage, on the device "meta", it is not.
         """
+        if self.merged:
+            raise ValueError(
+                f"A structure made from the weight that it updates cannot be added while {self.merged_adapters[0]!r} "
+                "is merged into the weight: call unmerge_adapter first."
+            )
         with parameters_here(self.get_base_layer()):
             weight = self._base_weight()
             if weight.is_meta:

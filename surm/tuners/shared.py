@@ -9,6 +9,7 @@ from peft import PeftConfig
 from peft.tuners.tuners_utils import BaseTuner
 from torch import Tensor, nn
 
+from surm.structures.family import Family
 from surm.structures.shared import SharingFamily, Site
 from surm.tuners.config import SurmConfig
 from surm.tuners.layer import SurmLayer
@@ -46,6 +47,9 @@ class SharingTuner(BaseTuner):
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
         flags = [(parameter, parameter.requires_grad) for parameter in self.surm_shared.parameters()]
         super().inject_adapter(model, adapter_name, *args, **kwargs)
+        for site, member in self._members(adapter_name):
+            if member.needs_place:
+                member.place(f"{site.layer}.{site.part}")
         self._add_shared(adapter_name, meta=kwargs.get("low_cpu_mem_usage", False))
         for parameter, requires_grad in flags:  # as PEFT does it for the layers' other adapters
             parameter.requires_grad_(requires_grad)
@@ -73,11 +77,15 @@ class SharingTuner(BaseTuner):
 
     def _sharing(self, adapter_name: str) -> Iterator[tuple[Site, SharingFamily]]:
         """The adapter's structures that read shared tensors, in the order of the model's layers."""
+        return ((site, member) for site, member in self._members(adapter_name) if isinstance(member, SharingFamily))
+
+    def _members(self, adapter_name: str) -> Iterator[tuple[Site, Family]]:
+        """The adapter's structures, sums by their parts, in the order of the model's layers."""
         for name, layer in self.model.named_modules():
             for dictionary in layer.adapter_layer_names if isinstance(layer, SurmLayer) else ():
                 by_adapter = getattr(layer, dictionary)
                 for member in by_adapter[adapter_name].modules() if adapter_name in by_adapter else ():
-                    if isinstance(member, SharingFamily):
+                    if isinstance(member, Family):
                         yield Site(name, dictionary.removeprefix(self.prefix), member.m, member.n), member
 
     def delete_shared(self, adapter_name: str) -> None:

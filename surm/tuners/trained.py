@@ -158,7 +158,7 @@ def _check(
                 "form='weight'."
             )
         for kind in configs[adapter].structures():
-            if kind.needs_weight or kind.shares:
+            if kind.needs_weight or kind.needs_place or kind.shares:
                 raise ValueError(
                     f"Adapter {adapter} has the structure {kind.name}, which takes no sum, as more than its parameters "
                     "makes it: give adapters of other structures."

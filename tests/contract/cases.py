@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from surm.structures import Structure, build
+from surm.structures import Structure, build, structure_class
 from surm.structures.backends import product, updates
 from surm.structures.kernels import KERNELS
 from surm.structures.ops import Update, updated_linear
-from tests.contract.rows import ROWS, Row
+from tests.contract.rows import ROWS, Row, base_weight
 
 SHAPES = {
     "square": (6, 6),
@@ -53,9 +53,27 @@ rows = pytest.mark.parametrize("row", ROWS, ids=str)
 shapes = pytest.mark.parametrize(("m", "n"), SHAPES.values(), ids=SHAPES)
 
 
+def attached(structure: Structure) -> Structure:
+    """Itself, beside a weight where it needs one."""
+    for part in structure.summands():
+        if part.needs_weight:
+            part.attach(base_weight(structure.m, structure.n))
+    return structure
+
+
+def made(row: Row, m: int, n: int) -> Structure:
+    """A new member in float32."""
+    return attached(build(row.name, m, n, **row.options))
+
+
+def nearest(row: Row, matrix: Tensor) -> Structure:
+    weight = base_weight(*matrix.shape) if structure_class(row.name).needs_weight else None
+    return structure_class(row.name).nearest(matrix, weight=weight, **row.options)
+
+
 def random_structure(row: Row, m: int, n: int, dtype: torch.dtype = torch.float64) -> Structure:
     """A member with all parameters of order one."""
-    structure = build(row.name, m, n, dtype=dtype, **row.options)
+    structure = attached(build(row.name, m, n, dtype=dtype, **row.options))
     generator = torch.Generator().manual_seed(m * 100 + n)
     with torch.no_grad():
         for parameter in structure.parameters():

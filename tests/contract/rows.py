@@ -102,6 +102,35 @@ def monarch_size(m: int, n: int) -> int:
     return int(k**2 * (np.ceil(m / k) + np.ceil(n / k)))
 
 
+def block_low_rank(p: Parameters, m: int, n: int) -> Tensor:
+    return block_diagonal(torch.stack([B @ A for B, A in zip(p["B"], p["A"], strict=True)]))
+
+
+def orthonormal(gaussian: Tensor) -> Tensor:
+    """Q of the QR decomposition by NumPy in which R has a positive diagonal."""
+    Q, R = np.linalg.qr(gaussian.double().numpy())
+    return torch.from_numpy((Q * np.sign(np.diag(R))).astype(np.float32)).double()
+
+
+def lora_mini(p: Parameters, m: int, n: int) -> Tensor:
+    """B_aux B A A_aux with the outer factors of seed 0, drawn as documented."""
+    generator, (b, _), (_, a) = torch.Generator().manual_seed(0), p["B"].shape, p["A"].shape
+    B_aux = orthonormal(torch.randn(m, b, generator=generator))
+    return B_aux @ p["B"] @ p["A"] @ orthonormal(torch.randn(a, n, generator=generator).T).T
+
+
+def base_weight(m: int, n: int) -> Tensor:
+    """What structures that need one are attached to."""
+    return torch.from_numpy(np.random.default_rng(100 * m + n).standard_normal((m, n)))
+
+
+def lora_xs(p: Parameters, m: int, n: int) -> Tensor:
+    U, S, Vh = np.linalg.svd(base_weight(m, n).numpy(), full_matrices=False)
+    signs = np.sign([column[np.abs(column).argmax()] for column in U.T])
+    B, A = torch.from_numpy(U * signs), torch.from_numpy((signs * S)[:, None] * Vh)
+    return B[:, : len(p["R"])] @ p["R"] @ A[: len(p["R"])]
+
+
 def circulant_plus_skew(p: Parameters, m: int, n: int) -> Tensor:
     return circulant((p["parts.0.r1"] * p["parts.0.r2"])[0], m, n) + skew_circulant(
         (p["parts.1.r1"] * p["parts.1.r2"])[0], m, n
@@ -219,6 +248,9 @@ ROWS = [
         sum_over_terms(monarch, "L", "R"),
         lambda m, n: 2 * 9 * (-(-m // 3) + -(-n // 3)),
     ),
+    Row("block_low_rank", {"rank": 2}, block_low_rank, lambda m, n: 2 * (m + n)),
+    Row("lora_mini", {"rank": 2}, lora_mini, lambda m, n: 2 * ((m + 1) // 2 + (n + 1) // 2)),
+    Row("lora_xs", {}, lora_xs, lambda m, n: min(int(np.sqrt(m + n)), m, n) ** 2),
     Row("circulant+skew_circulant", {}, circulant_plus_skew, lambda m, n: 4 * max(m, n), (circulant, skew_circulant)),
     Row(
         "circulant+toeplitz", ONE, circulant_plus_toeplitz, lambda m, n: 3 * max(m, n), (circulant, symmetric_toeplitz)

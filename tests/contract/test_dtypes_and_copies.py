@@ -11,16 +11,16 @@ from hypothesis import strategies as st
 from safetensors.torch import load, save
 from torch import Tensor
 
-from surm.structures import Structure, build
+from surm.structures import Structure
 from surm.structures.backends import product
-from tests.contract.cases import backends, different_backends, draw, random_structure, rows, twin
+from tests.contract.cases import backends, different_backends, draw, made, random_structure, rows, twin
 from tests.contract.rows import ROWS, Row
 
 
 @rows
 def test_saved_and_loaded_bit_by_bit(row: Row) -> None:
     structure = random_structure(row, 7, 5, torch.float32)
-    loaded = build(row.name, 7, 5, **row.options)
+    loaded = made(row, 7, 5)
     loaded.load_state_dict(load(save(structure.state_dict())))
     x = draw(3, 5, dtype=torch.float32)
     assert torch.equal(loaded(x), structure(x))

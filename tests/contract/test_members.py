@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from surm.structures import STRUCTURES, Structure, build, structure_class
-from tests.contract.cases import draw, random_structure, rows, shapes, twin
+from tests.contract.cases import draw, made, nearest, random_structure, rows, shapes, twin
 from tests.contract.rows import ROWS, Row
 
 
@@ -16,11 +16,19 @@ def test_every_structure_has_a_row() -> None:
     assert {row.name for row in ROWS} >= STRUCTURES.keys()
 
 
+OTHER_STARTS = {  # of the authors, as tests of their own show
+    "lora_mini": "their start has no gradient and is refused",
+    "lora_xs": "they start near zero",
+}
+
+
 @rows
 @shapes
 @pytest.mark.parametrize("init_weights", [True, "authors"])
 def test_starts_at_exactly_zero_and_can_leave(row: Row, m: int, n: int, init_weights: bool | str) -> None:
-    structure = build(row.name, m, n, **row.options)
+    structure = made(row, m, n)
+    if init_weights == "authors" and row.name in OTHER_STARTS:
+        pytest.skip(OTHER_STARTS[row.name])
     structure.reset_parameters(init_weights)
     x = draw(8, n, dtype=torch.float32)
     assert not structure.dense().any()
@@ -36,7 +44,7 @@ def test_starts_at_exactly_zero_and_can_leave(row: Row, m: int, n: int, init_wei
 @rows
 @shapes
 def test_init_weights_false_is_not_zero(row: Row, m: int, n: int) -> None:
-    structure = build(row.name, m, n, **row.options)
+    structure = made(row, m, n)
     structure.reset_parameters(False)
     assert structure.dense().abs().max() > 1e-5
     assert all(parameter.all() for parameter in structure.parameters())
@@ -68,7 +76,7 @@ def test_options_are_resolved_and_checked(row: Row) -> None:
     assert family.check_options(6, 4, **dict.fromkeys(resolved)) == family.check_options(6, 4)
     with pytest.raises(ValueError, match="has no option 'bandwidth'; its options are"):
         family.check_options(6, 4, bandwidth=1)
-    counts = [name for name, option in family.option_rules.items() if option.accepts(7)]
+    counts = [name for name, option in family.option_rules.items() if option.rule == "an integer of at least 1"]
     for name, value in product(counts, WRONG_COUNTS):
         with pytest.raises(ValueError, match="give an integer of at least 1"):
             family.check_options(6, 4, **{name: value})
@@ -89,7 +97,7 @@ def squared_error(structure: Structure, matrix: Tensor) -> Tensor:
 def test_no_nearby_parameters_are_nearer(row: Row, m: int, n: int) -> None:
     matrix = draw(m, n)
     state = torch.get_rng_state()
-    structure = structure_class(row.name).nearest(matrix, **row.options)
+    structure = nearest(row, matrix)
     assert torch.equal(state, torch.get_rng_state())
     error = squared_error(structure, matrix)
     assert error < matrix.square().sum()
@@ -112,20 +120,20 @@ def test_nearest_of_a_linear_family_is_the_least_squares_projection(row: Row, m:
     units = torch.eye(row.generator_size(m, n), dtype=torch.float64)
     basis = np.array([family(unit, m, n).numpy().ravel() for family in row.basis for unit in units]).T
     expected = basis @ np.linalg.lstsq(basis, matrix.numpy().ravel(), rcond=None)[0]
-    structure = structure_class(row.name).nearest(matrix, **row.options)
+    structure = nearest(row, matrix)
     np.testing.assert_allclose(twin(row, structure).detach().numpy().ravel(), expected, atol=1e-10)
 
 
 @pytest.mark.parametrize("row", [row for row in ROWS if row.exact or row.name == "ldr"], ids=str)
 def test_nearest_of_a_member_is_itself(row: Row) -> None:
     matrix = random_structure(row, 6, 6).dense().detach()
-    structure = structure_class(row.name).nearest(matrix, **row.options)
+    structure = nearest(row, matrix)
     torch.testing.assert_close(structure.dense(), matrix, rtol=0, atol=1e-9)
 
 
 @rows
 def test_nearest_is_deterministic_and_keeps_the_dtype(row: Row) -> None:
     matrix = draw(4, 3, dtype=torch.float32)
-    first, second = (structure_class(row.name).nearest(matrix, **row.options) for _ in range(2))
+    first, second = (nearest(row, matrix) for _ in range(2))
     assert torch.equal(first.dense(), second.dense())
     assert first.dense().dtype == torch.float32

@@ -13,7 +13,7 @@ from surm.structures import STRUCTURES, build, ops, option_names
 from surm.structures.backends import product, updates
 from surm.structures.kernels import KERNELS
 from surm.structures.ops import Update, updated_linear
-from tests.contract.cases import by_way
+from tests.contract.cases import attached, by_way
 from tests.contract.rows import ROWS
 
 MEMBERS = {
@@ -56,7 +56,7 @@ def saved_bytes(call) -> int:
 @pytest.mark.parametrize("way", ["fused", "dense", "fft"])
 def test_of_token_size_nothing_is_kept_but_x(structure, way):
     n, tokens = 24, 4096
-    matrix = build(structure, n, n)
+    matrix = attached(build(structure, n, n))
     x, weight = torch.randn(tokens, n, requires_grad=True), torch.randn(n, n)
     if way == "fused":
         kept = saved_bytes(lambda: updated_linear(x, weight, None, n, updates(matrix, x)))
@@ -91,7 +91,7 @@ def test_parts_of_one_kind_and_others_beside_them_have_the_gradients_of_the_dens
     """Three of one kind, which are computed together, then one of another alpha and, where it has terms, of two."""
     x = draw(300, 12).requires_grad_()
     several = {"terms": 2} if "terms" in option_names(structure) else {}
-    parts = [build(structure, 6, 12, **options).double() for options in ({}, {}, {}, several)]
+    parts = [attached(build(structure, 6, 12, **options)).double() for options in ({}, {}, {}, several)]
     for part in parts:
         part.reset_parameters(False)
     weight, g = draw(24, 12, seed=1), draw(300, 24, seed=2)

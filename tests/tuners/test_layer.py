@@ -26,6 +26,8 @@ def adapted_forward(model, updates, x):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 @pytest.mark.parametrize("init_weights", [True, "authors"])
 def test_the_start_is_exactly_the_base_model(structure, dtype, init_weights):
+    if init_weights == "authors" and structure in ("lora_mini", "lora_xs"):
+        pytest.skip("the authors' start cannot train, or is not zero")
     model = tiny_vit().to(dtype)
     images = torch.randn(2, 3, 32, 32, dtype=dtype)
     before = model(images)

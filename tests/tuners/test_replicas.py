@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from surm.structures import STRUCTURES
-from tests.tuners.helpers import ALL, TWO, X, adapt, net
+from tests.tuners.helpers import ADAPTERS, ALL, TWO, X, adapt, net
 from tests.tuners.toys import TOYS
 
 
@@ -44,7 +44,7 @@ def test_the_weight_form(structure, backend):
 
 
 @pytest.mark.sample(8)
-@pytest.mark.parametrize("structure", ALL)
+@pytest.mark.parametrize("structure", ADAPTERS)
 def test_the_adapter_form(structure):
     model = adapt(net(), structure=structure, form="adapter", target_modules=TWO, init_weights=False)
     assert_replicas_agree(model, model.base_model.model, X)
