@@ -2,6 +2,7 @@
 
 from dataclasses import field, make_dataclass
 
+from surm.methods.allocated import AllocatedAdaLora, AllocatedLoraSquared, DynamicDora
 from surm.methods.base import Method, Settings
 from surm.methods.baselines import AttentionTuning, BitFit, Full, LayerNormTuning, LinearProbe
 from surm.methods.peft import PREFIX, AdaLora, Lora, LoraFA, OfPeft
@@ -12,7 +13,10 @@ from surm.structures import STRUCTURES
 
 METHODS: dict[str, type[Method]] = {
     method.name: method
-    for method in (Bottleneck, Lora, LoraFA, BitFit, LayerNormTuning, AttentionTuning, LinearProbe, Full, AdaLora)
+    for method in (
+        *(Bottleneck, Lora, LoraFA, BitFit, LayerNormTuning, AttentionTuning, LinearProbe, Full, AdaLora),
+        *(DynamicDora, AllocatedAdaLora, AllocatedLoraSquared),
+    )
 }
 """By name; structures, their sums and the rest of PEFT's own methods have names beside these."""
 

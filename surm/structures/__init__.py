@@ -7,6 +7,7 @@ from surm.structures.base import Fit, Structure
 from surm.structures.block_circulant import BlockCirculant
 from surm.structures.circulant import Circulant, SkewCirculant
 from surm.structures.displacement import LowDisplacementRank
+from surm.structures.gated import GatedChain, GatedLowRank
 from surm.structures.kronecker import Kronecker
 from surm.structures.lowrank import LowRank
 from surm.structures.monarch import Monarch
@@ -26,6 +27,8 @@ STRUCTURES: dict[str, type[Structure]] = {
         LowRank,
         BlockCirculant,
         Monarch,
+        GatedLowRank,
+        GatedChain,
     )
 }
 

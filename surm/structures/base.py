@@ -131,7 +131,7 @@ class Structure(nn.Module, ABC):
         Each has a `kernel`, a name of `surm.structures.kernels.KERNELS`, and `generators` for it.
         """
 
-    def collapse(self) -> Self:
+    def collapse(self) -> "Structure":
         """The same W, up to rounding, with fewer stored numbers, for use after training (paper section 5.2).
 
         Raises ValueError for a family that has no such form.

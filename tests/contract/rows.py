@@ -102,6 +102,15 @@ def monarch_size(m: int, n: int) -> int:
     return int(k**2 * (np.ceil(m / k) + np.ceil(n / k)))
 
 
+def gated_low_rank(p: Parameters, m: int, n: int) -> Tensor:
+    """The sum of its components, one by one."""
+    return sum((c * torch.outer(b, a) for c, b, a in zip(p["c"], p["B"].T, p["A"], strict=True)), torch.zeros(m, n))
+
+
+def gated_chain(p: Parameters, m: int, n: int) -> Tensor:
+    return p["U"] @ p["P"] @ torch.diag(p["c"]) @ p["Q"] @ p["V"]
+
+
 def circulant_plus_skew(p: Parameters, m: int, n: int) -> Tensor:
     return circulant((p["parts.0.r1"] * p["parts.0.r2"])[0], m, n) + skew_circulant(
         (p["parts.1.r1"] * p["parts.1.r2"])[0], m, n
@@ -219,6 +228,10 @@ ROWS = [
         sum_over_terms(monarch, "L", "R"),
         lambda m, n: 2 * 9 * (-(-m // 3) + -(-n // 3)),
     ),
+    Row("gated_low_rank", {}, gated_low_rank, lambda m, n: m + n + 1),
+    Row("gated_low_rank", {"rank": 3}, gated_low_rank, lambda m, n: 3 * (m + n + 1)),
+    Row("gated_chain", {"rank": 3, "outer_rank": 2}, gated_chain, lambda m, n: 2 * (m + n + 6) + 3),
+    Row("gated_chain", {"rank": 2, "outer_rank": 3}, gated_chain, lambda m, n: 3 * (m + n + 4) + 2),
     Row("circulant+skew_circulant", {}, circulant_plus_skew, lambda m, n: 4 * max(m, n), (circulant, skew_circulant)),
     Row(
         "circulant+toeplitz", ONE, circulant_plus_toeplitz, lambda m, n: 3 * max(m, n), (circulant, symmetric_toeplitz)
