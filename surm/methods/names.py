@@ -45,6 +45,11 @@ METHODS: dict[str, Style] = {
     "peft_c3a": Style("C3A", WINE, "h"),
     "peft_lokr": Style("LoKr", WINE, "8"),
     "peft_boft": Style("BOFT", WINE, "H"),
+    "gated_low_rank": Style("gated low rank", ORANGE, "p", filled=True),
+    "gated_chain": Style("gated chain", ORANGE, "h", filled=True),
+    "adalora": Style("AdaLoRA (ours)", VERMILION, "1"),
+    "dynamic_dora": Style("dynamic DoRA", VERMILION, "2"),
+    "lora2": Style("LoRA²", VERMILION, "3"),
 }
 
 
@@ -67,6 +72,16 @@ SILENT_ARGUMENTS: frozenset[str] = frozenset(
 _PHRASES: dict[str, Callable[[Any], str]] = {
     "size": lambda size: f", size {size}",
     "rank": lambda rank: f" r={rank}",
+    "target_rank": lambda rank: f" to {rank:g}",
+    "outer_rank": lambda rank: "" if rank == 1 else f", outer r={rank}",
+    "std": lambda std: "" if std is None else f", std {std:g}",
+    "penalty": lambda weight: f", penalty {weight:g}",
+    "squared_penalty": lambda squared: ", squared penalty" if squared else "",
+    "cross_penalty": lambda cross: "" if cross else ", no cross penalty",
+    "prune_start": lambda share: f", pruned from {share:g}",
+    "prune_end": lambda share: f", pruned to {share:g}",
+    "prune_every": lambda share: f", pruned every {share:g}",
+    "smoothing": lambda weight: f", smoothing {weight:g}",
     "parametrization": lambda kind: "" if kind == "product" else f", {kind}",
     "symmetric": lambda symmetric: "" if symmetric else ", general",
     "factors": lambda factors: "" if factors == 2 else ", one factor",
@@ -83,6 +98,13 @@ _PHRASES: dict[str, Callable[[Any], str]] = {
     ),
 }
 
+
+_PRUNED = {"penalty": 0.1, "prune_start": 0.15, "prune_end": 0.5, "prune_every": 0.002, "smoothing": 0.85, "std": 0.02}
+_USUAL: dict[str, dict[str, Any]] = {
+    "adalora": _PRUNED,
+    "dynamic_dora": _PRUNED | {"alpha": 8, "dropout": 0.1, "prune_every": 0.0175, "smoothing": 0.9},
+    "lora2": _PRUNED | {"alpha": 16},
+}  # values of one method that its name leaves out
 
 _ALL_LINEAR = ["q", "k", "v", "o", "mlp"]
 
@@ -103,6 +125,8 @@ def label(asked: Mapping[str, Any]) -> str:
     structure = dict(asked["structure"])
     name = structure.pop("name")
     text = style_of(name).label
+    usual = _USUAL.get(name, {})
+    structure = {option: value for option, value in structure.items() if option not in usual or value != usual[option]}
     if name == "ldr" and structure.get("terms", 1) == 1:
         text += ", 1 term"
     text += "".join(phrase(structure[option]) for option, phrase in _PHRASES.items() if option in structure)

@@ -2,6 +2,7 @@
 
 from dataclasses import field, make_dataclass
 
+from surm.methods.allocated import AllocatedAdaLora, AllocatedLoraSquared, DynamicDora
 from surm.methods.base import Method, Settings
 from surm.methods.baselines import AttentionTuning, BitFit, Full, LayerNormTuning, LinearProbe
 from surm.methods.peft import PREFIX, AdaLora, Lora, LoraFA, OfPeft
@@ -11,7 +12,8 @@ from surm.shared.registry import look_up
 from surm.structures import STRUCTURES, structure_class
 
 _BASELINES = (Bottleneck, Lora, LoraFA, BitFit, LayerNormTuning, AttentionTuning, LinearProbe, Full, AdaLora)
-METHODS: dict[str, type[Method]] = {method.name: method for method in (*_BASELINES, LoraXS)}
+_ALLOCATED = (DynamicDora, AllocatedAdaLora, AllocatedLoraSquared)
+METHODS: dict[str, type[Method]] = {method.name: method for method in (*_BASELINES, LoraXS, *_ALLOCATED)}
 """By name; other structures, their sums and the rest of PEFT's own methods have names beside these."""
 
 

@@ -24,11 +24,19 @@ class OfTuner(Method):
         """`structure_options` of `SurmConfig`."""
         raise NotImplementedError
 
+    def _structure(self) -> str:
+        """`structure` of `SurmConfig`."""
+        return str(self.settings["name"])
+
+    def _factor(self) -> float:
+        """`alpha` of `SurmConfig`, in weight form."""
+        return float(self.settings["alpha"])
+
     def _apply(self, backbone: Backbone, placement: Settings, steps: int) -> nn.Module:
         settings = self.settings
         start = settings.get("init_weights", "default")
         common: dict[str, Any] = {
-            "structure": settings["name"],
+            "structure": self._structure(),
             "structure_options": self._structure_options(),
             "dropout": settings["dropout"],
             "modules_to_save": list(backbone.head),
@@ -48,7 +56,7 @@ class OfTuner(Method):
             config = SurmConfig(
                 target_modules=projection_names(backbone.module, placement["parts"]),
                 fused_parts=fused or None,
-                alpha=settings["alpha"],
+                alpha=self._factor(),
                 **common,
             )
         return get_peft_model(backbone.module, config)

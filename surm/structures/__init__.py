@@ -8,6 +8,7 @@ from surm.structures.block_circulant import BlockCirculant
 from surm.structures.block_low_rank import BlockLowRank
 from surm.structures.circulant import Circulant, SkewCirculant
 from surm.structures.displacement import LowDisplacementRank
+from surm.structures.gated import GatedChain, GatedLowRank
 from surm.structures.kronecker import Kronecker
 from surm.structures.lora_mini import LoraMini
 from surm.structures.lora_xs import LoraXS
@@ -32,6 +33,8 @@ STRUCTURES: dict[str, type[Structure]] = {
         BlockLowRank,
         LoraMini,
         LoraXS,
+        GatedLowRank,
+        GatedChain,
     )
 }
 

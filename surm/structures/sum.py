@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from functools import cache
 from math import lcm
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -42,11 +42,11 @@ class Sum(Structure):
         for part in self.summands():
             part.reset_parameters(init_weights)
 
-    def collapse(self) -> Self:
+    def collapse(self) -> "Sum":
         """The sum of the collapsed parts, where every part has a collapsed form."""
         parts = [part.collapse() for part in self.summands()]
         options = {name: value for part in parts for name, value in part.options.items()}
-        member = type(self)(self.m, self.n, device="meta", **options)
+        member = sum_of(tuple(map(type, parts)))(self.m, self.n, device="meta", **options)
         member.parts = nn.ModuleList(parts)
         return member
 

@@ -6,6 +6,7 @@ import functools
 import json
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self, TypeVar
@@ -84,7 +85,8 @@ class SurmConfig(PeftConfig):
             bottleneck's is {"size": 16}.
         form: "weight", an update beside a layer's weight; "adapter", a matrix and an activation behind a module.
         structure_pattern: by module name, a structure in place of `structure`, with its default options, or
-            {"structure": ..., "structure_options": {...}}.
+            {"structure": ..., "structure_options": {...}}, or None to leave the module out. A part of a fused
+            projection has its own name behind the module's, such as "qkv.v".
         target_modules: name endings or a regular expression of the layers to adapt, or "all-linear"; None picks the
             query, key and value projections of models that `surm.tuners.targets` knows, or PEFT's layers for LoRA. In
             adapter form also "houlsby", which None means, and "pfeiffer": `surm.tuners.targets.adapter_sites`.
@@ -210,8 +212,29 @@ class SurmConfig(PeftConfig):
 
     def structures(self) -> list[type[Structure]]:
         """The classes of structures that modules may get; the bottleneck is none."""
-        names = [self.structure, *(_family(value)[0] for value in (self.structure_pattern or {}).values())]
+        others = [value for value in (self.structure_pattern or {}).values() if value is not None]
+        names = [self.structure, *(_family(value)[0] for value in others)]
         return [structure_class(name) for name in names if name != BOTTLENECK]
+
+    def leaves_out(self, name: str) -> bool:
+        """Whether `structure_pattern` has None for the module, or the part of one, of this full name."""
+        return matching(self.structure_pattern, name, missing="") is None
+
+    def for_parts(self, name: str, parts: Sequence[str]) -> dict[str, Self | None]:
+        """By part of the fused module of this full name, what the patterns say of it alone; None: it has no structure.
+
+        Raises:
+            ValueError: all parts are left out.
+        """
+        found: dict[str, Self | None] = {}
+        chosen = [part for part in parts if part in (self.fused_parts or parts)] or parts
+        for part in chosen:
+            full = f"{name}.{part}"
+            if matching(self.structure_pattern, full, missing="") != "":
+                found[part] = None if self.leaves_out(full) else self.for_module(full)
+        if chosen and all(found.get(part, self) is None for part in chosen):
+            raise ValueError("structure_pattern leaves out all of its parts: give None for the module itself.")
+        return found
 
     def for_module(self, name: str) -> Self:
         """The configuration of the module of this full name: without patterns, and self where none matches."""
@@ -275,7 +298,8 @@ def _check_structures(config: SurmConfig) -> None:
                 f"structure_pattern: {value!r} for {key!r} is not possible: give a name, or a dictionary of "
                 "structure and, if need be, structure_options."
             )
-        _check_structure(config, *_family(value))
+        if value is not None:
+            _check_structure(config, *_family(value))
 
 
 def _check_structure(config: SurmConfig, structure: Any, structure_options: Any) -> None:

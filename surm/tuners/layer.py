@@ -96,6 +96,7 @@ class SurmWeight(nn.Module, SurmLayer, Merging):
         config: SurmConfig,
         parts: Mapping[str, int],
         backend: Any = None,
+        of_parts: Mapping[str, SurmConfig | None] | None = None,
     ) -> None:
         """Wrap `base_layer`.
 
@@ -105,6 +106,7 @@ class SurmWeight(nn.Module, SurmLayer, Merging):
             config: its configuration.
             parts: name and size of each part of the output in order, nothing for a whole.
             backend: PEFT's `QuantizationBackend` of a quantised layer.
+            of_parts: as in `update_layer`.
         """
         super().__init__()
         base = base_layer.get_base_layer() if isinstance(base_layer, BaseTunerLayer) else base_layer
@@ -120,7 +122,7 @@ class SurmWeight(nn.Module, SurmLayer, Merging):
         # The weight from before the merge, which follows the layer's casts and moves as any buffer.
         self.register_buffer("kept_weight", None, persistent=False)
         self._active_adapter = adapter_name
-        self.update_layer(adapter_name, config)
+        self.update_layer(adapter_name, config, of_parts)
 
     @property
     def in_features(self) -> int:
@@ -139,8 +141,15 @@ class SurmWeight(nn.Module, SurmLayer, Merging):
     def product(self, structure: Structure, x: Tensor, backend: str) -> Tensor:
         """What S makes of the layer's input x."""
 
-    def update_layer(self, adapter_name: str, config: SurmConfig) -> None:
+    def update_layer(
+        self, adapter_name: str, config: SurmConfig, of_parts: Mapping[str, SurmConfig | None] | None = None
+    ) -> None:
         """Add an adapter.
+
+        Args:
+            adapter_name: its name.
+            config: its configuration.
+            of_parts: by name of a part, what says its structure in place of `config`; None: it has none.
 
         Raises:
             ValueError: one sentence, where the structure's options do not fit the layer's sizes.
@@ -148,7 +157,10 @@ class SurmWeight(nn.Module, SurmLayer, Merging):
         # A selection of parts is about layers that have them.
         chosen = [part for part in self.parts if part in (config.fused_parts or ())] or list(self.parts)
         for part in chosen:
-            structure = build(config.structure, self.parts[part], self.columns, **(config.structure_options or {}))
+            own = (of_parts or {}).get(part, config)
+            if own is None:
+                continue
+            structure = build(own.structure, self.parts[part], self.columns, **(own.structure_options or {}))
             if config.init_weights is not True:  # which is what building does
                 structure.reset_parameters(config.init_weights)
             getattr(self, f"surm_{part}")[adapter_name] = structure

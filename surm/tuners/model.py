@@ -144,6 +144,8 @@ class SurmModel(SharingTuner):
         current_key: str,
         **kwargs: Any,
     ) -> None:
+        if peft_config.leaves_out(current_key):
+            return
         config = peft_config.for_module(current_key)
         try:
             adapted = self._adapt(config, adapter_name, target, current_key, parent)
@@ -186,16 +188,17 @@ class SurmModel(SharingTuner):
         self, config: SurmConfig, adapter_name: str, target: nn.Module, base: nn.Module, name: str
     ) -> SurmWeight | None:
         parts = fused_parts(name, base, config, self.model)
+        of_parts = self.peft_config[adapter_name].for_parts(name, list(parts))
         if isinstance(target, SurmWeight):
             if target.parts != (parts or {target.WHOLE: target.rows}):
                 raise ValueError(
                     f"it is adapted in the parts {target.parts}, and the new adapter would divide it otherwise: give "
                     "both the same fused."
                 )
-            target.update_layer(adapter_name, config)
+            target.update_layer(adapter_name, config, of_parts)
             return target
         layer, backend = weight_layer(base, self.model)
-        return None if layer is None else layer(target, adapter_name, config, parts, backend)
+        return None if layer is None else layer(target, adapter_name, config, parts, backend, of_parts)
 
     def _with_body(
         self, config: SurmConfig, adapter_name: str, target: nn.Module, base: nn.Module, parent: nn.Module
@@ -288,6 +291,20 @@ class SurmModel(SharingTuner):
         """
         names = self.active_adapters if adapter_name is None else [adapter_name]
         trained.collapse(self.model, self.peft_config, names)
+
+    def compact(self, adapter_name: str | None = None) -> None:
+        """Take the components whose gate is zero out of the gated structures of an adapter, or of the active adapters.
+
+        After an allocator's pruning (`surm.tuners.allocation`). Outputs stay what they are; a layer in weight form
+        whose gates are all zero is left out. The configuration says so in `structure_pattern`, so that the adapter is
+        saved and loaded as it is then; an optimiser keeps the parameters from before.
+
+        Raises:
+            ValueError: no such adapter, or one that is merged; nothing is then changed.
+        """
+        names = self.active_adapters if adapter_name is None else [adapter_name]
+        trained.compact(self.model, self.peft_config, names)
+        _unwrap(self.model, lambda wrapper: isinstance(wrapper, SurmWeight) and _is_empty(wrapper))
 
     @classmethod
     def _remap_adapter_state_dict_for_load(

@@ -13,13 +13,13 @@ Split = int | list[int] | list[list[Any]]  # equal parts; their sizes; their nam
 Value = TypeVar("Value")
 
 
-def matching(patterns: Mapping[str, Value] | None, name: str) -> Value | None:
-    """The value for a module's full name; a key is its ending or a regular expression of one, as in PEFT's patterns.
+def matching(patterns: Mapping[str, Value] | None, name: str, missing: Value | None = None) -> Value | None:
+    """The value for a module's full name, or `missing`; a key is its ending or a regular expression of it, as in PEFT.
 
     Of several keys that match, the longest counts, since a saved configuration does not keep their order.
     """
     keys = [key for key in patterns or {} if re.match(rf"(.*\.)?({key})$", name)]
-    return patterns[max(keys, key=lambda key: (len(key), key))] if patterns and keys else None
+    return patterns[max(keys, key=lambda key: (len(key), key))] if patterns and keys else missing
 
 
 def check_patterns(name: str, patterns: Any) -> None:

@@ -6,13 +6,14 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
 from surm.structures import Structure
 from surm.structures.family import ConstantDiagonals, Family
+from surm.structures.gated import Gated
 from surm.tuners.config import SurmConfig
 from surm.tuners.layer import SurmLayer, SurmLinear, SurmWeight
 
@@ -30,31 +31,85 @@ class Total(NamedTuple):
     exact: bool
 
 
+class Place(NamedTuple):
+    """Where an adapter has a structure."""
+
+    module: str  # name of the layer
+    name: str  # what `structure_pattern` calls it: a part of a fused layer by its own name behind the layer's
+    layer: SurmLayer
+    holder: nn.Module
+    key: str  # of the structure in the holder
+
+
+def _places(model: nn.Module, configs: Mapping[str, SurmConfig], adapter_name: str) -> list[Place]:
+    if adapter_name not in configs:
+        raise ValueError(f"There is no adapter {adapter_name!r}: give one of {', '.join(configs)}.")
+    places = []
+    for module, layer in model.named_modules():
+        for holder, key in layer.holders(adapter_name) if isinstance(layer, SurmLayer) else ():
+            name = module
+            if isinstance(layer, SurmWeight) and len(layer.parts) > 1:
+                name += next(f".{part}" for part in layer.parts if getattr(layer, f"surm_{part}") is holder)
+            places.append(Place(module, name, layer, holder, key))
+    return places
+
+
 def collapse(model: nn.Module, configs: dict[str, SurmConfig], adapters: Sequence[str]) -> None:
     """What `SurmModel.collapse` says, of these adapters; their configurations then name the new structures."""
-    for adapter, structures in [(adapter, _collapsed(model, configs, adapter)) for adapter in adapters]:
-        kinds = {}
-        for module, holder, key, structure in structures:
-            holder.register_module(key, structure)
-            kinds[module] = (structure.name, dict(structure.options))
+    for adapter, structures in [(adapter, _collapsed(_places(model, configs, adapter))) for adapter in adapters]:
+        for place, structure in structures:
+            place.holder.register_module(place.key, structure)
+        kinds = {place.name: (structure.name, dict(structure.options)) for place, structure in structures}
         configs[adapter] = _with_structures(configs[adapter], kinds)
 
 
-def _collapsed(
-    model: nn.Module, configs: Mapping[str, SurmConfig], adapter_name: str
-) -> list[tuple[str, nn.Module, str, Structure]]:
-    """An adapter's structures, collapsed, each with the names of its layer, its holder and its name there."""
-    if adapter_name not in configs:
-        raise ValueError(f"There is no adapter {adapter_name!r}: give one of {', '.join(configs)}.")
+def _collapsed(places: Iterable[Place]) -> list[tuple[Place, Structure]]:
+    """The structures, collapsed, each with its place."""
     collapsed = []
-    for name, layer in model.named_modules():
-        for holder, key in layer.holders(adapter_name) if isinstance(layer, SurmLayer) else ():
-            structure = holder.get_submodule(key)
-            if not isinstance(structure, Structure):
-                raise ValueError("bottleneck cannot be collapsed: an activation stands between its two matrices.")
-            trained = any(parameter.requires_grad for parameter in structure.parameters())
-            collapsed.append((name, holder, key, structure.collapse().requires_grad_(trained)))
+    for place in places:
+        structure = place.holder.get_submodule(place.key)
+        if not isinstance(structure, Structure):
+            raise ValueError("bottleneck cannot be collapsed: an activation stands between its two matrices.")
+        trained = any(parameter.requires_grad for parameter in structure.parameters())
+        collapsed.append((place, structure.collapse().requires_grad_(trained)))
     return collapsed
+
+
+def compact(model: nn.Module, configs: dict[str, SurmConfig], adapters: Sequence[str]) -> None:
+    """What `SurmModel.compact` says; a layer in which no adapter is left stays around its base layer."""
+    places = {adapter: _places(model, configs, adapter) for adapter in adapters}
+    for adapter in adapters:
+        if any(adapter in place.layer.merged_adapters for place in places[adapter]):
+            raise ValueError(f"Adapter {adapter!r} is merged: call unmerge_adapter() first.")
+    for adapter in adapters:
+        kinds = {place.name: _compact(place, configs[adapter]) for place in places[adapter]}
+        for place in places[adapter]:
+            # Of layers alone: an adapter's body has always an inner matrix.
+            if isinstance(place.layer, SurmWeight) and not any(place.layer.structures(adapter)):
+                for settings in (getattr(place.layer, name) for name in place.layer.other_param_names):
+                    settings.pop(adapter)
+                del kinds[place.name]
+                kinds[place.module] = None
+        configs[adapter] = _with_structures(configs[adapter], kinds)
+
+
+def _compact(place: Place, config: SurmConfig) -> Kind | None:
+    """Take out of one structure what its gates switch off; its kind then, None where nothing is left of it."""
+    structure = place.holder.get_submodule(place.key)
+    if isinstance(structure, Gated):
+        on = structure.gates() != 0
+        if place.layer.form == "adapter" and not on.any():
+            on[0] = True  # a zero matrix, as its body has a bias too
+        if not on.any():
+            del cast(nn.ModuleDict, place.holder)[place.key]
+            return None
+        if not on.all():
+            structure = structure.keep(on)
+            place.holder.register_module(place.key, structure)
+    if isinstance(structure, Structure):
+        return structure.name, dict(structure.options)
+    own = config.for_module(place.name)
+    return own.structure, dict(own.structure_options or {})
 
 
 @torch.no_grad()
@@ -127,17 +182,31 @@ def check_sum_options(combination_type: str, others: Mapping[str, Any]) -> None:
         raise ValueError(f"{name}={value!r} is not taken by a sum of structured updates: leave it out.")
 
 
-def _with_structures(config: SurmConfig, kinds: Mapping[str, Kind]) -> SurmConfig:
-    """A copy of the configuration with the given structures by module: the commonest for all, patterns for the rest."""
-    [(commonest, _)] = Counter(repr(kind) for kind in kinds.values()).most_common(1)
+def _with_structures(config: SurmConfig, kinds: Mapping[str, Kind | None]) -> SurmConfig:
+    """A copy of the configuration with the given structures by name: the commonest for all, patterns for the rest.
+
+    None leaves a module or a part out, as it stays where the configuration has it already.
+    """
+    left_out = {name: None for name, value in (config.structure_pattern or {}).items() if value is None}
+    left_out |= {_key(name, kinds): None for name, kind in kinds.items() if kind is None}
+    found = {name: kind for name, kind in kinds.items() if kind is not None}
     config = copy.copy(config)
-    config.structure, config.structure_options = next(kind for kind in kinds.values() if repr(kind) == commonest)
-    config.structure_pattern = {
-        name: {"structure": structure, "structure_options": options}
-        for name, (structure, options) in kinds.items()
-        if repr((structure, options)) != commonest
-    } or None
+    others = {}
+    if found:
+        [(commonest, _)] = Counter(map(repr, found.values())).most_common(1)
+        config.structure, config.structure_options = next(kind for kind in found.values() if repr(kind) == commonest)
+        others = {
+            _key(name, kinds): {"structure": structure, "structure_options": options}
+            for name, (structure, options) in found.items()
+            if repr((structure, options)) != commonest
+        }
+    config.structure_pattern = (others | left_out) or None
     return config
+
+
+def _key(name: str, names: Iterable[str]) -> str:
+    """What matches this name and no other one that ends like it."""
+    return f"^{name}" if any(other.endswith(f".{name}") for other in names) else name
 
 
 def _check(
@@ -182,6 +251,7 @@ def _config(configs: Sequence[SurmConfig], layers: Mapping[str, SurmWeight]) -> 
         layers_pattern=None,
         alpha=1.0,
         alpha_pattern=None,
+        structure_pattern=None,
         bias="none",
         init_weights=True,
         fused={key: value for config in configs for key, value in (config.fused or {}).items()} or None,
@@ -197,7 +267,8 @@ def _sum(layer: SurmWeight, pairs: Sequence[tuple[str, float]], configs: Mapping
     config = next(configs[adapter] for adapter, _ in pairs if adapter in layer.alpha).for_module(name)
     kind = (config.structure, dict(config.structure_options or {}))
     groups = [[structure for _, structure in terms] for terms in parts if terms]
-    if any("terms" not in group[0].options or len(set(map(_species, group))) > 1 for group in groups):
+    species = {_species(structure) for group in groups for structure in group}
+    if len(species) > 1 or "terms" not in groups[0][0].options:
         return Total(parts, kind, exact=False)
     if _is_linear(groups[0][0]):
         kind[1]["terms"] = 1

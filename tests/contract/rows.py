@@ -131,6 +131,15 @@ def lora_xs(p: Parameters, m: int, n: int) -> Tensor:
     return B[:, : len(p["R"])] @ p["R"] @ A[: len(p["R"])]
 
 
+def gated_low_rank(p: Parameters, m: int, n: int) -> Tensor:
+    """The sum of its components, one by one."""
+    return sum((c * torch.outer(b, a) for c, b, a in zip(p["c"], p["B"].T, p["A"], strict=True)), torch.zeros(m, n))
+
+
+def gated_chain(p: Parameters, m: int, n: int) -> Tensor:
+    return p["U"] @ p["P"] @ torch.diag(p["c"]) @ p["Q"] @ p["V"]
+
+
 def circulant_plus_skew(p: Parameters, m: int, n: int) -> Tensor:
     return circulant((p["parts.0.r1"] * p["parts.0.r2"])[0], m, n) + skew_circulant(
         (p["parts.1.r1"] * p["parts.1.r2"])[0], m, n
@@ -251,6 +260,10 @@ ROWS = [
     Row("block_low_rank", {"rank": 2}, block_low_rank, lambda m, n: 2 * (m + n)),
     Row("lora_mini", {"rank": 2}, lora_mini, lambda m, n: 2 * ((m + 1) // 2 + (n + 1) // 2)),
     Row("lora_xs", {}, lora_xs, lambda m, n: min(int(np.sqrt(m + n)), m, n) ** 2),
+    Row("gated_low_rank", {}, gated_low_rank, lambda m, n: m + n + 1),
+    Row("gated_low_rank", {"rank": 3}, gated_low_rank, lambda m, n: 3 * (m + n + 1)),
+    Row("gated_chain", {"rank": 3, "outer_rank": 2}, gated_chain, lambda m, n: 2 * (m + n + 6) + 3),
+    Row("gated_chain", {"rank": 2, "outer_rank": 3}, gated_chain, lambda m, n: 3 * (m + n + 4) + 2),
     Row("circulant+skew_circulant", {}, circulant_plus_skew, lambda m, n: 4 * max(m, n), (circulant, skew_circulant)),
     Row(
         "circulant+toeplitz", ONE, circulant_plus_toeplitz, lambda m, n: 3 * max(m, n), (circulant, symmetric_toeplitz)

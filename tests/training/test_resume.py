@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file
 
 from surm.config.run import Run
 from surm.records.record import read_record
@@ -81,6 +82,33 @@ def test_adalora_goes_on_bit_for_bit_in_every_part_of_its_schedule(tmp_path: Pat
     assert patterns[0] == patterns[1]
     left = [sum(kept) for kept in patterns[0].values()]
     assert sum(left) == len(left) < 4 * len(left)  # target_r is 1 on average
+
+
+@pytest.mark.parametrize("structure", ["adalora", "dynamic_dora", "lora2"])
+def test_an_allocator_goes_on_bit_for_bit(tmp_path: Path, structure: str) -> None:
+    """Of 24 steps it chooses from the fourth to the twelfth; what it leaves is saved, and loaded where it was trained."""
+    options = [f"structure={structure}", "structure.rank=3", "structure.target_rank=1"]
+    whole = execute(configure(tmp_path / "whole", *options), say=quiet)
+    run = configure(tmp_path / "parts", *options)
+    stops = [2, 9, 14]
+    for step in stops:
+        with pytest.raises(Interrupted):
+            execute(run, report=stop_after(step), say=quiet)
+    resumed = execute(run, say=quiet)
+    assert resumed.happened["resumed_from_steps"] == stops
+    for key in ("metrics", "best_epoch_metrics", "history", "trainable_parameters", "peak_trainable_parameters"):
+        assert resumed.happened[key] == whole.happened[key]
+    folders = [tmp_path / name / "runs" / whole.signature / "adapter" for name in ("whole", "parts")]
+    for name in ("adapter_model.safetensors", "adapter_config.json"):
+        one, other = ((folder / name).read_bytes() for folder in folders)
+        assert one == other
+    tensors = load_file(folders[0] / "adapter_model.safetensors")
+    gates = [tensor for name, tensor in tensors.items() if name.endswith(".c")]
+    pruned = sum(map(len, gates))
+    assert pruned == 6  # of two layers with three matrices each
+    assert all((gate != 0).all() for gate in gates)
+    counted = sum(tensor.numel() for name, tensor in tensors.items() if "surm_" in name)
+    assert counted == whole.happened["trainable_parameters"] < whole.happened["peak_trainable_parameters"]
 
 
 def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
