@@ -6,9 +6,9 @@ from surm.methods.base import Method, Settings
 from surm.methods.baselines import AttentionTuning, BitFit, Full, LayerNormTuning, LinearProbe
 from surm.methods.peft import PREFIX, AdaLora, Lora, LoraFA, OfPeft
 from surm.methods.schema import StructureConfig
-from surm.methods.structured import Bottleneck, Structured
+from surm.methods.structured import Bottleneck, SharedStructured, Structured
 from surm.shared.registry import look_up
-from surm.structures import STRUCTURES
+from surm.structures import SHARED, STRUCTURES
 
 METHODS: dict[str, type[Method]] = {
     method.name: method
@@ -29,7 +29,8 @@ def method_class(name: str) -> type[Method]:
         for part in name.split("+"):
             look_up(STRUCTURES, part, "structure")
         return Structured
-    return look_up(dict.fromkeys(STRUCTURES, Structured) | METHODS, name, "method")
+    structured = dict.fromkeys(STRUCTURES, Structured) | dict.fromkeys(SHARED, SharedStructured)
+    return look_up(structured | METHODS, name, "method")
 
 
 def make_method(settings: Settings) -> Method:
@@ -44,7 +45,7 @@ def make_method(settings: Settings) -> Method:
 _KINDS = {
     name: option.kind
     for options in (
-        *(structure.option_rules for structure in STRUCTURES.values()),
+        *(structure.option_rules for structure in (STRUCTURES | SHARED).values()),
         Structured.options,
         *(method.options for method in METHODS.values()),
     )

@@ -6,6 +6,7 @@ from typing import Any
 from surm.structures.base import Fit, Structure
 from surm.structures.block_circulant import BlockCirculant
 from surm.structures.circulant import Circulant, SkewCirculant
+from surm.structures.cp import Aurora, Lorta
 from surm.structures.displacement import LowDisplacementRank
 from surm.structures.kronecker import Kronecker
 from surm.structures.lowrank import LowRank
@@ -29,18 +30,21 @@ STRUCTURES: dict[str, type[Structure]] = {
     )
 }
 
+SHARED: dict[str, type[Structure]] = {family.name: family for family in (Aurora, Lorta)}
+"""Families whose matrices are made of tensors that a model's layers share, so that none is a matrix by itself."""
+
 
 def structure_class(name: str) -> type[Structure]:
     """The class of a structure by its name; "a+b" is the sum of a member of each.
 
     Raises ValueError, naming the nearest structure, for an unknown name.
     """
+    known = STRUCTURES | SHARED
     for part in name.split("+"):
-        if part not in STRUCTURES:
-            near = get_close_matches(part, STRUCTURES, n=1, cutoff=0.0)[0]
-            known = ", ".join(STRUCTURES)
-            raise ValueError(f"Unknown structure {name!r}: {part!r} is none of {known}; nearest: {near}.")
-    families = tuple(STRUCTURES[part] for part in name.split("+"))
+        if part not in known:
+            near = get_close_matches(part, known, n=1, cutoff=0.0)[0]
+            raise ValueError(f"Unknown structure {name!r}: {part!r} is none of {', '.join(known)}; nearest: {near}.")
+    families = tuple(known[part] for part in name.split("+"))
     return families[0] if len(families) == 1 else sum_of(families)
 
 
@@ -54,4 +58,14 @@ def build(name: str, m: int, n: int, **options: Any) -> Structure:
     return structure_class(name)(m, n, **options)
 
 
-__all__ = ["SCIENCE_VERSION", "STRUCTURES", "Fit", "Structure", "Sum", "build", "option_names", "structure_class"]
+__all__ = [
+    "SCIENCE_VERSION",
+    "SHARED",
+    "STRUCTURES",
+    "Fit",
+    "Structure",
+    "Sum",
+    "build",
+    "option_names",
+    "structure_class",
+]

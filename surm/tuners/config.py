@@ -115,6 +115,7 @@ class SurmConfig(PeftConfig):
         adapter_position: "after" or "before" the hidden dropout or LayerScale, for "houlsby" and "pfeiffer".
         adapter_width: features of adapted modules that have no width of their own, such as a dropout; None: as the
             model's `config.hidden_size` or `embed_dim` says.
+        shared_order: the matrices that share tensors, in the order of their indices; filled in when a model is adapted.
 
     Raises:
         ValueError, TypeError: one sentence, for a value that is impossible whatever the model.
@@ -182,6 +183,9 @@ class SurmConfig(PeftConfig):
     )
     adapter_width: int | None = field(
         default=None, metadata={"help": "Features of adapted modules that have no width of their own."}
+    )
+    shared_order: list[str] | None = field(
+        default=None, metadata={"help": "Matrices that share tensors, in their order; filled in on adapting a model."}
     )
 
     def __post_init__(self) -> None:

@@ -8,6 +8,7 @@ from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as LOR
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from surm.structures.options import is_count
 from surm.tuners import architectures
 from surm.tuners.architectures import PARTS as PARTS
 from surm.tuners.architectures import Endings
@@ -202,6 +203,30 @@ def _known_parts(name: str, layer: nn.Module, model: nn.Module | None) -> dict[s
         if rows == (q + 2 * kv) * size:
             return {"q": q * size, "k": kv * size, "v": kv * size}
     return {}
+
+
+def projection(model: nn.Module, layer: str, part: str) -> str:
+    """Which of `PARTS` a layer or a part of a fused one is, by the layer's name; nothing where no table has it."""
+    if part in FUSED_PARTS:
+        return part
+    own = architectures.PROJECTIONS.get(_model_type(model), {})
+    for table in (own, *architectures.PROJECTIONS.values(), architectures.TIMM_PROJECTIONS):
+        for name, endings in table.items():
+            if any(_match(ending, layer) for ending in endings):
+                return name
+    return ""
+
+
+def head_count(model: nn.Module, layer: str) -> int | None:
+    """The number of attention heads that the nearest module around a layer tells, or its `config`; else None."""
+    path = layer.split(".")
+    for length in reversed(range(len(path))):
+        module = model.get_submodule(".".join(path[:length]))
+        for owner in (module, getattr(module, "config", None)):
+            for name in ("num_attention_heads", "num_heads", "n_heads"):
+                if is_count(heads := getattr(owner, name, None)):
+                    return int(heads)
+    return None
 
 
 def _outputs(layer: nn.Module) -> int | None:
