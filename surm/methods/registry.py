@@ -4,6 +4,7 @@ from dataclasses import field, make_dataclass
 
 from surm.methods.base import Method, Settings
 from surm.methods.baselines import AttentionTuning, BitFit, Full, LayerNormTuning, LinearProbe
+from surm.methods.hadamard import Hadamard
 from surm.methods.peft import PREFIX, AdaLora, Lora, LoraFA, OfPeft
 from surm.methods.schema import StructureConfig
 from surm.methods.structured import Bottleneck, SharedStructured, Structured
@@ -12,7 +13,18 @@ from surm.structures import SHARED, STRUCTURES
 
 METHODS: dict[str, type[Method]] = {
     method.name: method
-    for method in (Bottleneck, Lora, LoraFA, BitFit, LayerNormTuning, AttentionTuning, LinearProbe, Full, AdaLora)
+    for method in (
+        Bottleneck,
+        Lora,
+        LoraFA,
+        BitFit,
+        LayerNormTuning,
+        AttentionTuning,
+        LinearProbe,
+        Full,
+        AdaLora,
+        Hadamard,
+    )
 }
 """By name; structures, their sums and the rest of PEFT's own methods have names beside these."""
 

@@ -7,6 +7,7 @@ from surm.structures.base import Fit, Structure
 from surm.structures.block_circulant import BlockCirculant
 from surm.structures.circulant import Circulant, SkewCirculant
 from surm.structures.cp import Aurora, Lorta
+from surm.structures.diagonal import Diagonal
 from surm.structures.displacement import LowDisplacementRank
 from surm.structures.kronecker import Kronecker
 from surm.structures.lowrank import LowRank
@@ -27,6 +28,7 @@ STRUCTURES: dict[str, type[Structure]] = {
         LowRank,
         BlockCirculant,
         Monarch,
+        Diagonal,
     )
 }
 

@@ -72,10 +72,8 @@ class AuroraTensors(CPTensors):
     V: Tensor
     U: Tensor
     P: Tensor
-
-    def middle(self) -> Tensor:
-        """What all matrices have in common between V and U."""
-        return self.core if "core" in self.starts else self.gain
+    gain: Tensor
+    core: Tensor
 
 
 class Aurora(SharedCP):
@@ -108,7 +106,7 @@ class Aurora(SharedCP):
         return AuroraTensors(starts | middle, device, dtype)
 
     def read(self, shared: AuroraTensors) -> list[Tensor]:
-        return [shared.V, shared.U, shared.P[self.index], shared.middle()]
+        return [shared.V, shared.U, shared.P[self.index], shared.core if self.options["core"] else shared.gain]
 
     def generators(self, dtype: torch.dtype) -> list[Tensor]:
         V, U, p, middle = self._factors(dtype)

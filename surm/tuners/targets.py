@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as LORA_TARGETS
@@ -119,6 +120,22 @@ def _match(ending: str, name: str) -> list[str]:
     return re.findall(rf"(?:^|\.)({re.escape(ending)})$".replace(r"\#", r"\d+"), name)
 
 
+def input_features(module: nn.Module) -> int:
+    """The width of the input of a linear layer.
+
+    Raises:
+        ValueError: it is another module.
+    """
+    inputs = getattr(module, "in_features", None)
+    if isinstance(module, Conv1D):
+        inputs = module.weight.shape[0]
+    if not isinstance(inputs, int):
+        raise ValueError(
+            f"adapter_side='input' is for linear layers, and {type(module).__name__} is none: leave it at 'output'."
+        )
+    return inputs
+
+
 def output_features(module: nn.Module, model: nn.Module, given: int | None) -> int | None:
     """The width of the output of a linear layer, a normalisation, a LayerScale, a dropout or an identity; else None.
 
@@ -224,7 +241,8 @@ def head_count(model: nn.Module, layer: str) -> int | None:
         module = model.get_submodule(".".join(path[:length]))
         for owner in (module, getattr(module, "config", None)):
             for name in ("num_attention_heads", "num_heads", "n_heads"):
-                if is_count(heads := getattr(owner, name, None)):
+                heads: Any = getattr(owner, name, None)
+                if is_count(heads):
                     return int(heads)
     return None
 

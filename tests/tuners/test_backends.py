@@ -53,7 +53,7 @@ def test_every_backend_gives_the_same_output_and_gradients(structure, backend):
         assert fuses(layer, x) == (backend == "fused")
 
 
-@pytest.mark.parametrize("structure", STRUCTURES)
+@pytest.mark.parametrize("structure", sorted(STRUCTURES.keys() - {"diagonal"}))  # whose own product is always cheap
 def test_auto_adds_to_the_weight_for_many_rows_and_multiplies_apart_for_few(structure):
     base = nn.Sequential(nn.Linear(1024, 1024))
     layer = adapt(base, structure=structure, init_weights=False, target_modules=["0"]).base_model.model[0]
