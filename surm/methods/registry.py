@@ -5,15 +5,16 @@ from dataclasses import field, make_dataclass
 from surm.methods.allocated import AllocatedAdaLora, AllocatedLoraSquared, DynamicDora
 from surm.methods.base import Method, Settings
 from surm.methods.baselines import AttentionTuning, BitFit, Full, LayerNormTuning, LinearProbe
+from surm.methods.hadamard import Hadamard
 from surm.methods.peft import PREFIX, AdaLora, Lora, LoraFA, OfPeft
 from surm.methods.schema import StructureConfig
-from surm.methods.structured import Bottleneck, LoraXS, OfWeight, Structured
+from surm.methods.structured import Bottleneck, LoraXS, OfWeight, SharedStructured, Structured
 from surm.shared.registry import look_up
-from surm.structures import STRUCTURES, structure_class
+from surm.structures import SHARED, STRUCTURES, structure_class
 
 _BASELINES = (Bottleneck, Lora, LoraFA, BitFit, LayerNormTuning, AttentionTuning, LinearProbe, Full, AdaLora)
 _ALLOCATED = (DynamicDora, AllocatedAdaLora, AllocatedLoraSquared)
-METHODS: dict[str, type[Method]] = {method.name: method for method in (*_BASELINES, LoraXS, *_ALLOCATED)}
+METHODS: dict[str, type[Method]] = {method.name: method for method in (*_BASELINES, LoraXS, Hadamard, *_ALLOCATED)}
 """By name; other structures, their sums and the rest of PEFT's own methods have names beside these."""
 
 
@@ -29,7 +30,8 @@ def method_class(name: str) -> type[Method]:
         for part in name.split("+"):
             look_up(STRUCTURES, part, "structure")
         return OfWeight if structure_class(name).needs_weight else Structured
-    return look_up(dict.fromkeys(STRUCTURES, Structured) | METHODS, name, "method")
+    structured = dict.fromkeys(STRUCTURES, Structured) | dict.fromkeys(SHARED, SharedStructured)
+    return look_up(structured | METHODS, name, "method")
 
 
 def make_method(settings: Settings) -> Method:
@@ -44,7 +46,7 @@ def make_method(settings: Settings) -> Method:
 _KINDS = {
     name: option.kind
     for options in (
-        *(structure.option_rules for structure in STRUCTURES.values()),
+        *(structure.option_rules for structure in (STRUCTURES | SHARED).values()),
         Structured.options,
         *(method.options for method in METHODS.values()),
     )

@@ -7,6 +7,8 @@ from surm.structures.base import Fit, Structure
 from surm.structures.block_circulant import BlockCirculant
 from surm.structures.block_low_rank import BlockLowRank
 from surm.structures.circulant import Circulant, SkewCirculant
+from surm.structures.cp import Aurora, Lorta
+from surm.structures.diagonal import Diagonal
 from surm.structures.displacement import LowDisplacementRank
 from surm.structures.gated import GatedChain, GatedLowRank
 from surm.structures.kronecker import Kronecker
@@ -35,8 +37,12 @@ STRUCTURES: dict[str, type[Structure]] = {
         LoraXS,
         GatedLowRank,
         GatedChain,
+        Diagonal,
     )
 }
+
+SHARED: dict[str, type[Structure]] = {family.name: family for family in (Aurora, Lorta)}
+"""Families whose matrices are made of tensors that a model's layers share, so that none is a matrix by itself."""
 
 
 def structure_class(name: str) -> type[Structure]:
@@ -44,12 +50,12 @@ def structure_class(name: str) -> type[Structure]:
 
     Raises ValueError, naming the nearest structure, for an unknown name.
     """
+    known = STRUCTURES | SHARED
     for part in name.split("+"):
-        if part not in STRUCTURES:
-            near = get_close_matches(part, STRUCTURES, n=1, cutoff=0.0)[0]
-            known = ", ".join(STRUCTURES)
-            raise ValueError(f"Unknown structure {name!r}: {part!r} is none of {known}; nearest: {near}.")
-    families = tuple(STRUCTURES[part] for part in name.split("+"))
+        if part not in known:
+            near = get_close_matches(part, known, n=1, cutoff=0.0)[0]
+            raise ValueError(f"Unknown structure {name!r}: {part!r} is none of {', '.join(known)}; nearest: {near}.")
+    families = tuple(known[part] for part in name.split("+"))
     return families[0] if len(families) == 1 else sum_of(families)
 
 
@@ -63,4 +69,14 @@ def build(name: str, m: int, n: int, **options: Any) -> Structure:
     return structure_class(name)(m, n, **options)
 
 
-__all__ = ["SCIENCE_VERSION", "STRUCTURES", "Fit", "Structure", "Sum", "build", "option_names", "structure_class"]
+__all__ = [
+    "SCIENCE_VERSION",
+    "SHARED",
+    "STRUCTURES",
+    "Fit",
+    "Structure",
+    "Sum",
+    "build",
+    "option_names",
+    "structure_class",
+]

@@ -19,12 +19,18 @@ class Site(NamedTuple):
         part: its part of a fused projection; "update" of a layer that is not fused, "adapter" in adapter form.
         m: rows.
         n: columns.
+        block: what its layer's name has in common with those of the same block: the name up to its last number.
+        projection: which of an attention's projections it is, "q", "k", "v" or "o"; else "mlp", or nothing.
+        heads: number of heads that the attention around it has, or None where nothing tells.
     """
 
     layer: str
     part: str
     m: int
     n: int
+    block: str = ""
+    projection: str = ""
+    heads: int | None = None
 
 
 class SharedTensors(nn.Module, ABC):

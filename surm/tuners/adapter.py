@@ -1,6 +1,6 @@
 """The adapter form: a matrix and an activation behind a module."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -102,9 +102,10 @@ class Bottleneck(Body):
 
 
 class SurmAdapter(nn.Module, SurmLayer):
-    """X + sum over active adapters of what their bodies make of X, the output of the wrapped module.
+    """X + sum over active adapters of what their bodies make of X, the output or the input of the wrapped module.
 
-    Of a tuple or a ModelOutput of transformers, the first element is X.
+    Of a tuple or a ModelOutput of transformers, the first element is X. Around a linear layer, adapters without an
+    activation are merged: W (X + S X + b) or (I + S) (W x + c) + b are linear layers too.
     """
 
     form = "adapter"
@@ -117,8 +118,14 @@ class SurmAdapter(nn.Module, SurmLayer):
         self.surm_adapter: nn.ModuleDict
         self.in_features = self.out_features = features
         # Empty, and moved and cast with the model: a dropout has no parameter that tells where its adapters belong.
+        self.side = config.adapter_side
         self.near: Tensor | None
         self.register_buffer("near", None, persistent=False)
+        # Weight and bias from before a merge, which follow the layer's casts and moves as any buffer.
+        self.kept_weight: Tensor | None
+        self.kept_bias: Tensor | None
+        self.register_buffer("kept_weight", None, persistent=False)
+        self.register_buffer("kept_bias", None, persistent=False)
         self._active_adapter = adapter_name
         self.update_layer(adapter_name, config, like)
 
@@ -126,8 +133,11 @@ class SurmAdapter(nn.Module, SurmLayer):
         """Add an adapter, in the dtype and on the device of `like`, since the wrapped module may have no parameters.
 
         Raises:
-            ValueError: one sentence, where the structure's options do not fit the layer's size.
+            ValueError: one sentence, where the structure's options do not fit the layer's size, or the side is not that
+                of the adapters before.
         """
+        if config.adapter_side != self.side:
+            raise ValueError(f"it has an adapter of adapter_side={self.side!r}, and takes one side: give that.")
         self.surm_adapter[adapter_name] = (Bottleneck if config.structure == BOTTLENECK else Structured)(
             self.in_features, config
         )
@@ -146,11 +156,20 @@ class SurmAdapter(nn.Module, SurmLayer):
     def forward(self, *args: Any, adapter_names: list[str] | None = None, **kwargs: Any) -> Any:
         """The module's output with the active adapters, or with that of `adapter_names` for each row of X.
 
+        Where adapters are merged, the module has them.
+
         Raises:
             ValueError: one sentence, where X has another width than the adapters, or not one row for each name.
         """
+        if self.disable_adapters and self.merged:
+            self.unmerge()
+        if self.merged and args:
+            self.check_rows(args[0], adapter_names)
+        updated = not (self.disable_adapters or self.merged)
+        if updated and self.side == "input":
+            args = (self._adapted(args[0], adapter_names), *args[1:])
         result = self.base_layer(*args, **kwargs)
-        if self.disable_adapters:
+        if not updated or self.side == "input":
             return result
         if isinstance(result, Tensor):
             return self._adapted(result, adapter_names)
@@ -192,16 +211,90 @@ class SurmAdapter(nn.Module, SurmLayer):
             yield self.surm_adapter[adapter_name], "inner"
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
-        """Refuse to merge an adapter of this layer; others pass, since they are in other layers.
+        """Put the adapters of `adapter_names`, or the active ones, into the weight and the bias of the linear layer.
+
+        The sums are formed in float32 (float64 of float64) and cast once. Weight and bias are kept until `unmerge`.
 
         Raises:
-            ValueError: always, where one of `adapter_names`, or of the active adapters, is this layer's.
+            ValueError: an adapter has an activation, or the layer is no plain linear one, or has no bias where the
+                adapter has; with `safe_merge`, where what is merged is not finite. Nothing is then changed.
         """
-        if any(name in self.surm_adapter for name in check_adapters_to_merge(self, adapter_names)):
-            raise ValueError(CANNOT_MERGE)
+        names = [name for name in check_adapters_to_merge(self, adapter_names) if name in self.surm_adapter]
+        self.check_mergeable(names, safe_merge)
+        if not names:
+            return
+        base = cast(nn.Linear, self.get_base_layer())
+        weight, bias = self._merged([*self.merged_adapters, *names])
+        if self.kept_weight is None:
+            self.kept_weight = base.weight.detach().clone()
+            self.kept_bias = None if base.bias is None else base.bias.detach().clone()
+        self._set(base, weight, bias)
+        self.merged_adapters.extend(names)
+
+    def check_mergeable(self, names: Sequence[str], safe_merge: bool = False) -> None:
+        """Raises ValueError, as `merge` does, where one of these adapters is here and cannot be merged."""
+        new = [name for name in names if name in self.surm_adapter and name not in self.merged_adapters]
+        for name in new:
+            if obstacle := self.obstacle(name):
+                raise ValueError(obstacle)
+        if new and safe_merge:
+            dtype = cast(nn.Linear, self.get_base_layer()).weight.dtype
+            merged = self._merged([*self.merged_adapters, *new])
+            if not all(tensor.to(dtype).isfinite().all() for tensor in merged if tensor is not None):
+                raise ValueError(f"NaNs detected in the merged weights. The adapter {new[0]} seems to be broken")
+
+    def obstacle(self, adapter: str) -> str | None:
+        """What hinders merging an adapter, in one sentence, if anything does."""
+        body, base = self.surm_adapter[adapter], self.get_base_layer()
+        if not isinstance(body, Structured) or not isinstance(body.activation, nn.Identity):
+            return CANNOT_MERGE
+        if type(base) is not nn.Linear:
+            return (
+                f"form='adapter' cannot be merged into {type(base).__name__}, which is no plain linear layer: keep it, "
+                "or adapt linear layers alone."
+            )
+        if base.bias is None and isinstance(body.outer, Shift):
+            return (
+                "an adapter with a bias cannot be merged into a linear layer without one: keep it, or train it with "
+                "adapter_bias=False."
+            )
+        return None
+
+    def get_delta_weight(self, adapter: str) -> Tensor:
+        """What merging an adapter adds to the weight, S W on outputs or W S on inputs, in float32 or float64.
+
+        The bias changes too.
+        """
+        return self._merged([adapter])[0] - self._merged([])[0]
+
+    @torch.no_grad()
+    def _merged(self, names: Sequence[str]) -> tuple[Tensor, Tensor | None]:
+        """Weight and bias of the linear layer with these adapters and no others, in float32 or float64."""
+        base = cast(nn.Linear, self.get_base_layer())
+        weight, bias = (base.weight, base.bias) if self.kept_weight is None else (self.kept_weight, self.kept_bias)
+        W = weight.detach().to(torch.promote_types(weight.dtype, torch.float32))
+        c = None if bias is None else bias.detach().to(W.dtype)
+        S, shift = W.new_zeros(self.in_features, self.in_features), W.new_zeros(self.in_features)
+        for name in names:
+            body = cast(Structured, self.surm_adapter[name])
+            with parameters_here(body):
+                S += cast(Structure, body.inner).dense(W.dtype).to(W.device)
+                shift += body.outer.bias.to(W) if isinstance(body.outer, Shift) else 0
+        if self.side == "input":
+            return W + W @ S, None if c is None else c + W @ shift
+        return W + S @ W, None if c is None else c + S @ c + shift
+
+    def _set(self, base: nn.Linear, weight: Tensor, bias: Tensor | None) -> None:
+        base.weight.data = weight.to(base.weight.dtype)
+        if bias is not None:
+            base.bias.data = bias.to(base.bias.dtype)
 
     def unmerge(self) -> None:
-        """Nothing is ever merged here."""
+        """Give the linear layer its weight and bias back, bit for bit, where an adapter is merged."""
+        if self.kept_weight is not None:
+            self._set(cast(nn.Linear, self.get_base_layer()), self.kept_weight, self.kept_bias)
+            self.kept_weight = self.kept_bias = None
+            self.merged_adapters = []
 
     def __repr__(self) -> str:
         return f"surm.{super().__repr__()}"

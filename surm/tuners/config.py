@@ -23,6 +23,7 @@ from surm.tuners.saving import OLD_PEFT, note_import
 FORMS = ("weight", "adapter")
 SITES = ("houlsby", "pfeiffer")
 POSITIONS = ("after", "before")
+SIDES = ("output", "input")
 BIASES = ("none", "all", "surm_only")
 ACTIVATIONS = ("gelu", "silu", "tanh", "identity")
 WEIGHT_FORM_ONLY = ("alpha", "alpha_pattern", "fused", "fused_parts", "keep_base_weight")
@@ -115,8 +116,11 @@ class SurmConfig(PeftConfig):
         adapter_bias: whether an adapter has a bias b (the bottleneck: one behind each of its two matrices).
         adapter_activation: "gelu", "silu", "tanh" or "identity".
         adapter_position: "after" or "before" the hidden dropout or LayerScale, for "houlsby" and "pfeiffer".
+        adapter_side: "output": an adapter takes a module's output X; "input": a linear layer's input, which it changes
+            before the layer sees it, as in W (X + act(S X) + b).
         adapter_width: features of adapted modules that have no width of their own, such as a dropout; None: as the
             model's `config.hidden_size` or `embed_dim` says.
+        shared_order: the matrices that share tensors, in the order of their indices; filled in when a model is adapted.
 
     Raises:
         ValueError, TypeError: one sentence, for a value that is impossible whatever the model.
@@ -182,8 +186,14 @@ class SurmConfig(PeftConfig):
     adapter_position: str = field(
         default="after", metadata={"help": "'after' or 'before' the hidden dropout or LayerScale."}
     )
+    adapter_side: str = field(
+        default="output", metadata={"help": "Which an adapter changes: a module's 'output' or a layer's 'input'."}
+    )
     adapter_width: int | None = field(
         default=None, metadata={"help": "Features of adapted modules that have no width of their own."}
+    )
+    shared_order: list[str] | None = field(
+        default=None, metadata={"help": "Matrices that share tensors, in their order; filled in on adapting a model."}
     )
 
     def __post_init__(self) -> None:
@@ -387,6 +397,8 @@ def _check_adapter(config: SurmConfig) -> None:
         )
     if config.adapter_position not in POSITIONS:
         raise ValueError(f"adapter_position={config.adapter_position!r} is not known: give {' or '.join(POSITIONS)}.")
+    if config.adapter_side not in SIDES:
+        raise ValueError(f"adapter_side={config.adapter_side!r} is not known: give {' or '.join(SIDES)}.")
     if config.adapter_width is not None and not is_count(config.adapter_width):
         raise ValueError(f"adapter_width={config.adapter_width!r} is no width: give an integer of at least 1.")
 

@@ -15,7 +15,7 @@ from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 
 from surm.tuners import trained
-from surm.tuners.adapter import CANNOT_MERGE, SurmAdapter
+from surm.tuners.adapter import SurmAdapter
 from surm.tuners.bases import SUPPORTED, weight_layer
 from surm.tuners.bypass import watch
 from surm.tuners.config import SITES, SurmConfig
@@ -23,7 +23,7 @@ from surm.tuners.layer import SurmLayer, SurmWeight
 from surm.tuners.loading import Fresh, check_weights
 from surm.tuners.mixed import pass_adapter_names
 from surm.tuners.shared import SharingTuner, nearest_parameter
-from surm.tuners.targets import adapter_sites, default_targets, fused_parts, output_features
+from surm.tuners.targets import adapter_sites, default_targets, fused_parts, input_features, output_features
 
 
 class SurmModel(SharingTuner):
@@ -207,7 +207,10 @@ class SurmModel(SharingTuner):
         if isinstance(target, SurmAdapter):
             target.update_layer(adapter_name, config, like)
             return target
-        features = output_features(base, self.model, config.adapter_width)
+        if config.adapter_side == "input":
+            features: int | None = input_features(base)
+        else:
+            features = output_features(base, self.model, config.adapter_width)
         return None if features is None else SurmAdapter(target, adapter_name, config, features, like)
 
     def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
@@ -218,8 +221,8 @@ class SurmModel(SharingTuner):
         """As in PEFT; with `safe_merge` all layers are looked at before the first is changed.
 
         Raises:
-            ValueError: one of the adapters is of form "adapter", or, with `safe_merge`, one is not finite; nothing is
-                then merged.
+            ValueError: one of the adapters is of form "adapter" with an activation, or not of plain linear layers, or,
+                with `safe_merge`, one is not finite; nothing is then merged.
         """
         self._check_mergeable(adapter_names, safe_merge)
         super().merge_adapter(adapter_names, safe_merge)
@@ -230,8 +233,8 @@ class SurmModel(SharingTuner):
         """As in PEFT; with `safe_merge` all layers are looked at before the first is changed.
 
         Raises:
-            ValueError: one of the adapters is of form "adapter", or, with `safe_merge`, one is not finite; nothing is
-                then merged.
+            ValueError: one of the adapters is of form "adapter" with an activation, or not of plain linear layers, or,
+                with `safe_merge`, one is not finite; nothing is then merged.
         """
         self._check_mergeable(adapter_names, safe_merge)
         merged: nn.Module = super().merge_and_unload(progressbar, safe_merge, adapter_names)
@@ -239,8 +242,10 @@ class SurmModel(SharingTuner):
 
     def _check_mergeable(self, adapter_names: list[str] | None, safe_merge: bool) -> None:
         names = self.active_adapters if adapter_names is None else adapter_names
-        if any(name in self.peft_config and self.peft_config[name].form == "adapter" for name in names):
-            raise ValueError(CANNOT_MERGE)
+        for layer in self.model.modules():
+            if isinstance(layer, SurmAdapter):
+                with onload_layer(layer):
+                    layer.check_mergeable(names, safe_merge)
         for layer in self.model.modules() if safe_merge else ():
             if isinstance(layer, SurmWeight):
                 new = [name for name in names if name in layer.alpha and name not in layer.merged_adapters]

@@ -1,5 +1,6 @@
 """What the layers of a model share: the tuner that owns it."""
 
+import re
 from collections.abc import Iterator, Sequence
 from itertools import chain
 from typing import Any
@@ -15,6 +16,7 @@ from surm.tuners.config import SurmConfig
 from surm.tuners.layer import SurmLayer
 from surm.tuners.offload import call_device
 from surm.tuners.saving import OLD_PEFT, put_names_last
+from surm.tuners.targets import head_count, projection
 
 
 class SharingTuner(BaseTuner):
@@ -57,7 +59,7 @@ class SharingTuner(BaseTuner):
     def _add_shared(self, adapter_name: str, meta: bool) -> None:
         """Make the tensors that an adapter's layers share, one set for each family and its options."""
         config, groups = self.peft_config[adapter_name], dict[str, list[tuple[Site, SharingFamily]]]()
-        for site, member in self._sharing(adapter_name):
+        for site, member in self._in_order(adapter_name, config):
             groups.setdefault(repr((member.name, member.options)), []).append((site, member))
         shared = nn.ModuleList()
         for group in groups.values():
@@ -75,6 +77,27 @@ class SharingTuner(BaseTuner):
             self.surm_shared[adapter_name] = shared
             self._train_shared(config.inference_mode)
 
+    def _in_order(self, adapter_name: str, config: SurmConfig) -> list[tuple[Site, SharingFamily]]:
+        """The adapter's structures that read shared tensors, in the order of their indices.
+
+        That of the model's layers at first; a saved configuration keeps it, since a later version of the model may have
+        them in another order.
+
+        Raises:
+            ValueError: the saved configuration is of other layers.
+        """
+        members = list(self._sharing(adapter_name))
+        names = list(dict.fromkeys(f"{site.layer}.{site.part}" for site, _ in members))
+        if not config.was_read or config.shared_order is None:
+            config.shared_order = names or None
+        elif differing := sorted(set(names).symmetric_difference(config.shared_order)):
+            raise ValueError(
+                f"The adapter {adapter_name!r} shares tensors among other layers than this model's: {differing[0]} is "
+                f"in one of the two alone ({len(differing)} such): load it into the model that it was trained on."
+            )
+        index = {name: index for index, name in enumerate(config.shared_order or ())}
+        return sorted(members, key=lambda member: index[f"{member[0].layer}.{member[0].part}"])
+
     def _sharing(self, adapter_name: str) -> Iterator[tuple[Site, SharingFamily]]:
         """The adapter's structures that read shared tensors, in the order of the model's layers."""
         return ((site, member) for site, member in self._members(adapter_name) if isinstance(member, SharingFamily))
@@ -86,7 +109,7 @@ class SharingTuner(BaseTuner):
                 by_adapter = getattr(layer, dictionary)
                 for member in by_adapter[adapter_name].modules() if adapter_name in by_adapter else ():
                     if isinstance(member, Family):
-                        yield Site(name, dictionary.removeprefix(self.prefix), member.m, member.n), member
+                        yield site(self.model, name, dictionary.removeprefix(self.prefix), member), member
 
     def delete_shared(self, adapter_name: str) -> None:
         """Delete what an adapter's layers share, if they share anything."""
@@ -123,6 +146,13 @@ class SharingTuner(BaseTuner):
         for parameter in self.surm_shared[adapter_name].parameters() if adapter_name in self.surm_shared else ():
             if autocast_adapter_dtype and parameter.dtype in (torch.float16, torch.bfloat16):
                 parameter.data = parameter.data.float()
+
+
+def site(model: nn.Module, layer: str, part: str, member: Family) -> Site:
+    """Where a member of a model's layer is."""
+    numbered = re.match(r"(?:.*\.)?\d+(?=\.|$)", layer)
+    block = numbered[0] if numbered else ""
+    return Site(layer, part, member.m, member.n, block, projection(model, layer, part), head_count(model, layer))
 
 
 def nearest_parameter(*modules: nn.Module) -> Tensor | None:

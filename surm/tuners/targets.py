@@ -2,12 +2,14 @@
 
 import re
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as LORA_TARGETS
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from surm.structures.options import is_count
 from surm.tuners import architectures
 from surm.tuners.architectures import PARTS as PARTS
 from surm.tuners.architectures import Endings
@@ -118,6 +120,22 @@ def _match(ending: str, name: str) -> list[str]:
     return re.findall(rf"(?:^|\.)({re.escape(ending)})$".replace(r"\#", r"\d+"), name)
 
 
+def input_features(module: nn.Module) -> int:
+    """The width of the input of a linear layer.
+
+    Raises:
+        ValueError: it is another module.
+    """
+    inputs = getattr(module, "in_features", None)
+    if isinstance(module, Conv1D):
+        inputs = module.weight.shape[0]
+    if not isinstance(inputs, int):
+        raise ValueError(
+            f"adapter_side='input' is for linear layers, and {type(module).__name__} is none: leave it at 'output'."
+        )
+    return inputs
+
+
 def output_features(module: nn.Module, model: nn.Module, given: int | None) -> int | None:
     """The width of the output of a linear layer, a normalisation, a LayerScale, a dropout or an identity; else None.
 
@@ -202,6 +220,31 @@ def _known_parts(name: str, layer: nn.Module, model: nn.Module | None) -> dict[s
         if rows == (q + 2 * kv) * size:
             return {"q": q * size, "k": kv * size, "v": kv * size}
     return {}
+
+
+def projection(model: nn.Module, layer: str, part: str) -> str:
+    """Which of `PARTS` a layer or a part of a fused one is, by the layer's name; nothing where no table has it."""
+    if part in FUSED_PARTS:
+        return part
+    own = architectures.PROJECTIONS.get(_model_type(model), {})
+    for table in (own, *architectures.PROJECTIONS.values(), architectures.TIMM_PROJECTIONS):
+        for name, endings in table.items():
+            if any(_match(ending, layer) for ending in endings):
+                return name
+    return ""
+
+
+def head_count(model: nn.Module, layer: str) -> int | None:
+    """The number of attention heads that the nearest module around a layer tells, or its `config`; else None."""
+    path = layer.split(".")
+    for length in reversed(range(len(path))):
+        module = model.get_submodule(".".join(path[:length]))
+        for owner in (module, getattr(module, "config", None)):
+            for name in ("num_attention_heads", "num_heads", "n_heads"):
+                heads: Any = getattr(owner, name, None)
+                if is_count(heads):
+                    return int(heads)
+    return None
 
 
 def _outputs(layer: nn.Module) -> int | None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from surm.structures import Structure
 from surm.structures.family import ConstantDiagonals, Family
 from surm.structures.gated import Gated
+from surm.tuners.adapter import SurmAdapter
 from surm.tuners.config import SurmConfig
 from surm.tuners.layer import SurmLayer, SurmLinear, SurmWeight
 
@@ -116,13 +117,19 @@ def _compact(place: Place, config: SurmConfig) -> Kind | None:
 def conversion_error(model: nn.Module, ranks: Iterable[int], adapter_name: str = "default") -> dict[int, float]:
     """By rank, the error of what `peft.convert_to_lora` makes of an adapter in weight form, over all its layers.
 
-    It keeps the leading singular values of each update: sqrt(sum of the squares of the others / sum of all squares).
+    Or of what an adapter without an activation is merged as, in linear layers. It keeps the leading singular values of
+    each update: sqrt(sum of the squares of the others / sum of all squares).
     O(out_features in_features min(out_features, in_features)) a layer, once for all ranks.
 
     Raises:
         ValueError: no linear layer has such an adapter, or its updates are all zero.
     """
-    layers = [layer for layer in model.modules() if isinstance(layer, SurmLinear) and adapter_name in layer.alpha]
+    layers = [
+        layer
+        for layer in model.modules()
+        if (isinstance(layer, SurmLinear) and adapter_name in layer.alpha)
+        or (isinstance(layer, SurmAdapter) and adapter_name in layer.surm_adapter and not layer.obstacle(adapter_name))
+    ]
     energies = [torch.linalg.svdvals(layer.get_delta_weight(adapter_name)).double().square() for layer in layers]
     total = sum(float(energy.sum()) for energy in energies)
     if not total:

@@ -67,6 +67,12 @@ def grid_size(b: Callable[[int, int], int]) -> Callable[[int, int], int]:
     return lambda m, n: -(-m // b(m, n)) * -(-n // b(m, n)) * b(m, n)
 
 
+def diagonal(d: Tensor, m: int, n: int) -> Tensor:
+    """Each entry on np.eye's diagonal, next to zeros."""
+    layout = np.eye(m, n, dtype=int) * (1 + np.arange(n))
+    return torch.cat((d.new_zeros(1), d))[torch.from_numpy(layout)]
+
+
 def half(m: int, n: int) -> int:
     return -(-max(m, n) // 2)
 
@@ -264,6 +270,7 @@ ROWS = [
     Row("gated_low_rank", {"rank": 3}, gated_low_rank, lambda m, n: 3 * (m + n + 1)),
     Row("gated_chain", {"rank": 3, "outer_rank": 2}, gated_chain, lambda m, n: 2 * (m + n + 6) + 3),
     Row("gated_chain", {"rank": 2, "outer_rank": 3}, gated_chain, lambda m, n: 3 * (m + n + 4) + 2),
+    Row("diagonal", {}, lambda p, m, n: diagonal(p["d"], m, n), min, (diagonal,), min),
     Row("circulant+skew_circulant", {}, circulant_plus_skew, lambda m, n: 4 * max(m, n), (circulant, skew_circulant)),
     Row(
         "circulant+toeplitz", ONE, circulant_plus_toeplitz, lambda m, n: 3 * max(m, n), (circulant, symmetric_toeplitz)

@@ -214,7 +214,16 @@ def test_full_trains_everything() -> None:
     "method",
     [
         *("circulant", "toeplitz", "kronecker", "ldr", "lora", "lora_fa", "bitfit", "linear_probe", "full"),
-        *("layernorm_tuning", "attention_tuning", "peft_adalora", "peft_dora", "peft_lokr"),
+        *(
+            "layernorm_tuning",
+            "attention_tuning",
+            "peft_adalora",
+            "peft_dora",
+            "peft_lokr",
+            "aurora",
+            "lorta",
+            "hadamard",
+        ),
     ],
 )
 def test_every_method_starts_at_the_same_function(method: str) -> None:

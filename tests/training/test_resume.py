@@ -86,7 +86,7 @@ def test_adalora_goes_on_bit_for_bit_in_every_part_of_its_schedule(tmp_path: Pat
 
 @pytest.mark.parametrize("structure", ["adalora", "dynamic_dora", "lora2"])
 def test_an_allocator_goes_on_bit_for_bit(tmp_path: Path, structure: str) -> None:
-    """Of 24 steps it chooses from the fourth to the twelfth; what it leaves is saved, and loaded where it was trained."""
+    """Of 24 steps it chooses from the fourth to the twelfth; what it leaves is saved, and loads again."""
     options = [f"structure={structure}", "structure.rank=3", "structure.target_rank=1"]
     whole = execute(configure(tmp_path / "whole", *options), say=quiet)
     run = configure(tmp_path / "parts", *options)

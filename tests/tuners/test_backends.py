@@ -53,9 +53,9 @@ def test_every_backend_gives_the_same_output_and_gradients(structure, backend):
         assert fuses(layer, x) == (backend == "fused")
 
 
-@pytest.mark.parametrize("structure", [name for name in STRUCTURES if name != "block_low_rank"])
+@pytest.mark.parametrize("structure", sorted(STRUCTURES.keys() - {"diagonal", "block_low_rank"}))
 def test_auto_adds_to_the_weight_for_many_rows_and_multiplies_apart_for_few(structure):
-    """But for blocks of low rank, whose own product costs less at any number of rows."""
+    """But for diagonals and blocks of low rank, whose own products cost less at any number of rows."""
     base = nn.Sequential(nn.Linear(1024, 1024))
     layer = adapt(base, structure=structure, init_weights=False, target_modules=["0"]).base_model.model[0]
     assert fuses(layer, torch.randn(2048, 1024))
