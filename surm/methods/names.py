@@ -129,15 +129,17 @@ def _peft_name(structure: str) -> str:
 def label(asked: Mapping[str, Any]) -> str:
     """Name of the method that was asked for, as tables and claims write it: `LoRA r=1`, `ldr, 4 terms`, `BitFit`.
 
-    Options at their usual value are silent, and so is the shape of Kronecker factors, which a record holds whether it
-    was asked for or chosen; `ldr` always says its number of terms. A placement other than q, k, v in weight form is
-    added: `circulant (q, v)`, `circulant (all linear)`, `circulant, Houlsby adapter, no bias`. A method of PEFT adds
-    its arguments, `AdaLoRA, init_r=2`, except `SILENT_ARGUMENTS`.
+    Options at their usual value are silent, of LoRA an alpha equal to its rank, and so is the shape of Kronecker
+    factors, which a record holds whether it was asked for or chosen; `ldr` always says its number of terms. A placement
+    other than q, k, v in weight form is added: `circulant (q, v)`, `circulant (all linear)`, `circulant, Houlsby
+    adapter, no bias`. A method of PEFT adds its arguments, `AdaLoRA, init_r=2`, except `SILENT_ARGUMENTS`.
     """
     structure = dict(asked["structure"])
     name = structure.pop("name")
     text = style_of(name).label
     usual = _USUAL.get(name, {})
+    if name in ("lora", "lora_fa"):
+        usual = {"alpha": structure.get("rank")}  # a factor alpha / rank of 1
     structure = {option: value for option, value in structure.items() if option not in usual or value != usual[option]}
     if name == "ldr" and structure.get("terms", 1) == 1:
         text += ", 1 term"

@@ -5,6 +5,7 @@ import json
 import random
 import sys
 from contextlib import suppress
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,11 @@ from surm.config.run import Run
 from surm.experiments.plan import load_experiment, training_runs
 from surm.methods.names import label
 from surm.records.record import read_records
+from surm.report.claims import papers_beside, read_claims
+from surm.report.decide import ABOVE
+from surm.report.verdict import named_methods
 from surm.shared.errors import FormError
+from surm.shared.paths import PAPER as PAPER_FOLDER
 from surm.shared.paths import REPOSITORY
 from surm.studies.entry import APPROXIMATE
 from tests.data.hub_layout import write_tiny
@@ -24,7 +29,7 @@ TRAINED = [name for name in groups()["experiment"] if entry_of(name) is TRAIN]
 STUDIES = [name for name in groups()["experiment"] if entry_of(name) is APPROXIMATE]
 PAPER = [name for name in TRAINED if name.startswith("paper/")]
 SMALL = [name for name in TRAINED if name.startswith("small/")]
-CLAIMS = [name for name in TRAINED if name.startswith("claims/")]
+CLAIMS = [name for name in TRAINED if name.startswith(("claims/", "systems/"))]
 SHRUNK = [
     "trainer.max_steps=1",
     "trainer.epochs=1",
@@ -131,6 +136,25 @@ def test_the_header_counts_the_runs(name: str) -> None:
     assert f"# {len(runs):,} runs" in header
     scale, _, only = name.partition("/")
     assert f"experiment={name}" in header or f"SCALE={scale} ONLY={only}" in header
+
+
+def test_what_a_registered_rule_names_is_planned_under_that_name() -> None:
+    """Else it would wait for a method, a data set or a fraction for ever."""
+    claims = [claim for claim in read_claims(*papers_beside(PAPER_FOLDER)).values() if claim.registered]
+    planned = {}
+    with composer():
+        for name in CLAIMS:
+            experiment = load_experiment(name, seeds=1)
+            asked = [run.asked for run in training_runs([experiment])]
+            cells = {(of["dataset"]["name"], of["dataset"].get("fraction", 1.0)) for of in asked}
+            planned[experiment.name] = ({label(of) for of in asked}, cells)
+    for claim in claims:
+        methods, cells = planned[claim.table]
+        assert set(named_methods(claim)) <= methods, claim.id
+        names = claim.rule.get("datasets", [name for name, _ in cells])
+        assert set(product(names, claim.rule.get("fractions", [1.0]))) <= cells, claim.id
+    headroom, _ = planned["claims_headroom"]
+    assert set(ABOVE) <= headroom
 
 
 def test_tables_share_their_runs() -> None:
