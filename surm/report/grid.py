@@ -88,7 +88,7 @@ class Grid(Section):
         """
         lines = [self._line(task, row) for task in self.tasks for row in task.rows]
         sizes_differ = len({task.task[:3] for task in self.tasks}) < len(self.tasks)
-        columns = (TASK_COLUMNS | IMAGE_SIZE if sizes_differ else TASK_COLUMNS) | dict(COLUMNS)
+        columns = dict(TASK_COLUMNS) | (dict(IMAGE_SIZE) if sizes_differ else {}) | dict(COLUMNS)
         return table_of(pd.DataFrame(lines, columns=list(columns)), columns)
 
     def _line(self, column: Comparison, row: str) -> dict[str, Any]:
