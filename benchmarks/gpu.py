@@ -275,10 +275,11 @@ def _tests(arguments: argparse.Namespace, device: torch.device, end: float) -> U
     if "tests" in arguments.part:
         longest = math.inf if arguments.part == ["tests"] else TEST_SECONDS
         for turn, (key, asked) in zip((0, 6), TESTS.items(), strict=True):
-            yield (
-                turn,
-                Unit(asked[0], lambda report, key=key: run_tests(report, key, min(end, time.monotonic() + longest))),
-            )
+
+            def measured(report: Report, key: str = key) -> None:
+                run_tests(report, key, min(end, time.monotonic() + longest))
+
+            yield turn, Unit(asked[0], measured)
 
 
 def run_tests(report: Report, key: str, end: float) -> None:

@@ -40,8 +40,8 @@ def page(cells: Sequence[Cell], more: Mapping[str, Any]) -> str:
     parts = [f"# One training step on {more.get('gpu') or 'no GPU'}\n", _goals(cells)]
     if tests:
         counts = (", ".join(f"{number} {what}" for what, number in found.items()) for found in tests.values())
-        lines = (f"* `{place}`: {words}\n" for place, words in zip(tests, counts, strict=True))
-        parts.append("## Tests\n\n" + "".join(lines))
+        each = (f"* `{place}`: {words}\n" for place, words in zip(tests, counts, strict=True))
+        parts.append("## Tests\n\n" + "".join(each))
         parts.append("".join(f"* failed: {name}\n" for name, _ in more.get("failed_tests") or []))
     if train:
         parts.append(_runs(train))

@@ -22,7 +22,8 @@ from surm.report.table import Cell, Column, Formats, Table, markdown, table_of
 from surm.report.verdict import Claim, Verdict
 
 NOT_RUN = "not run"
-FILE_COLUMNS: Formats = {name: (name, "") for name in ("model", "dataset", "fraction")} | dict(COLUMNS)
+TASK_COLUMNS: Formats = {name: (name, "") for name in ("model", "dataset", "fraction")}
+IMAGE_SIZE: Formats = {"image_size": ("image_size", "")}
 
 
 class Grid(Section):
@@ -82,12 +83,16 @@ class Grid(Section):
         return Cell(f"{method.mean:.1f}{spread} ({len(method.finished)})", method.mean, link=link)
 
     def file(self) -> Table:
-        """One line for each task and method: the task, then the columns of a comparison."""
+        """One line for each task and method: the task, with its image size where tasks differ in nothing else, and the
+        columns of a comparison.
+        """
         lines = [self._line(task, row) for task in self.tasks for row in task.rows]
-        return table_of(pd.DataFrame(lines, columns=list(FILE_COLUMNS)), FILE_COLUMNS)
+        sizes_differ = len({task.task[:3] for task in self.tasks}) < len(self.tasks)
+        columns = dict(TASK_COLUMNS) | (dict(IMAGE_SIZE) if sizes_differ else {}) | dict(COLUMNS)
+        return table_of(pd.DataFrame(lines, columns=list(columns)), columns)
 
     def _line(self, column: Comparison, row: str) -> dict[str, Any]:
-        task = {"model": column.model, "dataset": column.dataset, "fraction": column.fraction}
+        task = dict(zip((*TASK_COLUMNS, *IMAGE_SIZE), column.task, strict=True))
         missing, planned = _planned(column, row)
         notes = [f"{NOT_RUN}: {missing} of {planned} seeds"] if missing else []
         method = next((method for method in column.methods if method.name == row), None)

@@ -82,6 +82,25 @@ def updated_linear(
     return cast(Tensor, _Linear.apply(plan, dtype, x, weight, bias, base, *tensors))
 
 
+def updated_linears(
+    x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor | None], updates: Sequence[Update]
+) -> tuple[Tensor, ...]:
+    """y_i = x (W_i + D_i)^T + b_i of layers that share x (..., n): W_i (m_i, n) -> (..., m_i), all in the dtype of x.
+
+    As `updated_linear` with `together` for each; D is formed and H made for all at once, which spares calls where x has
+    few rows. In return W_i + D_i of all layers are in memory together, and so are the gradients of all y_i.
+
+    Args:
+        updates: their rows count through the layers, as if all W_i stood one below the other.
+
+    Raises:
+        RuntimeError: second derivatives are asked for.
+    """
+    plan = _plan(sum(len(weight) for weight in weights), True, updates)
+    tensors = [tensor for update in updates for tensor in update.generators]
+    return cast(tuple[Tensor, ...], _Linears.apply(plan, len(weights), x, *weights, *biases, *tensors))
+
+
 class Plan(NamedTuple):
     """All that is said about the updates of a layer, without tensors.
 
@@ -188,6 +207,22 @@ def summed_weight(weight: Tensor, groups: Sequence[tuple[Group, Parts]], dtype: 
     return total
 
 
+def _summed_weights(weights: Sequence[Tensor], groups: Sequence[tuple[Group, Parts]], dtype: torch.dtype) -> Tensor:
+    """W_i + D_i of layers one below the other, in `dtype`; the W_i are never copied side by side."""
+    m, n = sum(len(weight) for weight in weights), weights[0].shape[1]
+    group, tensors = groups[0]
+    if len(groups) == 1 and group.covers(m):
+        total = way(group.way).form(group, tensors, n, None, dtype)
+        for own, weight in zip(_rows_of(total, weights), weights, strict=True):
+            own.add_(weight)
+        return total
+    return summed_weight(torch.cat(tuple(weights)), groups, dtype)
+
+
+def _rows_of(total: Tensor, weights: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    return torch.split(total, [len(weight) for weight in weights])
+
+
 def _matrix(x: Tensor, plan: Plan) -> Tensor:
     """x (..., n) as rows (T, n), each contiguous where a kernel of a GPU reads them."""
     rows = x if x.dim() == 2 else x.reshape(-1, x.shape[-1])
@@ -273,6 +308,36 @@ class _Linear(torch.autograd.Function):
         if torch.is_grad_enabled():  # create_graph=True
             raise RuntimeError(NO_SECOND_DERIVATIVES)
         return _backward(ctx, g)
+
+
+class _Linears(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, plan: Plan, layers: int, x: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
+        weights, biases, generators = tensors[:layers], tensors[layers : 2 * layers], tensors[2 * layers :]
+        ctx.plan, ctx.layers = plan, layers
+        ctx.set_materialize_grads(False)  # of an output that nothing depends on
+        ctx.save_for_backward(x, *weights, *generators)
+        own = _rows_of(_summed_weights(weights, _with_tensors(plan, generators), x.dtype), weights)
+        return tuple(linear(x, weight, bias) for weight, bias in zip(own, biases, strict=True))
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Any, ...]:
+        if torch.is_grad_enabled():  # create_graph=True
+            raise RuntimeError(NO_SECOND_DERIVATIVES)
+        x, *saved = ctx.saved_tensors
+        weights, generators = saved[: ctx.layers], saved[ctx.layers :]
+        _, _, needs_x, *needs = ctx.needs_input_grad
+        pairs = list(zip(gradients, weights, strict=True))
+        each = [x.new_zeros(*x.shape[:-1], len(weight)) if g is None else g for g, weight in pairs]
+        g, of_biases = torch.cat(each, dim=-1), needs[ctx.layers : 2 * ctx.layers]
+        biases = [_bias_gradient(own) if needed else None for own, needed in zip(each, of_biases, strict=True)]
+        dx = None
+        if needs_x:
+            total = _summed_weights(weights, _with_tensors(ctx.plan, generators), x.dtype)
+            dx = torch.mm(g.view(-1, len(total)), total).view(x.shape)
+            del total  # before the gradients of the generators
+        _, found = _gradients(g, x, None, generators, ctx.plan, False, any(needs[2 * ctx.layers :]))
+        return None, None, dx, *(None for _ in weights), *biases, *(found or (None for _ in generators))
 
 
 class _TracedLinear(_Linear):

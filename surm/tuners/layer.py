@@ -17,6 +17,7 @@ from surm.tuners.config import SurmConfig
 from surm.tuners.merging import Merging
 from surm.tuners.offload import call_device, parameters_here
 from surm.tuners.saving import OLD_PEFT, put_names_last
+from surm.tuners.siblings import Siblings
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 BASE_MODEL = "__base__"  # PEFT's name, in `adapter_names`, for a row without an adapter
@@ -200,6 +201,8 @@ class SurmWeight(nn.Module, SurmLayer, Merging):
         updated = not (self.disable_adapters or self.merged)
         direct = self._direct(x) if updated and adapter_names is None else None
         weight = self.frozen_weight(x) if direct and not (args or kwargs) else None
+        if weight is not None and not torch.compiler.is_compiling() and (y := self._by_siblings(x)) is not None:
+            return y
         if direct and weight is not None and (y := self._updated(direct, x, weight, None)) is not None:
             return y
         result: Tensor = self.base_layer(x, *args, **kwargs)
@@ -227,6 +230,10 @@ class SurmWeight(nn.Module, SurmLayer, Merging):
 
     def frozen_weight(self, x: Tensor) -> Tensor | None:
         """The weight (rows, columns), where the base layer is nothing but a product of it with x, and it is frozen."""
+        return None
+
+    def _by_siblings(self, x: Tensor) -> Tensor | None:
+        """The output, where another layer that reads x has computed it or this one computes theirs, too."""
         return None
 
     def _updated(
@@ -284,6 +291,7 @@ class SurmLinear(SurmWeight):
     """W x + b + sum over active adapters of alpha S x, also around a quantised W."""
 
     kind: ClassVar[type[nn.Module]] = nn.Linear  # the class whose forward is W x + b
+    siblings: Siblings | None = None
 
     @classmethod
     def sizes(cls, base: Any) -> tuple[int, int]:
@@ -313,6 +321,17 @@ class SurmLinear(SurmWeight):
         fits = x.dtype == weight.dtype or (autocasts(x) and weight.dtype in FLOATS)
         trained = weight.requires_grad and torch.is_grad_enabled()
         return self.as_matrix(weight) if whole and fits and not trained else None
+
+    def frozen_parts(self, x: Tensor) -> tuple[list[tuple[str, int, Structure]], Tensor] | None:
+        """The structures that act on x, and the weight, if the layer is nothing but a product with their sum."""
+        if self.disable_adapters or self.merged or self.quantization_backend is not None or not _is_plain(self):
+            return None
+        direct = self._direct(x)
+        weight = self.frozen_weight(x) if direct else None
+        return None if weight is None else (direct, weight)
+
+    def _by_siblings(self, x: Tensor) -> Tensor | None:
+        return None if self.siblings is None else self.siblings.output(self, x)
 
     def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
         return True

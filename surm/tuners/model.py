@@ -19,10 +19,11 @@ from surm.tuners.adapter import SurmAdapter
 from surm.tuners.bases import SUPPORTED, weight_layer
 from surm.tuners.bypass import watch
 from surm.tuners.config import SITES, SurmConfig
-from surm.tuners.layer import SurmLayer, SurmWeight
+from surm.tuners.layer import SurmLayer, SurmLinear, SurmWeight
 from surm.tuners.loading import Fresh, check_weights
 from surm.tuners.mixed import pass_adapter_names
 from surm.tuners.shared import SharingTuner, nearest_parameter
+from surm.tuners.siblings import introduce
 from surm.tuners.targets import adapter_sites, default_targets, fused_parts, input_features, output_features
 
 
@@ -76,6 +77,7 @@ class SurmModel(SharingTuner):
             for parameter, requires_grad in flags:
                 parameter.requires_grad_(requires_grad)
             raise
+        introduce(model, SurmLinear)
         new = (n for n, m in model.named_modules() if isinstance(m, SurmWeight) and m not in adapted)
         unwatch = watch(model, list(new))  # for layers that it bypasses, in its first forward pass
         if self.peft_config[adapter_name].was_read:

@@ -195,6 +195,10 @@ def test_the_runs_that_decide_the_claims_are_those_that_were_registered() -> Non
         }
         assert {run.config.model.dropout for run in of} == {0.0 if text else None}
         assert {run.config.search.by for run in of} == {"run"}
+    assert {(run.config.model.image_size, run.config.dataset.name) for run in runs["image_size"]} == {
+        (98, "cifar10"),
+        (224, "cifar10"),
+    }
     adapters, placement = ({run.signature for run in runs[name]} for name in ("adapters", "placement"))
     assert len(adapters & placement) == 32
 

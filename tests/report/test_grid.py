@@ -113,6 +113,20 @@ def test_the_long_file_has_a_line_for_each_task_and_method(tmp_path):
     assert absent["note"] == "not run: 1 of 1 seeds"
 
 
+def test_image_sizes_are_columns_and_stand_in_the_long_file(tmp_path):
+    cells = {}
+    for size, accuracies in ((98, [0.90, 0.92]), (224, [0.95, 0.97])):
+        for asked in write_cell(tmp_path / "drawn", "circulant", accuracies, "cifar10").values():
+            asked = asked | {"model": asked["model"] | {"image_size": size}}
+            right = np.arange(100) < 100 * accuracies[asked["seed"]]
+            cells[made_up.write_run(tmp_path / "runs", asked, np.arange(100) % 10, right)] = asked
+    grid = make_grid(tmp_path / "runs", cells)
+    assert [task.title for task in grid.tasks] == ["cifar10, 98 px", "cifar10, 224 px"]
+    small, large = csv.DictReader(grid.file().csv().splitlines())
+    assert list(small)[:5] == ["model", "dataset", "fraction", "image_size", "method"]
+    assert [(line["image_size"], line["mean"]) for line in (small, large)] == [("98", "91"), ("224", "96")]
+
+
 def test_rows_of_other_publications_stand_below(tmp_path):
     asked = request_of("circulant", "vtab/dtd", 0)
     grid = make_grid(tmp_path, {made_up.signature(asked): asked}, published="vtab1k_baselines")
