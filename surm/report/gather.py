@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from surm.methods.names import label
+from surm.methods.names import data_name, label
 from surm.records.record import Evaluation, Record, unrun
 from surm.report.plan import ComparisonPlan, GridPlan, Plan
 from surm.report.statistics import COUNTING, METRICS, Array, Estimate, contrast_table, estimate_contrast
@@ -287,7 +287,7 @@ def gather_columns(plan: GridPlan, records: Mapping[str, Record], *, known: Mapp
 def _task(record: Record) -> Task:
     dataset, model = record.asked["dataset"], record.asked["model"]
     share, size = float(dataset.get("fraction", 1.0)), int(model.get("image_size") or 0)
-    return str(model["name"]), str(dataset["name"]), share, size
+    return str(model["name"]), data_name(dataset), share, size
 
 
 def _words(task: Task) -> str:
