@@ -119,16 +119,16 @@ def test_models_that_cannot_be_trained_on_text_are_one_sentence():
     with pytest.raises(ModelError, match="sees the words that it is to predict"):
         check_language_model(backwards)
 
-    class Scaled(LlamaForCausalLM):
+    class Capped(LlamaForCausalLM):
         def forward(self, *args, **others):
             output = super().forward(*args, **others)
-            output.logits = 2 * output.logits
+            output.logits = output.logits.tanh()
             return output
 
-    scaled = Scaled(LlamaConfig(**SHAPE, intermediate_size=8))
-    replace_output_layer(scaled)
+    capped = Capped(LlamaConfig(**SHAPE, intermediate_size=8, initializer_range=1.0))
+    replace_output_layer(capped)
     with pytest.raises(ModelError, match="changes the output layer's logits"):
-        check_language_model(scaled)
+        check_language_model(capped)
 
 
 def test_a_folder_with_a_llama_is_a_classifier_or_a_language_model(tmp_path):
