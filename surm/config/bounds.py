@@ -37,6 +37,8 @@ BOUNDS = {
     "model.image_size": Bounds(1, 4096),
     "model.dropout": Bounds(0.0, 1.0, below=True),
     "dataset.fraction": Bounds(0, 1, above=True),
+    "dataset.pairs": Bounds(2, MILLION),
+    "dataset.block_size": Bounds(8, MILLION),
     "structure.alpha": Bounds(-GREATEST, GREATEST),
     "structure.dropout": Bounds(0.0, 1.0, below=True),
     "structure.terms": Bounds(1, WIDEST),

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 
 from surm.config.bounds import check_bounds, check_lists
 from surm.config.schema import RunConfig, TableConfig
-from surm.data import check_data, data_modality
+from surm.data import check_data, data_modality, data_options, data_predicts
 from surm.methods.base import FORMS
 from surm.methods.registry import method_class
-from surm.models import check_model, model_modality, model_width
+from surm.models import check_model, model_modality, model_predicts, model_width
 from surm.shared.errors import ConfigError, FormError
 from surm.shared.registry import hint
 from surm.tuners.config import ACTIVATIONS, POSITIONS, SITES
@@ -29,6 +29,7 @@ def validate(config: RunConfig, *, files: bool = True) -> None:
     check_table(config.table)
     try:
         check_model(config.model.name, **config.model.origin(), image_size=config.model.image_size)
+        data_options(config.dataset.name, config.dataset.origin()["options"])
         if files:
             check_data(config.dataset.name, **config.dataset.origin())
     except (ValueError, FileNotFoundError) as error:
@@ -39,6 +40,12 @@ def validate(config: RunConfig, *, files: bool = True) -> None:
         raise ConfigError(
             f"model={config.model.name} dataset={config.dataset.name}: the model takes {takes}, the dataset gives "
             f"{gives}; choose a pair that fits."
+        )
+    offers, wanted = model_predicts(config.model.name, **config.model.origin()), data_predicts(config.dataset.name)
+    if wanted not in offers:
+        raise ConfigError(
+            f"model={config.model.name} dataset={config.dataset.name}: the model predicts {' or '.join(offers)}, the "
+            f"dataset asks for {wanted}; choose a pair that fits."
         )
     _one_of("dataset.evaluate_on", config.dataset.evaluate_on, ("test", "selection"))
     _one_of("placement.form", config.placement.form, FORMS)
@@ -64,6 +71,11 @@ def validate(config: RunConfig, *, files: bool = True) -> None:
         method.resolve(structure, form, model_width(config.model.name, **config.model.origin()))
     except (TypeError, ValueError) as error:
         raise ConfigError(f"structure.name={structure.name}: {error}") from None
+    if wanted == "tokens" and method.trains_head_alone:
+        raise ConfigError(
+            f"structure={structure.name} dataset={config.dataset.name}: a language model has no new head to train; "
+            "choose a method that trains its layers."
+        )
     check_bounds(config)
     try:
         method.check_form(form)

@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 import yaml
 
 from surm.config.schema import RunConfig
-from surm.methods.names import label
+from surm.data import data_options
+from surm.methods.names import data_name, label
 from surm.methods.registry import method_class
 from surm.models import model_image_size, model_width
 from surm.shared.paths import PAPER, RESULTS
@@ -58,7 +59,9 @@ def search_key(config: RunConfig) -> SearchKey:
     size = model.image_size or model_image_size(model.name, source=model.source)
     task = model.name + (f" at {size} px" if size else "")
     task += f", dropout {model.dropout:g}" if model.dropout is not None else ""
-    task += f" on {data.name}" + (f", {100 * data.fraction:g} %" if data.fraction < 1 else "")
+    options = data_options(data.name, data.origin()["options"])
+    task += f" on {data_name({'name': data.name, **options})}"
+    task += f", {100 * data.fraction:g} %" if data.fraction < 1 else ""
     steps = f"{trainer.max_steps} steps" if trainer.max_steps else f"{trainer.epochs} epochs"
     method, form = method_class(config.structure.name), config.placement.form
     structure = method.resolve(config.structure, form, model_width(model.name, **model.origin()))

@@ -27,11 +27,18 @@ class DatasetConfig:
     path: str | None = None  # folder with the task's files, instead of the hub
     fraction: float = 1.0  # of the training split: nested, stratified subsets by seed
     columns: dict[str, str | None] = field(default_factory=dict)  # of dataset=table: text, text_pair, image, label
+    pairs: int | None = None  # of dataset=uuid: how many
+    block_size: int | None = None  # tokens; of dataset=text and docstrings a block's, of instruct the most
     evaluate_on: str = "test"  # test | selection (a fixed slice of the training split, for tuning)
 
     def origin(self) -> dict[str, Any]:
         """What tells where the data come from, beside their name, as `surm.data` takes it."""
-        return {"path": self.path, "columns": {key: name for key, name in self.columns.items() if name} or None}
+        options = {"pairs": self.pairs, "block_size": self.block_size}
+        return {
+            "path": self.path,
+            "columns": {key: name for key, name in self.columns.items() if name} or None,
+            "options": {key: value for key, value in options.items() if value is not None} or None,
+        }
 
 
 @dataclass

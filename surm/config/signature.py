@@ -39,6 +39,7 @@ def asked(config: RunConfig) -> dict[str, Any]:
             "revision": data.data_revision(dataset.name, **dataset.origin()),
             "fraction": dataset.fraction if dataset.fraction < 1 else None,
             "columns": dataset.origin()["columns"],
+            **data.data_options(dataset.name, dataset.origin()["options"]),
             "evaluate_on": dataset.evaluate_on,
         },
         "structure": method.resolve(config.structure, config.placement.form, width),

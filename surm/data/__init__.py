@@ -5,16 +5,17 @@ imported only when its task is asked for. A family of tasks that are read from a
 `read`, `check`, `revision` and the table `FACTS`, see `Family`.
 """
 
+import platform
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib import import_module
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
 import numpy as np
 
-from surm.data.base import Corpus, Split, Task, complement, share
+from surm.data.base import Answers, Corpus, Example, Examples, Objective, Split, Task, complement, share
 from surm.data.hub import DataFacts, one_line
 from surm.data.pictures import check_pictures
 from surm.shared.errors import DataError, DataNotFoundError, UserError
@@ -23,13 +24,19 @@ from surm.shared.registry import look_up
 __all__ = [
     "DATASETS",
     "SCIENCE_VERSION",
+    "Answers",
     "DataFacts",
+    "Example",
+    "Examples",
+    "Objective",
     "Split",
     "Task",
     "check_data",
     "data_facts",
     "data_hash",
     "data_modality",
+    "data_options",
+    "data_predicts",
     "data_revision",
     "load_task",
     "primary_metric",
@@ -43,7 +50,7 @@ class Family(Protocol):
 
     FACTS: Mapping[str, DataFacts]
 
-    def read(self, name: str, path: str | None, columns: Mapping[str, str]) -> Corpus: ...
+    def read(self, name: str, path: str | None, columns: Mapping[str, str], **options: int) -> Corpus: ...
 
     def check(self, name: str, path: str | None, columns: Mapping[str, str]) -> None: ...
 
@@ -51,17 +58,32 @@ class Family(Protocol):
 
 
 @dataclass(frozen=True)
+class Count:
+    """A whole number that a data set is asked with, such as how many pairs: part of what a run is asked."""
+
+    default: int
+    low: int
+    high: int
+
+
+@dataclass(frozen=True)
 class DatasetEntry:
     """One data set: what reads it, and what is known without reading it."""
 
     loader: str  # "file.function" in this package, or the "file" of a `Family`
-    modality: str | None  # None: the columns decide
+    modality: str | None  # of the inputs; None: the columns decide
     revision: str | None = None  # of the source; None: the family knows
+    predicts: str = "labels"  # as `Objective.predicts`
+    metric: str | None = None  # the primary one; None: accuracy, or what the family's facts say
+    options: Mapping[str, Count] = field(default_factory=dict)  # settings of `dataset` that this one takes
 
 
 def _family(file: str, modality: str, *names: str) -> dict[str, DatasetEntry]:
     return {name: DatasetEntry(file, modality) for name in names}
 
+
+UUID_TOKENS = 68  # of a pair: each of 64 digits at most one, and what stands between
+BLOCK = Count(512, low=8, high=1_000_000)  # tokens of one example
 
 DATASETS = {
     "digits": DatasetEntry("vision.digits", "image", revision="uci-1998"),
@@ -76,6 +98,15 @@ DATASETS = {
     **_family("vtab", "image", "vtab/retinopathy"),
     **_family("folder", "image", "imagenet1k", "inat2021", "image_folder"),
     "table": DatasetEntry("table", None),
+    "uuid": DatasetEntry(
+        "memory.uuid", "text", "1", "tokens", "exact_match", {"pairs": Count(100, low=2, high=1_000_000)}
+    ),
+    "sums": DatasetEntry("memory.sums", "text", "1", "tokens", "exact_match"),
+    "docstrings": DatasetEntry(
+        "prose.docstrings", "text", platform.python_version(), "tokens", "token_accuracy", {"block_size": BLOCK}
+    ),
+    "text": DatasetEntry("prose", "text", None, "tokens", "token_accuracy", {"block_size": BLOCK}),
+    "instruct": DatasetEntry("instruct", "text", None, "tokens", "token_accuracy", {"block_size": BLOCK}),
 }
 
 
@@ -87,6 +118,7 @@ def load_task(
     fraction: float = 1.0,
     seed: int = 0,
     columns: Mapping[str, str] | None = None,
+    options: Mapping[str, int] | None = None,
 ) -> Task:
     """The task's training and evaluation splits, fixed whatever the seed.
 
@@ -96,11 +128,14 @@ def load_task(
     fraction, seed: train on a seeded part of the training examples, each label's share kept; a smaller part of one seed
     is inside a larger one.
     columns: of a `table`, what its columns are: text, text_pair, image, label.
+    options: whole numbers that the data set is asked with, see `data_options`.
     Raises `DataError`, one sentence that names the file or row and the way out, for data that cannot be read as they
     are (`DataNotFoundError` for files that are not there), and `ValueError` for a name that does not exist.
     """
     _check_fraction(fraction)
-    corpus = _corpus(name, path, _frozen(columns))
+    corpus = _corpus(name, path, columns, options)
+    if evaluate_on == "selection" and corpus.tuning is not None:
+        corpus, evaluate_on = corpus.tuning(), "test"
     train = replace(corpus.train, identity=f"{corpus.content_hash}/train")
     evaluation, also = replace(corpus.test, identity=f"{corpus.content_hash}/test"), corpus.also
     if evaluate_on == "selection":
@@ -114,7 +149,7 @@ def load_task(
             "give more rows of different content."
         )
     if fraction < 1:
-        train = share(train, fraction, seed, regression=corpus.regression, key=corpus.key)
+        train = share(train, fraction, seed, regression=not corpus.label_names, key=corpus.key)
     return Task(
         name=name,
         modality=corpus.modality,
@@ -126,14 +161,52 @@ def load_task(
         primary_metric=corpus.metrics[0],
         content_hash=corpus.content_hash,
         baselines=corpus.baselines(train, evaluation),
+        objective=_objective(corpus),
         regression=corpus.regression,
         also=also,
     )
 
 
-def data_hash(name: str, *, path: str | None = None, columns: Mapping[str, str] | None = None) -> str:
+def _objective(corpus: Corpus) -> Objective:
+    if corpus.objective is not None:
+        return corpus.objective
+    labels = import_module("surm.data.labels")  # with what encodes, which takes seconds to import
+    objective: Objective = (labels.Values if corpus.regression else labels.Classes)(corpus.metrics)
+    return objective
+
+
+def data_hash(
+    name: str,
+    *,
+    path: str | None = None,
+    columns: Mapping[str, str] | None = None,
+    options: Mapping[str, int] | None = None,
+) -> str:
     """sha256 over the raw inputs and labels of all splits, or over the files that hold them."""
-    return _corpus(name, path, _frozen(columns)).content_hash
+    return _corpus(name, path, columns, options).content_hash
+
+
+def data_options(name: str, options: Mapping[str, int] | None = None) -> dict[str, int]:
+    """Every option of a data set, with its default where it is not given: part of a run's identity.
+
+    Raises `DataError`, one sentence, for an option that the data set does not have, and for a value out of range.
+    """
+    known, given = look_up(DATASETS, name, "dataset").options, dict(options or {})
+    for key, value in given.items():
+        if key not in known:
+            takers = [other for other, entry in DATASETS.items() if key in entry.options]
+            raise DataError(f"dataset.{key}={value} is for dataset={'|'.join(takers)}, not {name}: leave it out.")
+        if not known[key].low <= value <= known[key].high:
+            raise DataError(
+                f"dataset.{key}={value}: give a whole number of at least {known[key].low:,} and at most "
+                f"{known[key].high:,}."
+            )
+    return {key: given.get(key, count.default) for key, count in known.items()}
+
+
+def data_predicts(name: str) -> str:
+    """What a model must give for this data set, `labels` or `tokens`, see `Objective.predicts`."""
+    return look_up(DATASETS, name, "dataset").predicts
 
 
 def data_modality(name: str, *, columns: Mapping[str, str] | None = None) -> str:
@@ -142,7 +215,13 @@ def data_modality(name: str, *, columns: Mapping[str, str] | None = None) -> str
     return known or ("image" if "image" in (columns or {}) else "text")
 
 
-def data_revision(name: str, *, path: str | None = None, columns: Mapping[str, str] | None = None) -> str:
+def data_revision(
+    name: str,
+    *,
+    path: str | None = None,
+    columns: Mapping[str, str] | None = None,
+    options: Mapping[str, int] | None = None,
+) -> str:
     """The revision that a run's signature holds, without reading a public data set.
 
     A user's own data (`table`, `image_folder`) are named by twelve digits of the hash of their files.
@@ -154,28 +233,45 @@ def data_revision(name: str, *, path: str | None = None, columns: Mapping[str, s
         return _file(entry).revision(name, _text(path), dict(columns or {}))
 
 
-def data_facts(name: str) -> DataFacts:
+def data_facts(name: str, *, options: Mapping[str, int] | None = None) -> DataFacts:
     """Classes, examples and download of a data set of the paper's scale, without reading it.
 
     Raises `ValueError` for one that comes as a package or is a user's own.
     """
     entry = look_up(DATASETS, name, "dataset")
+    if name == "uuid":
+        pairs = data_options(name, options)["pairs"]
+        return DataFacts(1, pairs, pairs, UUID_TOKENS, "", "exact_match")
     facts = {} if entry.revision else _file(entry).FACTS
     if name not in facts:
         raise DataError(f"Nothing is known of {name} before it is read: it comes as a package or is a user's own.")
     return facts[name]
 
 
-def primary_metric(name: str, *, path: str | None = None, columns: Mapping[str, str] | None = None) -> str:
+def primary_metric(
+    name: str,
+    *,
+    path: str | None = None,
+    columns: Mapping[str, str] | None = None,
+    options: Mapping[str, int] | None = None,
+) -> str:
     """The metric of a data set's tables, without reading it; of a `table`, its labels decide."""
     entry = look_up(DATASETS, name, "dataset")
     if entry.modality is None:
-        return _corpus(name, path, _frozen(columns)).metrics[0]
+        return _corpus(name, path, columns, options).metrics[0]
+    if entry.metric is not None:
+        return entry.metric
     facts = {} if entry.revision else _file(entry).FACTS
     return facts[name].metric if name in facts else Corpus.metrics[0]
 
 
-def check_data(name: str, *, path: str | None = None, columns: Mapping[str, str] | None = None) -> None:
+def check_data(
+    name: str,
+    *,
+    path: str | None = None,
+    columns: Mapping[str, str] | None = None,
+    options: Mapping[str, int] | None = None,
+) -> None:
     """Refuse, before any model loads and anything is written, data that could not be trained on.
 
     What is given as a path is read as a whole, each picture decoded once; of the two data sets of millions of pictures
@@ -184,12 +280,13 @@ def check_data(name: str, *, path: str | None = None, columns: Mapping[str, str]
     """
     entry = look_up(DATASETS, name, "dataset")
     _check_settings(name, entry, path, columns or {})
+    data_options(name, options)
     if entry.revision:
         return
     with _one_sentence(name, path):
         _file(entry).check(name, _text(path), dict(columns or {}))
     if path is not None and name not in ("imagenet1k", "inat2021"):
-        _corpus(name, path, _frozen(columns))
+        _corpus(name, path, columns, options)
 
 
 def _check_fraction(fraction: float) -> None:
@@ -207,8 +304,8 @@ def _check_settings(name: str, entry: DatasetEntry, path: str | None, columns: M
         raise DataError(f"dataset.columns is for dataset=table alone: the columns of {name} are known; leave it out.")
 
 
-def _frozen(columns: Mapping[str, str] | None) -> tuple[tuple[str, str], ...]:
-    return tuple(sorted((columns or {}).items()))
+def _frozen(settings: Mapping[str, Any] | None) -> tuple[tuple[str, Any], ...]:
+    return tuple(sorted((settings or {}).items()))
 
 
 def _text(path: str | None) -> str | None:
@@ -219,10 +316,13 @@ def _file(entry: DatasetEntry) -> Family:
     return cast(Family, import_module(f"surm.data.{entry.loader}"))
 
 
-def _corpus(name: str, path: str | None, columns: tuple[tuple[str, str], ...]) -> Corpus:
-    _check_settings(name, look_up(DATASETS, name, "dataset"), path, dict(columns))
+def _corpus(
+    name: str, path: str | None, columns: Mapping[str, str] | None, options: Mapping[str, int] | None
+) -> Corpus:
+    _check_settings(name, look_up(DATASETS, name, "dataset"), path, columns or {})
+    resolved = data_options(name, options)
     with _one_sentence(name, path):
-        return _read(name, _text(path), columns)
+        return _read(name, _text(path), _frozen(columns), _frozen(resolved))
 
 
 @contextmanager
@@ -249,22 +349,25 @@ def _one_sentence(name: str, path: str | None) -> Iterator[None]:
 
 
 @cache
-def _read(name: str, path: str | None, columns: tuple[tuple[str, str], ...]) -> Corpus:
+def _read(
+    name: str, path: str | None, columns: tuple[tuple[str, str], ...], options: tuple[tuple[str, int], ...]
+) -> Corpus:
     entry = DATASETS[name]
     if not entry.revision:
-        corpus = _file(entry).read(name, path, dict(columns))
+        corpus = _file(entry).read(name, path, dict(columns), **dict(options))
         _check_corpus(name, path, corpus)
         return corpus
     file, function = entry.loader.split(".")
-    read: Callable[[], Corpus] = getattr(import_module(f"surm.data.{file}"), function)
-    return read()
+    read: Callable[..., Corpus] = getattr(import_module(f"surm.data.{file}"), function)
+    return read(**dict(options))
 
 
 def _check_corpus(name: str, path: str | None, corpus: Corpus) -> None:
-    """Refuse what every kind of data set needs: two rows to train on, one to evaluate, labels, whole pictures."""
+    """Refuse what every kind of data set needs: rows to train on, one to evaluate, labels, whole pictures."""
     where = name if path is None else f"dataset.path={path}"
     splits = {"train": corpus.train, "reported": corpus.test, **corpus.also}
-    for split, wanted in (("train", 2), ("reported", 1)):
+    fewest = 1 if corpus.objective else 2  # one document may be a million tokens
+    for split, wanted in (("train", fewest), ("reported", 1)):
         if len(splits[split]) < wanted:
             raise DataError(f"{where}: the {split} split has {len(splits[split])} rows; give at least {wanted}.")
     for split, rows in splits.items():
@@ -273,7 +376,7 @@ def _check_corpus(name: str, path: str | None, corpus: Corpus) -> None:
                 f"{where}: row {lost[0] + 1} of the {split} split has the label {rows.labels[lost[0]]}; correct it or "
                 "drop the row."
             )
-    if not corpus.regression and len(np.unique(corpus.train.labels)) < 2:
+    if corpus.label_names and len(np.unique(corpus.train.labels)) < 2:
         label = corpus.label_names[int(corpus.train.labels[0])]
         raise DataError(f"{where}: the training rows have one label, {label[:40]}; a classification needs two or more.")
     if corpus.modality == "image":

@@ -6,20 +6,25 @@ they are the same on every platform, with every library version and for every se
 
 import hashlib
 import json
+from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.utils.data import Dataset
 
 from surm.data.metrics import compute_metrics
+from surm.models.backbone import Backbone
 
 Integers = NDArray[np.int64]
 Labels = NDArray[Any]  # int64 classes, or float64 values of a regression
+Example = dict[str, Tensor]  # without a batch dimension, or a batch with it
 
 MAX_TOKENS = 128  # of a text or a pair, special tokens included (appendix B.1)
 LARGEST_SELECTION = 5000  # examples
@@ -62,12 +67,103 @@ class Chosen(Sequence[Any]):
         return self.inputs[int(self.indices[index])]
 
 
+# --- what a task asks of a model --------------------------------------------------------------------------------------
+
+
+class Examples(Protocol):
+    """A split as a model's inputs, as `Objective.examples` makes it; `surm.data.encode.EncodedDataset` is one."""
+
+    @property
+    def unfinished(self) -> Dataset[Example]:
+        """The examples as they are kept and moved to a device."""
+
+    @property
+    def finish(self) -> Callable[[Example], Example]:
+        """Makes the rest of a batch where it lies, such as floats of grey levels."""
+
+    @property
+    def lengths(self) -> Sequence[int] | None:
+        """The size of each example where it differs, by which batches are put together; None: all are alike."""
+
+    def __len__(self) -> int: ...
+
+    def collate(self, examples: Sequence[Example]) -> Example:
+        """A batch of examples, whatever the model takes and `labels`, each with a first dimension B."""
+
+    def fill(self) -> None:
+        """Prepare all of them before the first is needed, where that is faster."""
+
+
+@dataclass
+class Answers:
+    """Of every example label, prediction and loss; the metrics over all of them with their mean loss, as "loss".
+
+    Labels and predictions are what the metrics are computed from, so that they can be again, with an interval: classes
+    or values; of generated text the number of tokens of the answer, and how many of them are right.
+    """
+
+    labels: list[float] = field(default_factory=list)
+    predictions: list[float] = field(default_factory=list)
+    losses: list[float] = field(default_factory=list)
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+class Objective(ABC):
+    """What a task asks of a model: which inputs it gets, what it answers, the loss and the metrics.
+
+    The training loop calls these four methods and knows no kind of task; a new kind is a subclass of this.
+    `surm/data/labels.py` has classes and values, `surm/data/language.py` the next token.
+
+    The loop calls, in this order:
+
+    1. `examples`, once for each split, when the model is loaded and before a method is applied to it;
+    2. `loss`, in training mode, with every batch; gradients flow from it alone;
+    3. `answer`, in evaluation mode and without gradients, with every batch of a split, then `score` once with all.
+
+    Batches may be divided among processes, so nothing here may be a mean over a batch but the loss: `answer` gives
+    numbers of single examples, and `score` sees those of the whole split, in its order.
+
+    The model is called as `module(**inputs)`, whatever is around it (PEFT, data parallel, compiled), once in `loss`
+    and once in `answer`; both run under the run's autocast.
+    """
+
+    predicts: ClassVar[str]
+    """What the model must give, by which `surm.models` loads it: "labels" (a new head) or "tokens" (its own)."""
+
+    metrics: tuple[str, ...]
+    """What `score` computes beside the loss; the first is the primary one, from -1 to 1, the larger the better.
+
+    It is known to `surm.report.statistics.METRICS`, which computes it again from labels and predictions.
+    """
+
+    @abstractmethod
+    def examples(self, split: "Split", backbone: Backbone) -> Examples:
+        """The split as the backbone's inputs.
+
+        Raises:
+            DataError: one sentence, for data that this model cannot be trained on.
+        """
+
+    @abstractmethod
+    def loss(self, module: nn.Module, batch: Example) -> Tensor:
+        """The mean over the batch's examples, each of which counts the same: of shape (), with a gradient."""
+
+    @abstractmethod
+    def answer(self, module: nn.Module, batch: Example) -> tuple[Tensor, ...]:
+        """What the model gives for each example and what is right, whatever `score` needs: tensors (B, ..)."""
+
+    @abstractmethod
+    def score(self, answers: tuple[Tensor, ...]) -> Answers:
+        """The metrics of a whole split from what `answer` gave, (N, ..) on the processor."""
+
+
 @dataclass(frozen=True)
 class Task:
     """What one run trains on and is evaluated on.
 
-    `baselines` are scores on `evaluation` without any model, in the primary metric; a regression (one label, a float64
-    value) has none. `also` are further splits that the reported one is read beside, such as MNLI's mismatched genres.
+    `objective` says what is predicted, trained and measured. `baselines` are scores on `evaluation` without any model,
+    in the primary metric; a regression (one label, a float64 value) has none. `also` are further splits that the
+    reported one is read beside, such as MNLI's mismatched genres.
     """
 
     name: str
@@ -80,6 +176,7 @@ class Task:
     primary_metric: str
     content_hash: str
     baselines: dict[str, float]
+    objective: Objective
     regression: bool = False
     also: dict[str, Split] = field(default_factory=dict)
 
@@ -112,7 +209,9 @@ class Corpus:
     `selection` holds the indices of the part of `train` on which settings are chosen; None is a stratified fifth, of at
     most 5,000 examples. `key` names an input by what it holds, not by its place, for splits that survive a new order.
     `source_hash` is the content hash where that of the files is at hand; None hashes every example.
-    `label_names` is empty for a regression.
+    `label_names` is empty for a regression, and where an `objective` says what is predicted instead of labels.
+    `tuning` makes the corpus on which settings are chosen where no slice of the training split can say anything of the
+    rest, as of a task of memorising.
     """
 
     modality: str
@@ -125,10 +224,12 @@ class Corpus:
     also: dict[str, Split] = field(default_factory=dict)
     key: Callable[[Any], str] = digest
     source_hash: str | None = None
+    objective: Objective | None = None
+    tuning: "Callable[[], Corpus] | None" = None
 
     @property
     def regression(self) -> bool:
-        return not self.label_names
+        return not self.label_names and self.objective is None
 
     @cached_property
     def held_out(self) -> Integers:

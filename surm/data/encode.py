@@ -16,14 +16,12 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset, get_worker_info
 from transformers import PreTrainedTokenizerBase
 
-from surm.data.base import MAX_TOKENS, Split
+from surm.data.base import MAX_TOKENS, Example, Split
 from surm.data.image_cache import CHUNK, cached_images
 from surm.data.pictures import decode
 from surm.models.backbone import Backbone
 
 CACHE_BYTES = 512 * 2**20
-
-Example = dict[str, Tensor]
 
 
 class EncodedDataset(Dataset[Example]):
@@ -32,6 +30,7 @@ class EncodedDataset(Dataset[Example]):
     Labels are int64 classes, or float32 values of a regression. Each example is encoded when first asked for and kept
     in memory if the whole split stays below 512 MiB. An image is kept as uint8, a quarter of what the model takes:
     `finish` makes the rest of an example or of a batch, where it lies; `unfinished` gives examples before that.
+    Where `encode_input` gives `labels` of its own, such as a token at each place, those of the split are not used.
     """
 
     def __init__(
@@ -40,11 +39,13 @@ class EncodedDataset(Dataset[Example]):
         encode_input: Callable[[Any], Example],
         padding: dict[str, int],
         finish: Callable[[Example], Example] = lambda example: example,
+        lengths: Sequence[int] | None = None,
     ) -> None:
         self.split = split
         self.encode_input = encode_input
         self.padding = padding
         self.finish = finish
+        self.lengths = lengths
         self.unfinished = Unfinished(self)
         self.cache: dict[int, Example] = {}
 
@@ -63,6 +64,10 @@ class EncodedDataset(Dataset[Example]):
             for key in examples[0]
         }
 
+    def fill(self) -> None:
+        """Decode all images that come as files and fit in memory, in parallel, before the first of them is needed."""
+        self.unfinished.fill()
+
 
 class Unfinished(Dataset[Example]):
     """The examples of a dataset as they are kept, which is what a batch is moved to a device as."""
@@ -78,8 +83,9 @@ class Unfinished(Dataset[Example]):
         if index in dataset.cache:
             return dataset.cache[index]
         example = dict(dataset.encode_input(dataset.split.inputs[index]))
-        label = torch.as_tensor(dataset.split.labels[index])
-        example["labels"] = label.float() if label.is_floating_point() else label
+        if "labels" not in example:
+            label = torch.as_tensor(dataset.split.labels[index])
+            example["labels"] = label.float() if label.is_floating_point() else label
         if self._fits(example):
             dataset.cache[index] = example
         return example
@@ -94,7 +100,7 @@ class Unfinished(Dataset[Example]):
         return [found[index] if index in found else self[index] for index in indices]
 
     def fill(self) -> None:
-        """Decode all images that come as files and fit in memory, in parallel, before the first of them is needed."""
+        """As of the dataset."""
         if not len(self) or not self._are_files() or not self._fits(self[0]):
             return
         with Progress(transient=True) as progress:

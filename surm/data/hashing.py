@@ -17,13 +17,9 @@ from pathlib import Path
 from filelock import FileLock
 
 from surm.shared.errors import DataError, DataNotFoundError
+from surm.shared.paths import cache_folder
 
 SETTLED = 2.0  # seconds since the last change; the coarsest clock of a file system in use has this resolution
-
-
-def cache_folder() -> Path:
-    """`$SURM_CACHE`, or else `~/.cache/surm`: may be deleted at any time."""
-    return Path(os.environ.get("SURM_CACHE") or Path.home() / ".cache" / "surm").expanduser()
 
 
 def files_hash(files: Iterable[Path]) -> str:

@@ -25,16 +25,29 @@ def pearson(labels: NDArray[Any], predictions: NDArray[Any]) -> float:
     return float(pearsonr(labels, predictions).statistic)
 
 
+def exact_match(labels: NDArray[Any], predictions: NDArray[Any]) -> float:
+    """Share of the answers that are right as a whole: as many tokens right (predictions) as there are (labels)."""
+    return float(np.mean(labels == predictions))
+
+
+def token_accuracy(labels: NDArray[Any], predictions: NDArray[Any]) -> float:
+    """Share of all answers' tokens that are right; labels are their number in each answer, predictions those right."""
+    return float(predictions.sum() / labels.sum())
+
+
 METRICS: dict[str, Callable[[NDArray[Any], NDArray[Any]], float]] = {
     "accuracy": accuracy_score,
     "f1": f1_score,  # of class 1, for two classes
     "matthews": matthews_corrcoef,
     "spearman": spearman,
     "pearson": pearson,
+    "exact_match": exact_match,
+    "token_accuracy": token_accuracy,
 }
 
 
 def compute_metrics(names: Sequence[str], labels: ArrayLike, predictions: ArrayLike) -> dict[str, float]:
-    """The named metrics of predictions, each of shape (examples,): class indices, values for `spearman`, `pearson`."""
+    """The named metrics of predictions, each of shape (examples,): class indices, values for `spearman` and `pearson`,
+    numbers of tokens for `exact_match` and `token_accuracy`."""
     truth, answers = np.asarray(labels), np.asarray(predictions)
     return {name: float(look_up(METRICS, name, "metric")(truth, answers)) for name in names}

@@ -18,7 +18,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from surm.config.run import Run
-from surm.data import data_facts
+from surm.data import data_facts, data_predicts
 from surm.methods.base import is_head
 from surm.methods.registry import make_method, method_class
 from surm.models import Backbone, model_download, skeleton
@@ -44,10 +44,11 @@ def forecast(run: Run) -> Forecast | None:
     """What a run on data of the paper's scale will cost; None for data that are known only once they are read."""
     config, question = run.config, run.asked
     try:
-        facts = data_facts(config.dataset.name)
+        facts = data_facts(config.dataset.name, options=config.dataset.origin()["options"])
     except ValueError:
         return None
-    model = (config.model.name, *config.model.origin().items(), ("image_size", config.model.image_size))
+    own = {**config.model.origin(), "predicts": data_predicts(config.dataset.name)}
+    model = (config.model.name, *own.items(), ("image_size", config.model.image_size))
     trainer, examples = config.trainer, facts.train_examples * config.dataset.fraction
     batch = trainer.batch_size * trainer.gradient_accumulation
     seen = min(trainer.epochs * examples, (trainer.max_steps or 10**12) * batch)

@@ -18,7 +18,7 @@ from surm.config.run import Run
 from surm.config.schema import TableConfig
 from surm.data import primary_metric
 from surm.experiments.forecast import Forecast, forecast
-from surm.methods.names import label
+from surm.methods.names import data_name, label
 from surm.records.record import Record
 from surm.records.recorded import Recorded
 from surm.shared.errors import ConfigError
@@ -158,7 +158,7 @@ class TrainingRun(Run, Planned):
         data = self.config.dataset
         share = f", {100 * data.fraction:g} %" if data.fraction < 1 else ""
         split = "" if data.evaluate_on == "test" else " (selection)"
-        return f"{self.config.model.name} x {data.name}{share}{split}"
+        return f"{self.config.model.name} x {data_name(self.asked['dataset'])}{share}{split}"
 
     @property
     def metric(self) -> str:

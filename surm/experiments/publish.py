@@ -16,6 +16,7 @@ from surm.experiments.plan import (
     scales,
 )
 from surm.experiments.promote import mixed_machines, promote
+from surm.methods.names import data_name
 from surm.records.record import read_records
 from surm.records.storage import check_output
 from surm.report import page as reporting
@@ -110,7 +111,7 @@ def report_plan(experiment: Experiment) -> Plan:
 def _column(question: dict[str, Any]) -> tuple[Any, ...]:
     """What the scores of one column of a table have in common."""
     model, dataset = question["model"], question["dataset"]
-    return model["name"], model.get("image_size"), dataset["name"], dataset.get("fraction")
+    return model["name"], model.get("image_size"), data_name(dataset), dataset.get("fraction")
 
 
 def publish(folders: Sequence[Path] = ()) -> None:

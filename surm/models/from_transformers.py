@@ -10,6 +10,7 @@ import torch
 from transformers import (
     CONFIG_MAPPING,
     AutoImageProcessor,
+    AutoModelForCausalLM,
     AutoModelForImageClassification,
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -17,37 +18,46 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES,
+    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
 )
 from transformers.utils import logging
 
 from surm.models.backbone import Backbone, check_images, check_size, initialise_head, one_line
 from surm.models.hub import HubFiles
+from surm.models.output import check_language_model, replace_output_layer
 from surm.shared.errors import ModelError, ModelNotFoundError
 
-AUTO_CLASSES = {"text": AutoModelForSequenceClassification, "image": AutoModelForImageClassification}
+AUTO_CLASSES = {
+    ("text", "labels"): AutoModelForSequenceClassification,
+    ("text", "tokens"): AutoModelForCausalLM,
+    ("image", "labels"): AutoModelForImageClassification,
+}
 MOST_BLOCKS = 1000  # a larger number is a slip, and building them would take all memory
 INTERPOLATIONS = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")  # in PIL's numbering
 
 
-def load(files: HubFiles, content_hash: str, *, num_labels: int, image_size: int | None = None) -> Backbone:
-    """The pretrained model with a new head and its tokenizer or image processor.
+def load(
+    files: HubFiles, content_hash: str, *, num_labels: int, predicts: str = "labels", image_size: int | None = None
+) -> Backbone:
+    """The pretrained model with a new head, or its own output layer, and its tokenizer or image processor.
 
     Raises `ValueError`, one sentence, unless the weights hold every tensor of the model but its head.
     """
     folder = files.locate()
     kind = modality(files.read_config())
     with quiet(), torch.random.fork_rng(devices=[]):
-        module, report = AUTO_CLASSES[kind].from_pretrained(
+        module, report = AUTO_CLASSES[kind, predicts].from_pretrained(
             folder,
-            num_labels=num_labels,
+            **({"num_labels": num_labels} if predicts == "labels" else {"use_cache": False}),
             dtype=torch.float32,
             local_files_only=True,
             ignore_mismatched_sizes=True,  # of the head, which may be another task's
             output_loading_info=True,
         )
-    head = _head(module)
+    head = _head(module, predicts)
     lacking = {*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])}
     if strangers := sorted(key for key in lacking if not key.startswith(tuple(f"{name}." for name in head))):
         raise ModelError(
@@ -61,26 +71,34 @@ def load(files: HubFiles, content_hash: str, *, num_labels: int, image_size: int
     else:
         backbone = Backbone(module, head, kind, content_hash, tokenizer=_tokenizer(folder, files, module))
     initialise_head(module, head)
+    if predicts == "tokens":
+        replace_output_layer(module)
+        check_language_model(module)
     return backbone
 
 
-def skeleton(files: HubFiles, content_hash: str, *, num_labels: int, image_size: int | None = None) -> Backbone:
+def skeleton(
+    files: HubFiles, content_hash: str, *, num_labels: int, predicts: str = "labels", image_size: int | None = None
+) -> Backbone:
     """The same model without weights and tokenizer, for the meta device."""
     config = files.read_config()
     kind = modality(config)
-    module = build(config, num_labels)
+    module = build(config, num_labels, predicts)
+    if predicts == "tokens":
+        replace_output_layer(module)
     if kind == "text":
-        return Backbone(module, _head(module), kind, content_hash)
+        return Backbone(module, _head(module, predicts), kind, content_hash)
     size = image_size or module.config.image_size
-    return Backbone(module, _head(module), kind, content_hash, size, input_name="pixel_values")
+    return Backbone(module, _head(module, predicts), kind, content_hash, size, input_name="pixel_values")
 
 
-def build(config: Mapping[str, Any], num_labels: int) -> Any:
+def build(config: Mapping[str, Any], num_labels: int, predicts: str = "labels") -> Any:
     """A module of the shape that a config.json describes, with random weights."""
     described = model_config(config)
-    described.num_labels = num_labels
+    if predicts == "labels":
+        described.num_labels = num_labels
     try:
-        return AUTO_CLASSES[modality(config)].from_config(described)  # type: ignore[no-untyped-call]
+        return AUTO_CLASSES[modality(config), predicts].from_config(described)  # type: ignore[no-untyped-call]
     except Exception as error:  # of whatever the file says
         raise ModelError(
             f"transformers cannot build the {config['model_type']} that config.json describes: {one_line(error)}."
@@ -98,7 +116,7 @@ def facts(files: HubFiles) -> dict[str, Any]:
             f"{files.name}: a {config['model_type']} has no single hidden_size; choose a model of one width."
         ) from None
     if kind == "text":
-        return {"modality": kind, "width": width}
+        return {"modality": kind, "width": width, "predicts": can_predict(config)}
     # transformers has no weights for another size; timm resamples the position embedding.
     return {"modality": kind, "width": width, "fixed_size": getattr(described, "image_size", None)}
 
@@ -139,6 +157,16 @@ def modality(config: Mapping[str, Any]) -> str:
     raise ModelError(f"model_type={kind} in config.json: transformers classifies neither text nor images with it.")
 
 
+def can_predict(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """What a model of text can be loaded to give: labels, and the next token where its attention is causal.
+
+    transformers builds causal models of BERT's kind, too, whose weights were trained to fill gaps.
+    """
+    kind = str(config.get("model_type"))
+    causal = kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and kind not in MODEL_FOR_MASKED_LM_MAPPING_NAMES
+    return ("labels", "tokens") if causal else ("labels",)
+
+
 @contextmanager
 def quiet() -> Iterator[None]:
     """Silence transformers: that the classifier is new is what was asked for, and the bar is over before it is seen."""
@@ -153,8 +181,13 @@ def quiet() -> Iterator[None]:
             logging.enable_progress_bar()  # type: ignore[no-untyped-call]
 
 
-def _head(module: Any) -> tuple[str, ...]:
-    """What stands beside the body, which is transformers' base model or, in a few classes, the largest child."""
+def _head(module: Any, predicts: str) -> tuple[str, ...]:
+    """What stands beside the body, which is transformers' base model or, in a few classes, the largest child.
+
+    A language model's output layer is its own, and no head of a task.
+    """
+    if predicts == "tokens":
+        return ()
     sizes = {name: sum(map(torch.numel, child.parameters())) for name, child in module.named_children()}
     body = module.base_model_prefix if module.base_model_prefix in sizes else max(sizes, key=sizes.__getitem__)
     return tuple(name for name, size in sizes.items() if size and name != body)

@@ -1,14 +1,21 @@
-"""`tiny_bert` and `tiny_vit`: random weights from a fixed seed, two layers; they need no file and are for tests."""
+"""`tiny_bert`, `tiny_llama` and `tiny_vit`: random weights from a fixed seed, two layers, no file; for tests."""
 
 import string
 
 import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import VisionTransformer
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
-from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
 
 from surm.models.backbone import Backbone, initialise_head
+from surm.models.output import replace_output_layer
 
 SEED = 20240617
 PATCH = 7  # pixels
@@ -35,6 +42,27 @@ def load_bert(weights: None, content_hash: str, *, num_labels: int) -> Backbone:
     return Backbone(module, ("classifier",), "text", content_hash, tokenizer=tokenizer)
 
 
+def load_llama(weights: None, content_hash: str, *, num_labels: int) -> Backbone:
+    """A Llama of width 32 with four query heads, two key and value heads, and a tied output layer, that reads bytes."""
+    tokenizer = byte_tokenizer()
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=256,
+        tie_word_embeddings=True,
+        use_cache=False,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(SEED)
+        module = LlamaForCausalLM(config)
+    replace_output_layer(module)
+    return Backbone(module, (), "text", content_hash, tokenizer=tokenizer)
+
+
 def load_vit(weights: None, content_hash: str, *, num_labels: int, image_size: int = IMAGE_SIZE) -> Backbone:
     """A timm ViT of width 48 with fused query, key and value; `image_size` is a multiple of 7 pixels."""
     with torch.random.fork_rng(devices=[]):
@@ -50,6 +78,27 @@ def load_vit(weights: None, content_hash: str, *, num_labels: int, image_size: i
         )
     initialise_head(module, ("head",))
     return Backbone(module, ("head",), "image", content_hash, image_size, IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
+
+
+CHAT = (
+    "{% for message in messages %}<|start|>{{ message['role'] }}\n{{ message['content'] }}<|end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|start|>assistant\n{% endif %}"
+)
+
+
+def byte_tokenizer() -> PreTrainedTokenizerFast:
+    """One token a byte, and a chat template."""
+    special = ("<|pad|>", "<|start|>", "<|end|>")
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {piece: index for index, piece in enumerate((*special, *letters))}
+    tokenizer = Tokenizer(models.BPE(vocabulary, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    made = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
+        tokenizer_object=tokenizer, pad_token="<|pad|>", eos_token="<|end|>", additional_special_tokens=["<|start|>"]
+    )
+    made.chat_template = CHAT
+    return made
 
 
 def character_tokenizer() -> PreTrainedTokenizerFast:

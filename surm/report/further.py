@@ -4,6 +4,7 @@ import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
+from surm.methods.names import data_name
 from surm.records.record import Record
 from surm.report.plan import ComparisonPlan, Plan, StudyPlan
 from surm.report.studies import STUDY_REPORTS
@@ -46,4 +47,4 @@ def _title(run: Record) -> str:
     share = f" (a share of {100 * dataset['fraction']:g} %)" if "fraction" in dataset else ""
     steps, epochs = trainer.get("max_steps"), trainer.get("epochs")
     length = f", {steps} steps" if steps else f", {epochs:g} epochs" if epochs else ""
-    return f"Further runs: {run.asked['model']['name']} on {dataset['name']}{share}{length}"
+    return f"Further runs: {run.asked['model']['name']} on {data_name(dataset)}{share}{length}"

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from surm.methods.names import label
+from surm.methods.names import data_name, label
 from surm.records.record import Evaluation, Record, unrun
 from surm.report.plan import ComparisonPlan, GridPlan, Plan
-from surm.report.statistics import METRICS, Array, Estimate, contrast_table, estimate_contrast
+from surm.report.statistics import COUNTING, METRICS, Array, Estimate, contrast_table, estimate_contrast
 
 REFERENCE = "LoRA r=1"
 """The method that the others are compared with."""
@@ -87,7 +87,10 @@ class Method:
 
 @dataclass(frozen=True)
 class FailedRun(Record):
-    """A run that failed, counted as if it had answered the same for every example: the most frequent label."""
+    """A run that failed, counted as if it had answered the same for every example: the most frequent label.
+
+    Where labels are numbers of tokens, it has none right.
+    """
 
     answered: Evaluation
 
@@ -99,7 +102,7 @@ class FailedRun(Record):
     def of(cls, record: Record, finished: Record, labels: NDArray[np.generic]) -> "FailedRun":
         """`finished` is a run of the same task: its metric and sizes are taken, and `labels` are those it met."""
         values, counts = np.unique(labels, return_counts=True)
-        answer = np.full(labels.shape, values[np.argmax(counts)])
+        answer = np.full(labels.shape, 0 if finished.metric in COUNTING else values[np.argmax(counts)])
         ones = np.ones((1, len(labels)))
         score = float(METRICS[finished.metric](labels.astype(float), answer.astype(float), ones)[0])
         metrics = {finished.metric: score}
@@ -284,7 +287,7 @@ def gather_columns(plan: GridPlan, records: Mapping[str, Record], *, known: Mapp
 def _task(record: Record) -> Task:
     dataset, model = record.asked["dataset"], record.asked["model"]
     share, size = float(dataset.get("fraction", 1.0)), int(model.get("image_size") or 0)
-    return str(model["name"]), str(dataset["name"]), share, size
+    return str(model["name"]), data_name(dataset), share, size
 
 
 def _words(task: Task) -> str:

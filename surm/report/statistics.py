@@ -159,6 +159,15 @@ def _weighted_ranks(values: Array, weights: Array) -> Array:
     return np.asarray((below + (by_value + 1) / 2)[:, group])
 
 
+def _exact_match(labels: Array, predictions: Array, weights: Array) -> Array:
+    """Labels are the tokens of each answer, predictions how many of them are right."""
+    return _accuracy(labels, predictions, weights)
+
+
+def _token_accuracy(labels: Array, predictions: Array, weights: Array) -> Array:
+    return _ratio(weights @ predictions, weights @ labels)
+
+
 def _ratio(numerator: Array, denominator: Array) -> Array:
     """The quotient, and 0 where the denominator is 0, as scikit-learn has it."""
     return np.divide(numerator, denominator, out=np.zeros_like(denominator), where=denominator > 0)
@@ -170,4 +179,8 @@ METRICS: dict[str, Callable[[Array, Array, Array], Array]] = {
     "matthews": _matthews,
     "pearson": _pearson,
     "spearman": _spearman,
+    "exact_match": _exact_match,
+    "token_accuracy": _token_accuracy,
 }
+COUNTING = ("exact_match", "token_accuracy")
+"""Metrics of how much of each example is right: 0 is a wrong answer to any."""

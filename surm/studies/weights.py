@@ -15,8 +15,7 @@ from torch import Tensor, nn
 
 from surm.config.compose import compose_run, composer, groups
 from surm.config.run import Run
-from surm.data import Task, load_task
-from surm.data.encode import encode
+from surm.data import Task, data_options, load_task
 from surm.methods.registry import make_method, method_class
 from surm.models import load_backbone, weights_hash
 from surm.models.backbone import Backbone
@@ -293,14 +292,22 @@ def _origin(model: Mapping[str, Any], path: str | None) -> dict[str, Any]:
 
 
 def _task(dataset: Mapping[str, Any], path: str | None) -> Task:
-    return load_task(dataset["name"], evaluate_on=dataset["evaluate_on"], path=path, columns=dataset.get("columns"))
+    options = {key: dataset[key] for key in data_options(dataset["name"]) if key in dataset}
+    return load_task(
+        dataset["name"],
+        evaluate_on=dataset["evaluate_on"],
+        path=path,
+        columns=dataset.get("columns"),
+        options=options,
+    )
 
 
 def _backbone(question: Question, given: Given) -> Backbone:
-    model, labels = question["model"], _task(question["dataset"], given.dataset_path).num_labels
+    model, task = question["model"], _task(question["dataset"], given.dataset_path)
     backbone = load_backbone(
         model["name"],
-        num_labels=labels,
+        num_labels=task.num_labels,
+        predicts=task.objective.predicts,
         image_size=model.get("image_size"),
         **_origin(model, given.model_path),
     )
@@ -336,9 +343,10 @@ def _outputs_of_full(
 @torch.no_grad()
 def _outputs(backbone: Backbone, model: nn.Module, question: Question, parts: Sequence[str], given: Given) -> Outputs:
     """What each projection gives for the first evaluation examples: a row for each token that is no padding."""
-    split = _task(question["dataset"], given.dataset_path).evaluation
-    encoded = encode(split, backbone)
-    batch = encoded.collate([encoded[i] for i in range(min(EXAMPLES, len(encoded)))])
+    task = _task(question["dataset"], given.dataset_path)
+    encoded = task.objective.examples(task.evaluation, backbone)
+    kept_of_each: Any = encoded.unfinished
+    batch = encoded.finish(encoded.collate([kept_of_each[i] for i in range(min(EXAMPLES, len(encoded)))]))
     del batch["labels"]
     kept: Outputs = {}
     with _hooks(projections(model, parts), kept):

@@ -11,12 +11,13 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from surm.config.run import Run
+from surm.data import Answers
 from surm.records.claim import Claim
 from surm.records.storage import storing
 from surm.shared.errors import Interrupted
 from surm.shared.processes import is_main, main_decides
 from surm.training.checkpoint import load_checkpoint, save_checkpoint
-from surm.training.evaluate import evaluate, task_loss
+from surm.training.evaluate import evaluate
 from surm.training.interrupt import Stop
 from surm.training.losses import Losses
 from surm.training.optim import rate_factor
@@ -107,16 +108,11 @@ class Loop:
             epoch, done = epoch + 1, 0
 
     def _loss(self, batch: dict[str, Tensor], number: int) -> Tensor:
-        labels = batch.pop("labels")
-        loss = task_loss(self.task, self._logits(batch), labels)
+        with self.accelerator.autocast():
+            loss = self.task.objective.loss(self.module, batch)
         more = self.method.extra_loss()
         loss = loss if more is None else loss + more
         return loss * self.order.weight(number) if self.order.processes > 1 else loss
-
-    def _logits(self, inputs: dict[str, Tensor]) -> Tensor:
-        output = self.module(**inputs)
-        logits: Tensor = getattr(output, "logits", output)
-        return logits.float()
 
     def _after_backward(self, step: int) -> None:
         self.accelerator.unscale_gradients()
@@ -131,14 +127,17 @@ class Loop:
         brackets.
         """
         self.module.eval()
-        gather = self.accelerator.gather_for_metrics
-        splits = self.setup.evaluating
-        self.outcome.answers = evaluate(self.task, splits[""], self._logits, gather)
+        self.outcome.answers = self._answers("")
         metrics = dict(self.outcome.answers.metrics)
         for name in self.task.also if self.outcome.progress.step == self.steps else ():
-            more = evaluate(self.task, splits[name], self._logits, gather).metrics
+            more = self._answers(name).metrics
             metrics |= {f"{metric} ({name})": value for metric, value in more.items() if metric != "loss"}
         return metrics
+
+    def _answers(self, split: str) -> Answers:
+        batches, gather = self.setup.evaluating[split], self.accelerator.gather_for_metrics
+        with self.accelerator.autocast():
+            return evaluate(self.task.objective, batches, self.module, gather, batches.order)
 
     def _note(self, **values: Any) -> None:
         """Add a row to the history, and tell the tracker and, of an evaluation, the user."""

@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 
+from surm.data import Answers
 from surm.records.record import write_predictions
 from surm.records.recorded import RunFolder
 from surm.training.checkpoint import Progress
-from surm.training.evaluate import Answers
 from surm.training.memory import measure_peak
 from surm.training.setup import Setup
 
@@ -93,7 +93,7 @@ class Outcome:
             "metrics": {k: v for k, v in evaluations[-1]["evaluation"].items() if k != "loss"} if evaluations else {},
             "primary_metric": metric,
             "best_epoch_metrics": best["evaluation"] | {"epoch": best["epoch"]} if best else {},
-            "evaluation_examples": len(task.evaluation.labels),
+            "evaluation_examples": self.setup.evaluation_examples,
             "baselines": task.baselines,
             "trainable_parameters": trainable,
             **({"peak_trainable_parameters": peak} if peak != trainable else {}),

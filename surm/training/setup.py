@@ -1,7 +1,7 @@
 """What a run needs before its first step: data in their order, the model on its device, the optimiser."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -11,11 +11,10 @@ from accelerate import Accelerator
 from accelerate.data_loader import prepare_data_loader
 from accelerate.utils import set_seed
 from torch import nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Subset
 
 from surm.config.run import Run
-from surm.data import Task, load_task
-from surm.data.encode import Example, encode
+from surm.data import Example, Examples, Task, load_task
 from surm.data.order import EpochBatches
 from surm.methods.base import Method
 from surm.methods.registry import make_method
@@ -27,10 +26,14 @@ from surm.training.optim import parameter_groups
 
 @dataclass
 class Finished:
-    """Batches whose inputs are made where the batch lies: pixels travel as grey levels, a quarter of the bytes."""
+    """Batches whose inputs are made where the batch lies: pixels travel as grey levels, a quarter of the bytes.
+
+    `order` are the places in the split of their examples, where they have another order.
+    """
 
     batches: Any
     finish: Callable[[Example], Example]
+    order: Sequence[int] | None = None
 
     def __iter__(self) -> Iterator[Example]:
         return map(self.finish, self.batches)
@@ -48,6 +51,7 @@ class Setup:
     order: EpochBatches
     batches: Finished  # of one epoch, in `order`
     evaluating: dict[str, Finished]  # batches of the reported split, "", and of further ones by their names
+    evaluation_examples: int  # of the reported split
     steps_per_epoch: int
     steps: int
 
@@ -61,17 +65,22 @@ def prepare(run: Run, accelerator: Accelerator) -> Setup:
     config, trainer = run.config, run.config.trainer
     data = config.dataset
     task = load_task(data.name, evaluate_on=data.evaluate_on, fraction=data.fraction, seed=config.seed, **data.origin())
-    steps_per_epoch = math.ceil(math.ceil(len(task.train) / trainer.batch_size) / trainer.gradient_accumulation)
-    steps = min(trainer.epochs * steps_per_epoch, trainer.max_steps or 10**12)
-
     set_seed(config.seed)
     method = make_method(run.asked["structure"])
     model, origin = config.model, config.model.origin()
+    backbone = load_backbone(
+        model.name,
+        num_labels=task.num_labels,
+        predicts=task.objective.predicts,
+        image_size=model.image_size,
+        dropout=model.dropout,
+        **origin,
+    )
+    train = task.objective.examples(task.train, backbone)
+    steps_per_epoch = math.ceil(math.ceil(len(train) / trainer.batch_size) / trainer.gradient_accumulation)
+    steps = min(trainer.epochs * steps_per_epoch, trainer.max_steps or 10**12)
+    total_parameters = sum(parameter.numel() for parameter in backbone.module.parameters())
     try:
-        backbone = load_backbone(
-            model.name, num_labels=task.num_labels, image_size=model.image_size, dropout=model.dropout, **origin
-        )
-        total_parameters = sum(parameter.numel() for parameter in backbone.module.parameters())
         module = method.apply(backbone, run.asked.get("placement"), steps)
     except UserError:
         raise
@@ -84,10 +93,10 @@ def prepare(run: Run, accelerator: Accelerator) -> Setup:
     for group in optimizer.param_groups:
         group["initial_lr"] = group["lr"]
 
-    train, process, processes = encode(task.train, backbone), accelerator.process_index, accelerator.num_processes
+    process, processes = accelerator.process_index, accelerator.num_processes
     if steps >= steps_per_epoch and processes == 1:  # all of them will be asked for
-        train.unfinished.fill()
-    order = EpochBatches(len(train), trainer.batch_size, config.seed, process, processes)
+        train.fill()
+    order = EpochBatches(len(train), trainer.batch_size, config.seed, process, processes, train.lengths)
     # A generator of its own: an iterator draws a number when it starts, and a resumed run starts one more.
     cuda = accelerator.device.type == "cuda"  # where a batch is copied while the device computes
     loader = partial(
@@ -97,9 +106,16 @@ def prepare(run: Run, accelerator: Accelerator) -> Setup:
         generator=torch.Generator(),
         pin_memory=cuda,
     )
-    splits = {"": task.evaluation, **task.also}
+    splits = {
+        name: task.objective.examples(split, backbone) for name, split in {"": task.evaluation, **task.also}.items()
+    }
+    orders = {name: _by_length(examples) for name, examples in splits.items()}
     evaluating = [
-        loader(encode(split, backbone).unfinished, batch_size=trainer.eval_batch_size) for split in splits.values()
+        loader(
+            examples.unfinished if (of := orders[name]) is None else Subset(examples.unfinished, of),
+            batch_size=trainer.eval_batch_size,
+        )
+        for name, examples in splits.items()
     ]
     module, optimizer, *evaluating = accelerator.prepare(module, optimizer, *evaluating)
     # `order` has divided the batches among the processes already.
@@ -118,10 +134,19 @@ def prepare(run: Run, accelerator: Accelerator) -> Setup:
         optimizer=optimizer,
         order=order,
         batches=Finished(batches, train.finish),
-        evaluating={name: Finished(of, train.finish) for name, of in zip(splits, evaluating, strict=True)},
+        evaluating={
+            name: Finished(of, train.finish, orders[name]) for name, of in zip(splits, evaluating, strict=True)
+        },
+        evaluation_examples=len(splits[""]),
         steps_per_epoch=steps_per_epoch,
         steps=steps,
     )
+
+
+def _by_length(examples: Examples) -> list[int] | None:
+    """The order of the examples in which batches have little padding."""
+    lengths = examples.lengths
+    return None if lengths is None else sorted(range(len(examples)), key=lengths.__getitem__)
 
 
 def process_seed(seed: int, process: int, step: int) -> int:

@@ -102,8 +102,10 @@ def test_a_bad_command_writes_nothing_and_exits_with_an_error(arguments: list[st
 def partner(group: str, name: str) -> list[str]:
     """What a model or a data set needs beside it, and a method a placement that it has."""
     if group == "model":
-        return ["dataset=valence" if "bert" in name else "dataset=digits"]
+        return ["dataset=valence" if "bert" in name else "dataset=sums" if "llama" in name else "dataset=digits"]
     if group == "dataset":
+        if name in ("uuid", "sums", "docstrings"):
+            return ["model=tiny_llama"]
         return ["model=tiny_bert" if name.startswith(("glue/", "valence", "table")) else "model=tiny_vit"]
     return ["placement=adapter_houlsby"] if name.startswith("bottleneck") else []
 
@@ -118,7 +120,7 @@ def test_every_group_file_composes_and_fits_the_schema() -> None:
                     assert compose_study([f"{group}={name}"]).study.name
                 elif group == "experiment":
                     assert compose_sweep([f"experiment={name}", "seed=0"])
-                elif name != "image_folder":  # a user's own: nothing is known without its folder
+                elif name not in ("image_folder", "text", "instruct"):  # a user's own: nothing is known without it
                     (member,) = compose_sweep([f"{group}={name}", *partner(group, name)])
                     assert isinstance(member.config, RunConfig)
 
@@ -153,10 +155,10 @@ def test_a_scale_runs_the_files_of_its_folder_in_the_stated_order() -> None:
     assert (smoke.label, full.label) == ("smoke: not evidence", "")
     assert (smoke.evidence, full.evidence) == (False, True)
     assert smoke.experiments == ["smoke/digits", "smoke/valence", "smoke/psd_fit"]
-    runs, studies = ["digits", "mnist5k", "textile", "valence"], ["ldr_fit", "pinwheel", "psd_fit"]
+    runs, studies = ["digits", "mnist5k", "textile", "uuid", "valence"], ["ldr_fit", "pinwheel", "psd_fit"]
     assert full.experiments == [f"full/{name}" for name in [*runs, *studies]]
     numbers = [name.removeprefix("paper/").partition("_")[0] for name in load_scale("paper").experiments]
-    assert numbers == ["table1", "table2", "table5", "table6", "table7", "fig6", "fig10", "fig11"]
+    assert numbers == ["table1", "table2", "table5", "table6", "table7", "fig6", "fig8", "fig10", "fig11"]
 
 
 @pytest.mark.parametrize(

