@@ -77,7 +77,7 @@ def targets(weight: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         "gaussian": _gaussian(generator, n, n),
         "rank_one": torch.outer(_gaussian(generator, n), _gaussian(generator, n)),
         "circulant": torch.stack([circulant.roll(shift) for shift in range(n)], dim=1),
-        "blocks": torch.block_diag(*_gaussian(generator, BLOCKS, size, size)),
+        "blocks": torch.block_diag(*_gaussian(generator, BLOCKS, size, size)),  # type: ignore[no-untyped-call]
         "singular": U[:, :DIRECTIONS] @ _gaussian(generator, DIRECTIONS, DIRECTIONS) @ Vh[:DIRECTIONS],
         "rows": _gaussian(generator, n, 1) * weight,
     }
