@@ -107,11 +107,11 @@ class OfWeight(Structured):
 
 
 class LoraXS(OfWeight):
-    """LoRA-XS, which has rates of its own: its authors' are 3 to 30 times those that LoRA is trained with."""
+    """LoRA-XS, which is trained at larger rates than other structures: its authors' are 3 to 30 times LoRA's."""
 
     name = "lora_xs"
     usual_rate = 1e-2
-    middle_rate = 1.6e-2
+    middle_rate = 1e-2  # of 0.004, 0.01, 0.025 and 0.06 the best for 100 steps on valence
 
 
 class SharedStructured(Structured):

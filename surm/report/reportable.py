@@ -9,7 +9,7 @@ from pydantic_core import PydanticCustomError
 from surm.methods.names import label
 from surm.records.record import Record
 from surm.records.schema import Asked, Count, Outcome, Schema, damage_in_words
-from surm.report.studies import ldr_fit, pinwheel, psd_fit
+from surm.report.studies import family_fit, ldr_fit, pinwheel, psd_fit
 from surm.shared.errors import RecordError
 
 Loss = Annotated[float, Field(ge=0, le=1e9)]
@@ -89,6 +89,25 @@ class Psd(Part[PsdAsked, Rows[PsdRow]]):
         kinds = {(row.target, row.normalised, row.fit) for row in self.happened.rows}
         whole = len(psd_fit.TARGETS) * len(psd_fit.READINGS) * len(psd_fit.FITS)
         _require(len(kinds) == whole, "rows lack a fit of a target")
+        return self
+
+
+class FamilyRow(Schema):
+    target: Annotated[str, _one_of(family_fit.TARGETS)]
+    fit: Annotated[str, _one_of(family_fit.FITS)]
+    parameters: Count
+    share: Annotated[float, Field(ge=-1e-9, le=1 + 1e-9)]
+
+
+class FamilyAsked(Schema):
+    draw: int
+
+
+class Family(Part[FamilyAsked, Rows[FamilyRow]]):
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        kinds = {(row.target, row.fit) for row in self.happened.rows}
+        _require(len(kinds) == len(family_fit.TARGETS) * len(family_fit.FITS), "rows lack a fit of a target")
         return self
 
 
@@ -236,6 +255,7 @@ class SearchHappened(Schema):
 STUDIES: Mapping[str, type[Schema]] = {
     "psd_fit": Psd,
     "ldr_fit": Ldr,
+    "family_fit": Family,
     "pinwheel": Pinwheel,
     "pinwheel_search": Part[SearchAsked, SearchHappened],
 }

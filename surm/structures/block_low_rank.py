@@ -60,7 +60,8 @@ class BlockLowRank(Family):
     @staticmethod
     def dense_form(generators: Sequence[Tensor], m: int, n: int) -> Tensor:
         B, A = generators
-        return torch.block_diag(*torch.bmm(B, A))
+        W: Tensor = torch.block_diag(*torch.bmm(B, A))  # type: ignore[no-untyped-call]
+        return W
 
     def _randomise(self, factor: Tensor, *, authors: bool) -> None:
         if authors:

@@ -21,8 +21,9 @@ class Orthonormal(Seeded):
         tall = shape[0] >= shape[1]
         gaussian = super().draw(shape, generator).double()  # of which Q is the same in float32 on every machine
         Q, R = torch.linalg.qr(gaussian if tall else gaussian.mT)
-        Q = Q * R.diagonal().sign()  # R with a positive diagonal, which makes Q unique
-        return (Q if tall else Q.mT.contiguous()).float()
+        Q *= R.diagonal().sign()  # R with a positive diagonal, which makes Q unique
+        orthonormal: Tensor = Q if tall else Q.mT.contiguous()
+        return orthonormal.float()
 
 
 class LoraMini(Factored):
@@ -88,7 +89,11 @@ class LoraMini(Factored):
 
     def generators(self, dtype: torch.dtype) -> list[Tensor]:
         B, A = self._factors(dtype)
-        return [self.frozen.B_aux.to(dtype) @ B, A @ self.frozen.A_aux.to(dtype)]
+        B_aux, A_aux = self._outer(dtype)
+        return [B_aux @ B, A @ A_aux]
+
+    def _outer(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        return self.frozen.get_buffer("B_aux").to(dtype), self.frozen.get_buffer("A_aux").to(dtype)
 
     def _randomise(self, factor: Tensor, *, authors: bool) -> None:
         factor.uniform_(-(factor.shape[-1] ** -0.5), factor.shape[-1] ** -0.5)
@@ -96,8 +101,9 @@ class LoraMini(Factored):
     def _approximate(self, matrix: Tensor) -> Fit | None:
         """B_aux SVD_r(B_aux^T T A_aux^T) A_aux, as the outer factors are orthonormal; up to their rounding, R and S."""
         B, A = self._factors()
-        Q, R = torch.linalg.qr(self.frozen.B_aux.double())
-        P, S = torch.linalg.qr(self.frozen.A_aux.double().mT)
+        B_aux, A_aux = self._outer(torch.float64)
+        Q, R = torch.linalg.qr(B_aux)
+        P, S = torch.linalg.qr(A_aux.mT)
         left, right = projection.truncated_svd(Q.mT @ matrix @ P, self.options["rank"])
         B.copy_(torch.linalg.solve_triangular(R, left, upper=True))
         A.copy_(torch.linalg.solve_triangular(S, right.mT, upper=True).mT)

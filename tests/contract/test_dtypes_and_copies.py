@@ -102,6 +102,7 @@ def compiled_equals_eager(structure: Structure, multiply: Callable[[Structure, T
     )
 
 
+@pytest.mark.sample(80)
 @rows
 @backends
 def test_compiles_without_a_graph_break(row: Row, multiply) -> None:

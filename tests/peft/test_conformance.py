@@ -12,7 +12,7 @@ import pytest
 from peft import LoraConfig, LoraRuntimeConfig
 
 from surm.shared.paths import REPOSITORY
-from surm.structures import STRUCTURES
+from surm.structures import STRUCTURES, structure_class
 from surm.tuners import SurmConfig
 from tests.peft.exceptions import EXCEPTIONS
 from tests.peft.rows import Variant, config, options, preset, translate, variant_of
@@ -61,6 +61,8 @@ def test_peft_tests_of_custom_models_pass_with_the_circulant_in_weight_form(tmp_
 @pytest.mark.parametrize("form", ["weight", "adapter"])
 @pytest.mark.parametrize("structure", STRUCTURES)
 def test_peft_tests_pass(tmp_path, structure, form):
+    if form == "adapter" and structure_class(structure).needs_weight:
+        pytest.skip("an adapter has no weight to be made from")
     counts = run(tmp_path / "report.json", "--structure", structure, "--form", form)["table"][f"{structure}/{form}"]
     assert counts["passed"] > {"weight": 1000, "adapter": 600}[form]
     # Only where an activation stands in the way is a merge refused.

@@ -22,7 +22,10 @@ from tests.tools.runs import REPOSITORY, SMALL, configure, quiet, stop_after
 @pytest.mark.parametrize(
     "step", [1, 5, 16, 23]
 )  # before a checkpoint was due, at one, at the end of an epoch, before the last
-@pytest.mark.parametrize("structure", ["circulant", "full"])
+@pytest.mark.parametrize(
+    "structure",
+    ["circulant", "full", *(pytest.param(name, marks=pytest.mark.slow) for name in ("melora", "lora_mini", "lora_xs"))],
+)
 def test_an_interrupted_run_goes_on_bit_for_bit(tmp_path: Path, step: int, structure: str) -> None:
     options = [f"structure={structure}", "trainer.gradient_accumulation=2", "trainer.batch_size=32"]
     whole = execute(configure(tmp_path / "whole", *options), say=quiet)
@@ -39,7 +42,7 @@ def test_an_interrupted_run_goes_on_bit_for_bit(tmp_path: Path, step: int, struc
     assert resumed.happened["resumed_from_steps"] == [step]
     for key in ("metrics", "best_epoch_metrics", "history"):
         assert resumed.happened[key] == whole.happened[key]
-    name = "adapter/adapter_model.safetensors" if structure == "circulant" else "trained.safetensors"
+    name = "trained.safetensors" if structure == "full" else "adapter/adapter_model.safetensors"
     assert (folder / name).read_bytes() == (tmp_path / "whole" / "runs" / whole.signature / name).read_bytes()
 
 

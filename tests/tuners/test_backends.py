@@ -53,6 +53,7 @@ def test_every_backend_gives_the_same_output_and_gradients(structure, backend):
         assert fuses(layer, x) == (backend == "fused")
 
 
+@pytest.mark.sample(8)
 @pytest.mark.parametrize("structure", sorted(STRUCTURES.keys() - {"diagonal", "block_low_rank"}))
 def test_auto_adds_to_the_weight_for_many_rows_and_multiplies_apart_for_few(structure):
     """But for diagonals and blocks of low rank, whose own products cost less at any number of rows."""

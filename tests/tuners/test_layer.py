@@ -233,6 +233,7 @@ def test_gradient_checkpointing_changes_no_gradient(reentrant):
         torch.testing.assert_close(checkpointed[name], gradient, rtol=1e-5, atol=1e-9)
 
 
+@pytest.mark.sample(18)
 @pytest.mark.parametrize("structure", [*STRUCTURES, "circulant+skew_circulant"])
 @pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=[pytest.mark.slow])])
 def test_compiling_needs_no_break_and_changes_no_gradient(structure, backend):

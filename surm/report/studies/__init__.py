@@ -7,7 +7,7 @@ import pandas as pd
 
 from surm.records.record import Record
 from surm.report.drawing import Picture
-from surm.report.studies import ldr_fit, pinwheel, pinwheel_search, psd_fit
+from surm.report.studies import family_fit, ldr_fit, pinwheel, pinwheel_search, psd_fit
 from surm.report.table import Formats
 
 
@@ -32,6 +32,7 @@ class StudyReport(Protocol):
 STUDY_REPORTS: Mapping[str, StudyReport] = {
     "ldr_fit": ldr_fit,
     "psd_fit": psd_fit,
+    "family_fit": family_fit,
     "pinwheel": pinwheel,
     "pinwheel_search": pinwheel_search,
 }
