@@ -68,8 +68,8 @@ def test_what_cannot_be_allocated_is_one_sentence_before_any_model(name: str, op
 
 
 def test_too_few_steps_are_one_sentence() -> None:
-    with pytest.raises(ValueError, match="2 steps leave none .*: train longer"):
-        asked("adalora").apply(narrow_minilm(), QKV, steps=2)
+    with pytest.raises(ValueError, match=r"1 steps leave none .*: train longer"):
+        asked("adalora").apply(narrow_minilm(), QKV, steps=1)
 
 
 @pytest.mark.parametrize(
