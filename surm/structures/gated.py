@@ -31,6 +31,7 @@ class Gated(Family):
     init_weights="authors" is the same start.
     """
 
+    c: nn.Parameter
     update_std = 0.05  # as in `LowRank`
     components: ClassVar[Mapping[str, int]]
     """The tensors with a part for each component, by name: the dimension along which the components stand."""
@@ -49,7 +50,7 @@ class Gated(Family):
 
     def gates(self) -> nn.Parameter:
         """c (rank,)."""
-        return self.c  # type: ignore[return-value]
+        return self.c
 
     def component_rows(self, name: str, like: Tensor) -> Tensor:
         """A tensor of the shape of the parameter `name`, one of `components`, as (rank, entries of a component)."""
