@@ -228,7 +228,6 @@ ROWS = [
         sum_over_terms(monarch, "L", "R"),
         lambda m, n: 2 * 9 * (-(-m // 3) + -(-n // 3)),
     ),
-    Row("gated_low_rank", {}, gated_low_rank, lambda m, n: m + n + 1),
     Row("gated_low_rank", {"rank": 3}, gated_low_rank, lambda m, n: 3 * (m + n + 1)),
     Row("gated_chain", {"rank": 3, "outer_rank": 2}, gated_chain, lambda m, n: 2 * (m + n + 6) + 3),
     Row("gated_chain", {"rank": 2, "outer_rank": 3}, gated_chain, lambda m, n: 3 * (m + n + 4) + 2),
