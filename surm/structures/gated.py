@@ -31,6 +31,7 @@ class Gated(Family):
     init_weights="authors" is the same start.
     """
 
+    c: nn.Parameter
     update_std = 0.05  # as in `LowRank`
     components: ClassVar[Mapping[str, int]]
     """The tensors with a part for each component, by name: the dimension along which the components stand."""
@@ -49,7 +50,7 @@ class Gated(Family):
 
     def gates(self) -> nn.Parameter:
         """c (rank,)."""
-        return self.c  # type: ignore[return-value]
+        return self.c
 
     def component_rows(self, name: str, like: Tensor) -> Tensor:
         """A tensor of the shape of the parameter `name`, one of `components`, as (rank, entries of a component)."""
@@ -142,13 +143,13 @@ class GatedChain(Gated):
 
     def sides(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         _, U, P, Q, V = self._factors(dtype)
-        return U @ P, Q @ V
+        return _times(U, P), _times(Q, V)
 
     def _factorise(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         c, U, P, Q, V = self._factors(dtype)
         if len(c) < U.shape[1]:
-            return U @ (P * c), Q @ V
-        return U, (P * c) @ Q @ V
+            return _times(U, P * c), _times(Q, V)
+        return U, _times(_times(P * c, Q), V)
 
     def _approximate(self, matrix: Tensor) -> Fit | None:
         """The leading min(k, rank) singular values, in the outer pair; the inner one passes them on."""
@@ -161,3 +162,8 @@ class GatedChain(Gated):
         P.fill_diagonal_(1.0)
         Q.fill_diagonal_(1.0)
         return None
+
+
+def _times(left: Tensor, right: Tensor) -> Tensor:
+    """left @ right by products of entries, which autocast leaves in float32, in the backward pass too; both are small."""
+    return (left.unsqueeze(-1) * right).sum(dim=1)

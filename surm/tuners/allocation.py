@@ -20,7 +20,7 @@ Letters: N components of all K structures, T steps, b(t) the components that may
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -249,7 +249,7 @@ class AdaLora(Allocator):
     first_step = 0
     _scores_last = False
 
-    def __init__(self, model: nn.Module, steps: int, *, squared: bool = False, **settings: float) -> None:
+    def __init__(self, model: nn.Module, steps: int, *, squared: bool = False, **settings: Any) -> None:
         super().__init__(model, steps, **settings)
         self.squared = squared
 
@@ -316,7 +316,7 @@ class LoraSquared(AdaLora):
             its code does not.
     """
 
-    def __init__(self, model: nn.Module, steps: int, *, cross: bool = True, **settings: float) -> None:
+    def __init__(self, model: nn.Module, steps: int, *, cross: bool = True, **settings: Any) -> None:
         super().__init__(model, steps, **settings)
         self.cross = cross
         if not all(isinstance(structure, GatedChain) for structure in self.structures.values()):

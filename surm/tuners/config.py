@@ -129,7 +129,10 @@ class SurmConfig(PeftConfig):
     structure: str = field(default="circulant", metadata={"help": "Family of the update, or several joined by '+'."})
     structure_options: dict[str, Any] | None = field(default=None, metadata={"help": "Options of the family."})
     structure_pattern: dict[str, Any] | None = field(
-        default=None, metadata={"help": "Structures of single modules, by name: a name or with structure_options."}
+        default=None,
+        metadata={
+            "help": "Structures of single modules or parts, by name: a name, or with structure_options; None: none."
+        },
     )
     form: str = field(
         default="weight", metadata={"help": "'weight': beside a layer's weight; 'adapter': behind a module."}

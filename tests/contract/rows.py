@@ -266,7 +266,6 @@ ROWS = [
     Row("block_low_rank", {"rank": 2}, block_low_rank, lambda m, n: 2 * (m + n)),
     Row("lora_mini", {"rank": 2}, lora_mini, lambda m, n: 2 * ((m + 1) // 2 + (n + 1) // 2)),
     Row("lora_xs", {}, lora_xs, lambda m, n: min(int(np.sqrt(m + n)), m, n) ** 2),
-    Row("gated_low_rank", {}, gated_low_rank, lambda m, n: m + n + 1),
     Row("gated_low_rank", {"rank": 3}, gated_low_rank, lambda m, n: 3 * (m + n + 1)),
     Row("gated_chain", {"rank": 3, "outer_rank": 2}, gated_chain, lambda m, n: 2 * (m + n + 6) + 3),
     Row("gated_chain", {"rank": 2, "outer_rank": 3}, gated_chain, lambda m, n: 3 * (m + n + 4) + 2),

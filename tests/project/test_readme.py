@@ -54,6 +54,13 @@ def test_the_structure_example_gives_the_nearest_toeplitz_matrix() -> None:
     assert names["y"].shape == (8, 64)
 
 
+def test_the_allocator_example_leaves_two_components_a_layer_on_average() -> None:
+    names: dict[str, object] = {}
+    exec(BLOCKS[3], names)
+    gates = [p for name, p in names["model"].named_parameters() if name.endswith(".c")]
+    assert sum(map(len, gates)) == 4
+
+
 def test_it_is_short() -> None:
     assert len(README.splitlines()) < 150
 

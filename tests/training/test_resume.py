@@ -87,13 +87,15 @@ def test_adalora_goes_on_bit_for_bit_in_every_part_of_its_schedule(tmp_path: Pat
     assert sum(left) == len(left) < 4 * len(left)  # target_r is 1 on average
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("structure", ["adalora", "dynamic_dora", "lora2"])
 def test_an_allocator_goes_on_bit_for_bit(tmp_path: Path, structure: str) -> None:
-    """Of 24 steps it chooses from the fourth to the twelfth; what it leaves is saved, and loads again."""
-    options = [f"structure={structure}", "structure.rank=3", "structure.target_rank=1"]
+    """Of 12 steps it chooses from the second to the sixth; what it leaves alone is saved."""
+    options = [f"structure={structure}", "structure.rank=3", "structure.target_rank=1", "trainer.max_steps=12"]
+    options += ["trainer.batch_size=8"]
     whole = execute(configure(tmp_path / "whole", *options), say=quiet)
     run = configure(tmp_path / "parts", *options)
-    stops = [2, 9, 14]
+    stops = [4, 8]  # while it chooses, and once the choice is final
     for step in stops:
         with pytest.raises(Interrupted):
             execute(run, report=stop_after(step), say=quiet)
@@ -107,8 +109,7 @@ def test_an_allocator_goes_on_bit_for_bit(tmp_path: Path, structure: str) -> Non
         assert one == other
     tensors = load_file(folders[0] / "adapter_model.safetensors")
     gates = [tensor for name, tensor in tensors.items() if name.endswith(".c")]
-    pruned = sum(map(len, gates))
-    assert pruned == 6  # of two layers with three matrices each
+    assert sum(map(len, gates)) == 6  # of two layers with three matrices each
     assert all((gate != 0).all() for gate in gates)
     counted = sum(tensor.numel() for name, tensor in tensors.items() if "surm_" in name)
     assert counted == whole.happened["trainable_parameters"] < whole.happened["peak_trainable_parameters"]

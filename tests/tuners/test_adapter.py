@@ -72,6 +72,8 @@ def test_the_start_is_exactly_the_base_model_and_the_first_step_leaves_it(struct
         "monarch": {"inner.L"},
         "block_low_rank": {"inner.B"},
         "lora_mini": {"inner.B"},
+        "gated_low_rank": {"inner.c"},
+        "gated_chain": {"inner.c"},
         "bottleneck": {"outer.weight"},
     }.get(structure, {"inner.r1"})
     assert moved == zero | {"outer.bias"}
