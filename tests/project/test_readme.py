@@ -54,6 +54,17 @@ def test_the_structure_example_gives_the_nearest_toeplitz_matrix() -> None:
     assert names["y"].shape == (8, 64)
 
 
+def test_the_example_of_other_systems_trains_what_it_says() -> None:
+    import torch
+
+    names: dict[str, object] = {}
+    with torch.device("meta"):
+        exec(BLOCKS[3], names)
+        assert names["model"].get_nb_trainable_parameters()[0] == 3_440
+        own = names["get_peft_model"](names["model"].unload(), names["hadamard"])
+    assert own.get_nb_trainable_parameters()[0] == 36_864
+
+
 def test_it_is_short() -> None:
     assert len(README.splitlines()) < 150
 

@@ -70,6 +70,7 @@ def test_the_start_is_exactly_the_base_model_and_the_first_step_leaves_it(struct
         "low_rank": {"inner.B"},
         "block_circulant": {"inner.c"},
         "monarch": {"inner.L"},
+        "diagonal": {"inner.d"},
         "bottleneck": {"outer.weight"},
     }.get(structure, {"inner.r1"})
     assert moved == zero | {"outer.bias"}
