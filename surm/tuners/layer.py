@@ -303,4 +303,4 @@ class SurmLinear(SurmWeight):
         return self.as_matrix(weight) if whole and fits and not trained else None
 
     def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
-        return True
+        return not any(structure.options.get("gate") for _, structure in self.structures(adapter_name))
