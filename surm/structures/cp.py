@@ -160,7 +160,8 @@ class Lorta(SharedCP):
     `num_heads` H is by default the model's. A layer's index is that of its block; a kind is what a layer is called
     within a block.
     B (rank, d / H) is zero at the start; A (d, rank) is uniform within 1 / sqrt(rank), C_h (H, rank), C_l (L, rank)
-    and C_m (M, rank) within sqrt(6 / rank), as in the authors' code. Their factor of W is alpha / rank.
+    and C_m (M, rank) within sqrt(6 / rank), as in the authors' code, whose factor of W is alpha / rank. A step of
+    size e in all of B changes the entries of W by about 1.6 e / rank^1.5: a larger rank takes a larger factor or rate.
     rank (d + d / H + H + L + M) parameters in all; O(rank d) a row.
     """
 

@@ -71,7 +71,7 @@ def factors(model, adapter="default"):
 def fill(model, **values):
     with torch.no_grad():
         for name, value in values.items():
-            factors(model)[name].copy_(torch.tensor(value, dtype=torch.float64))
+            factors(model)[name].copy_(torch.as_tensor(value, dtype=torch.float64))
 
 
 def dense(case, f):
@@ -146,6 +146,30 @@ def test_lorta_is_a_case_of_aurora():
     fill(aurora, V=f["A"].tolist(), U=Z.tolist(), P=P.tolist(), gain=[1, 1])
     for one, other in zip(layers(lorta), layers(aurora), strict=True):
         torch.testing.assert_close(update(one), update(other), rtol=0, atol=1e-14)
+
+
+@cases
+def test_all_updates_share_an_output_and_an_input_space(case):
+    updates = [update(layer).detach() for layer in layers(cp(case))]
+    for dim in (0, 1):
+        assert np.linalg.matrix_rank(torch.cat(updates, dim=dim)) == 2
+
+
+def test_with_identities_beside_it_auroras_middle_is_a_diagonal():
+    model = cp("aurora", structure_options={"rank": D}, alpha=1.0)
+    fill(model, V=np.eye(D), U=np.eye(D), gain=[1, 2, 3, 4])
+    for layer, p in zip(layers(model), factors(model)["P"], strict=True):
+        assert torch.equal(update(layer), torch.diag(p * torch.arange(1, D + 1)))
+
+
+def test_a_factor_moves_between_lortas_tensors_without_changing_the_updates():
+    model = cp("lorta")
+    before = [update(layer) for layer in layers(model)]
+    with torch.no_grad():
+        factors(model)["A"][:, 1] *= 3
+        factors(model)["C_l"][:, 1] /= 3
+    for layer, W in zip(layers(model), before, strict=True):
+        torch.testing.assert_close(update(layer), W, rtol=0, atol=1e-12)
 
 
 @cases
