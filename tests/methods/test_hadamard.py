@@ -16,6 +16,7 @@ def applied(load=bert_base, steps: int = 1, **options) -> Method:
     return method
 
 
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("load", [vit_b, bert_base])
 @pytest.mark.parametrize(
     ("options", "expected"),

@@ -309,6 +309,7 @@ def bert(width, layers):
         return BertForSequenceClassification(config)
 
 
+@pytest.mark.sample(4)
 @pytest.mark.parametrize(
     ("width", "depth", "structure", "options", "targets", "expected"),
     [
