@@ -96,6 +96,7 @@ _PHRASES: dict[str, Callable[[Any], str]] = {
     "heads": lambda heads: "" if heads == "attention" else f", heads of {heads}s",
     "num_heads": lambda heads: "" if heads is None else f", {heads} heads",
     "core": lambda core: ", dense core" if core else "",
+    "gate": lambda gate: ", gate" if gate else "",
     "position": lambda position: "" if position == "before" else ", after the projection",
     "shift": lambda shift: "" if shift else ", no shift",
     "norms": lambda norms: {"one": "", "none": ", no norms", "both": ", both norms"}[norms],

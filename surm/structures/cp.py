@@ -13,6 +13,7 @@ from surm.structures.options import count, one_of
 from surm.structures.shared import SharedTensors, SharingFamily, Site
 
 HEADS = ("attention", "output", "input")
+GATE, GATE_STD = 0.1, 2e-4  # of Aurora's gate: its factor and its start
 
 
 class Start(NamedTuple):
@@ -67,13 +68,30 @@ class SharedCP(SharingFamily):
 
 
 class AuroraTensors(CPTensors):
-    """V (m, rank), U (rank, n), P (matrices, rank), and `gain` (rank,) or `core` (rank, rank, rank)."""
+    """V (m, rank), U (rank, n), P (matrices, rank), `gain` (rank,) or `core` (rank, rank, rank); S, T (blocks, m)."""
 
     V: Tensor
     U: Tensor
     P: Tensor
     gain: Tensor
     core: Tensor
+    S: Tensor
+    T: Tensor
+
+    @property
+    def has_gate(self) -> bool:  # type: ignore[override]
+        return "S" in self.starts
+
+    @torch.no_grad()
+    def reset_parameters(self, init_weights: bool | str = True) -> None:
+        super().reset_parameters(init_weights)
+        for factor in (self.S, self.T) if self.has_gate else ():
+            factor.normal_(std=GATE_STD)
+
+    def gate(self, block: int, attention: Tensor) -> Tensor:
+        a = attention.to(torch.promote_types(attention.dtype, self.S.dtype))
+        s, t = (factor[block].to(a) for factor in (self.S, self.T))
+        return GATE * (a * s + t)
 
 
 class Aurora(SharedCP):
@@ -81,14 +99,16 @@ class Aurora(SharedCP):
 
     With `core`, as in the authors' code, in place of the gain (rank,) a dense C (rank, rank, rank), a Tucker form:
     W_k = V M_k^T U with M_k[i, j] = sum_s C[i, j, s] p_k[s], which is the first for C[i, i, i] = gain[i], else zero.
+    With `gate`, also as in that code, the output y of each block becomes y + (s * a + t) / 10 with a, the output of its
+    attention, and s and t (m,) of the block, N(0, 0.0002^2) at the start: no update of a weight, so never merged.
     V (m, rank) is zero at the start; U (rank, n) is uniform within 1 / sqrt(n), C and p_k Xavier-uniform, as in that
     code, and the gain is one.
-    rank (m + n + 1 + K) parameters in all, or rank (m + n + K) + rank^3; O(rank (m + n)) a row.
+    rank (m + n + 1 + K) parameters in all, or rank (m + n + K) + rank^3, and 2 m for each gate; O(rank (m + n)) a row.
     """
 
     name = "aurora"
     equation = "arXiv 2305.08381"
-    option_rules: ClassVar = {"rank": count(), "core": one_of(False, True)}
+    option_rules: ClassVar = {"rank": count(), "core": one_of(False, True), "gate": one_of(False, True)}
 
     @classmethod
     def shared_tensors(
@@ -103,7 +123,9 @@ class Aurora(SharedCP):
             "U": Start((rank, n), n**-0.5),
             "P": Start((len(sites), rank), (6 / (rank + 1)) ** 0.5),
         }
-        return AuroraTensors(starts | middle, device, dtype)
+        blocks = len({site.block for site in sites})
+        gate = {name: Start((blocks, m), 0.0) for name in "ST"} if options["gate"] else {}
+        return AuroraTensors(starts | middle | gate, device, dtype)
 
     def read(self, shared: AuroraTensors) -> list[Tensor]:
         return [shared.V, shared.U, shared.P[self.index], shared.core if self.options["core"] else shared.gain]
@@ -138,7 +160,8 @@ class Lorta(SharedCP):
     `num_heads` H is by default the model's. A layer's index is that of its block; a kind is what a layer is called
     within a block.
     B (rank, d / H) is zero at the start; A (d, rank) is uniform within 1 / sqrt(rank), C_h (H, rank), C_l (L, rank)
-    and C_m (M, rank) within sqrt(6 / rank), as in the authors' code. Their factor of W is alpha / rank.
+    and C_m (M, rank) within sqrt(6 / rank), as in the authors' code, whose factor of W is alpha / rank. A step of
+    size e in all of B changes the entries of W by about 1.6 e / rank^1.5: a larger rank takes a larger factor or rate.
     rank (d + d / H + H + L + M) parameters in all; O(rank d) a row.
     """
 

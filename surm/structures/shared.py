@@ -36,6 +36,12 @@ class Site(NamedTuple):
 class SharedTensors(nn.Module, ABC):
     """What the members of a family in one adapter of a model share: parameters, `Seeded` tensors, or both."""
 
+    has_gate: bool = False  # whether it also acts on the outputs of blocks, by `gate`; then the option `gate` is true
+
+    def gate(self, block: int, attention: Tensor) -> Tensor:
+        """What is added to the output of a block, by number, for the output of the attention in it."""
+        raise NotImplementedError
+
     @abstractmethod
     def reset_parameters(self, init_weights: bool | str = True) -> None:
         """As in `Structure`, for all members at once."""

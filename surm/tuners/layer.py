@@ -334,4 +334,4 @@ class SurmLinear(SurmWeight):
         return None if self.siblings is None else self.siblings.output(self, x)
 
     def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
-        return True
+        return not any(structure.options.get("gate") for _, structure in self.structures(adapter_name))

@@ -49,11 +49,12 @@ class Merging(BaseTunerLayer):
         before and quantised again after.
 
         Raises:
-            ValueError: with `safe_merge`, when an update is not finite; or a quantised weight that cannot be kept. The
-                base weight is then unchanged.
+            ValueError: with `safe_merge`, when an update is not finite; a quantised weight that cannot be kept; an
+                adapter with a gate. The base weight is then unchanged.
             TypeError: PEFT cannot dequantise the weight, which is then unchanged.
         """
         names = [name for name in check_adapters_to_merge(self, adapter_names) if name in self.alpha]
+        self.check_mergeable(names)
         if not names:
             return
         merged = self.merged_weight(names, safe_merge)
@@ -63,6 +64,16 @@ class Merging(BaseTunerLayer):
             self.kept_weight = self._base_weight().detach().clone()
         self._set_base_weight(merged)
         self.merged_adapters.extend(names)
+
+    def check_mergeable(self, names: Sequence[str]) -> None:
+        """Raises ValueError where one of these adapters has a gate, which a merge would lose."""
+        for name in names:
+            for _, structure in self.structures(name):
+                if structure.options.get("gate"):
+                    raise ValueError(
+                        f"{structure.name} with gate=True cannot be merged, as its gate acts on the outputs of blocks, "
+                        "which no weight takes up: keep the adapter, or train one with gate=False."
+                    )
 
     def merged_weight(self, names: Sequence[str], safe_merge: bool = False) -> Tensor:
         """The base weight plus the updates of the named adapters, in float32 or float64; nothing is changed.

@@ -9,6 +9,7 @@ from peft.tuners.tuners_utils import BaseTuner
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 
+from surm.tuners.gate import gates
 from surm.tuners.layer import BASE_MODEL, SurmLayer
 
 
@@ -25,7 +26,7 @@ def pass_adapter_names(
             sequences to return, names are repeated too, but not for an encoder, which runs before.
 
     Raises:
-        ValueError: the model is in training mode, or no layer has an adapter of that name.
+        ValueError: the model is in training mode, no layer has an adapter of that name, or an adapter has a gate.
     """
     if adapter_names is None:
         yield
@@ -37,6 +38,9 @@ def pass_adapter_names(
     unknown = set(adapter_names) - known - {BASE_MODEL}
     if unknown:
         raise ValueError(f"Trying to infer with non-existing adapter(s): {', '.join(sorted(unknown))}")
+    gated = {gate.adapter for _, _, gate in gates(model)}
+    if gated:
+        raise ValueError(f"Cannot pass `adapter_names` where an adapter has a gate, as {gated.pop()!r} has.")
     repeated = [name for name in adapter_names for _ in range(_repeats(settings))]
     encoder = set(_encoder(model.model).modules())
     handles = [

@@ -245,6 +245,8 @@ class SurmModel(SharingTuner):
     def _check_mergeable(self, adapter_names: list[str] | None, safe_merge: bool) -> None:
         names = self.active_adapters if adapter_names is None else adapter_names
         for layer in self.model.modules():
+            if isinstance(layer, SurmWeight):
+                layer.check_mergeable(names)
             if isinstance(layer, SurmAdapter):
                 with onload_layer(layer):
                     layer.check_mergeable(names, safe_merge)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from surm.structures.family import Family
 from surm.structures.shared import SharingFamily, Site
 from surm.tuners.config import SurmConfig
+from surm.tuners.gate import add_gates, remove_gates
 from surm.tuners.layer import SurmLayer
 from surm.tuners.offload import call_device
 from surm.tuners.saving import OLD_PEFT, put_names_last
@@ -73,6 +74,11 @@ class SharingTuner(BaseTuner):
             for index, member in enumerate(members):
                 member.use(tensors, index)
             shared.append(tensors)
+            if tensors.has_gate:
+                layers: dict[str, Any] = {}  # the first of each block
+                for site in sites:
+                    layers.setdefault(site.block, self.model.get_submodule(site.layer))
+                add_gates(self.model, adapter_name, layers, tensors)
         if len(shared):
             self.surm_shared[adapter_name] = shared
             self._train_shared(config.inference_mode)
@@ -113,8 +119,15 @@ class SharingTuner(BaseTuner):
 
     def delete_shared(self, adapter_name: str) -> None:
         """Delete what an adapter's layers share, if they share anything."""
+        remove_gates(self.model, adapter_name)
         if adapter_name in self.surm_shared:
             del self.surm_shared[adapter_name]
+
+    def _unload_and_optionally_merge(self, *args: Any, **kwargs: Any) -> nn.Module:  # type: ignore[override]
+        super()._unload_and_optionally_merge(*args, **kwargs)
+        model: nn.Module = self.model
+        remove_gates(model)
+        return model
 
     # PEFT looks for tensors to train, cast and delete in layers; the shared ones follow here.
 

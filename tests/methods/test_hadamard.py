@@ -2,9 +2,11 @@
 
 import pytest
 import torch
+from transformers import BertConfig, BertForSequenceClassification
 
 from surm.methods.base import Method
 from surm.models import load_backbone
+from surm.models.backbone import Backbone
 from tests.methods.test_methods import asked, bert_base, vit_b
 
 
@@ -14,6 +16,7 @@ def applied(load=bert_base, steps: int = 1, **options) -> Method:
     return method
 
 
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("load", [vit_b, bert_base])
 @pytest.mark.parametrize(
     ("options", "expected"),
@@ -29,6 +32,13 @@ def applied(load=bert_base, steps: int = 1, **options) -> Method:
 def test_counts(load, options: dict, expected: int) -> None:
     with torch.device("meta"):
         assert applied(load, **options).count()[0] == expected
+
+
+def test_minilm_has_as_many_as_lora_of_rank_1_on_queries_and_values() -> None:
+    with torch.device("meta"):
+        config = BertConfig(hidden_size=384, num_hidden_layers=6, num_attention_heads=12, intermediate_size=1536)
+        module = BertForSequenceClassification(config)
+        assert applied(lambda: Backbone(module, ("classifier",), "text", "random")).count()[0] == 9_216
 
 
 def names(method: Method) -> set[str]:

@@ -112,6 +112,7 @@ def test_layernorm_tuning_trains_the_norms() -> None:
         ("peft_vera", "adapter", "adds to weights"),
         ("lora_xs", "adapter", "adds to weights"),
         ("circulant+lora_xs", "adapter", "adds to weights"),
+        ("lorta", "adapter", "adds to weights"),
     ],
 )
 def test_a_form_that_a_method_does_not_have_is_one_sentence(name: str, form: str, words: str) -> None:

@@ -61,6 +61,17 @@ def test_the_allocator_example_leaves_two_components_a_layer_on_average() -> Non
     assert sum(map(len, gates)) == 4
 
 
+def test_the_example_of_other_systems_trains_what_it_says() -> None:
+    import torch
+
+    names: dict[str, object] = {}
+    with torch.device("meta"):
+        exec(BLOCKS[4], names)
+        assert names["model"].get_nb_trainable_parameters()[0] == 3_440
+        own = names["get_peft_model"](names["model"].unload(), names["hadamard"])
+    assert own.get_nb_trainable_parameters()[0] == 36_864
+
+
 def test_it_is_short() -> None:
     assert len(README.splitlines()) < 150
 

@@ -46,6 +46,31 @@ def test_an_interrupted_run_goes_on_bit_for_bit(tmp_path: Path, step: int, struc
     assert (folder / name).read_bytes() == (tmp_path / "whole" / "runs" / whole.signature / name).read_bytes()
 
 
+@pytest.mark.parametrize(
+    "options", [["aurora"], ["lorta"], ["hadamard", "structure.head_first=0.5"]], ids=lambda o: o[0]
+)
+def test_shared_tensors_and_two_stages_go_on_bit_for_bit(tmp_path: Path, options: list[str]) -> None:
+    name, *rest = options
+    settings = [
+        f"structure={name}",
+        *rest,
+        "trainer.max_steps=6",
+        "trainer.batch_size=16",
+        "trainer.checkpoint_every=1",
+    ]
+    whole = execute(configure(tmp_path / "whole", *settings), say=quiet)
+    run = configure(tmp_path / "parts", *settings)
+    for step in (2, 4):  # in both stages
+        with pytest.raises(Interrupted):
+            execute(run, report=stop_after(step), say=quiet)
+    resumed = execute(run, say=quiet)
+    assert resumed.happened["resumed_from_steps"] == [2, 4]
+    assert resumed.happened["history"] == whole.happened["history"]
+    folders = (tmp_path / part / "runs" / whole.signature / "adapter" for part in ("whole", "parts"))
+    one, other = ((folder / "adapter_model.safetensors").read_bytes() for folder in folders)
+    assert one == other
+
+
 def test_a_signal_in_the_last_step_finishes_the_run_and_stops_the_sweep(tmp_path: Path) -> None:
     config = configure(tmp_path)
     with pytest.raises(Interrupted, match="is finished; nothing after it was started"):

@@ -74,6 +74,7 @@ def test_the_start_is_exactly_the_base_model_and_the_first_step_leaves_it(struct
         "lora_mini": {"inner.B"},
         "gated_low_rank": {"inner.c"},
         "gated_chain": {"inner.c"},
+        "diagonal": {"inner.d"},
         "bottleneck": {"outer.weight"},
     }.get(structure, {"inner.r1"})
     assert moved == zero | {"outer.bias"}

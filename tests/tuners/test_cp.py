@@ -71,7 +71,7 @@ def factors(model, adapter="default"):
 def fill(model, **values):
     with torch.no_grad():
         for name, value in values.items():
-            factors(model)[name].copy_(torch.tensor(value, dtype=torch.float64))
+            factors(model)[name].copy_(torch.as_tensor(value, dtype=torch.float64))
 
 
 def dense(case, f):
@@ -146,6 +146,30 @@ def test_lorta_is_a_case_of_aurora():
     fill(aurora, V=f["A"].tolist(), U=Z.tolist(), P=P.tolist(), gain=[1, 1])
     for one, other in zip(layers(lorta), layers(aurora), strict=True):
         torch.testing.assert_close(update(one), update(other), rtol=0, atol=1e-14)
+
+
+@cases
+def test_all_updates_share_an_output_and_an_input_space(case):
+    updates = [update(layer).detach() for layer in layers(cp(case))]
+    for dim in (0, 1):
+        assert np.linalg.matrix_rank(torch.cat(updates, dim=dim)) == 2
+
+
+def test_with_identities_beside_it_auroras_middle_is_a_diagonal():
+    model = cp("aurora", structure_options={"rank": D}, alpha=1.0)
+    fill(model, V=np.eye(D), U=np.eye(D), gain=[1, 2, 3, 4])
+    for layer, p in zip(layers(model), factors(model)["P"], strict=True):
+        assert torch.equal(update(layer), torch.diag(p * torch.arange(1, D + 1)))
+
+
+def test_a_factor_moves_between_lortas_tensors_without_changing_the_updates():
+    model = cp("lorta")
+    before = [update(layer) for layer in layers(model)]
+    with torch.no_grad():
+        factors(model)["A"][:, 1] *= 3
+        factors(model)["C_l"][:, 1] /= 3
+    for layer, W in zip(layers(model), before, strict=True):
+        torch.testing.assert_close(update(layer), W, rtol=0, atol=1e-12)
 
 
 @cases
@@ -285,6 +309,7 @@ def bert(width, layers):
         return BertForSequenceClassification(config)
 
 
+@pytest.mark.sample(4)
 @pytest.mark.parametrize(
     ("width", "depth", "structure", "options", "targets", "expected"),
     [
@@ -305,6 +330,75 @@ def test_counts_at_bert_base_and_minilm(width, depth, structure, options, target
     config = {"structure": structure, "structure_options": options, "target_modules": [names[t] for t in targets]}
     with torch.device("meta"):
         assert adapt(bert(width, depth), **config).get_nb_trainable_parameters()[0] == expected
+
+
+# --- Aurora's gate ---------------------------------------------------------------------------------------------------
+
+GATED = {"structure": "aurora", "structure_options": {"rank": 2, "gate": True}, "task_type": "SEQ_CLS"}
+
+
+def gated(**settings):
+    return adapt(tiny_bert(), **GATED, **settings).eval()
+
+
+def test_the_gate_adds_a_scaled_and_shifted_attention_to_the_output_of_each_block(tmp_path):
+    """By hooks of its own on an unadapted model, as V is zero at the start."""
+    model = gated()
+    f = factors(model)
+    assert 1e-4 < f["S"].std() < 4e-4
+    assert f["T"].shape == (2, 24)
+    model(IDS).logits.sum().backward()
+    assert {name for name, p in f.items() if p.grad.any()} == {"V", "S", "T"}
+    with torch.no_grad():
+        f["S"].mul_(1e4)
+        f["T"].mul_(1e4)
+    twin = tiny_bert()
+    for block, s, t in zip(twin.bert.encoder.layer, f["S"], f["T"], strict=True):
+        block.output.register_forward_hook(lambda _, args, y, s=s, t=t: y + 0.1 * (args[1] * s + t))
+    expected = twin(IDS).logits
+    torch.testing.assert_close(model(IDS).logits, expected)
+    assert (expected - tiny_bert()(IDS).logits).abs().max() > 0.01
+    with model.disable_adapter():
+        assert torch.equal(model(IDS).logits, tiny_bert()(IDS).logits)
+    model.save_pretrained(tmp_path)
+    loaded = PeftModel.from_pretrained(tiny_bert(), tmp_path).eval()
+    for copied in (loaded, copy.deepcopy(model)):
+        assert torch.equal(copied(IDS).logits, model(IDS).logits)
+        with torch.no_grad():
+            factors(copied)["S"].zero_()
+        assert not torch.equal(copied(IDS).logits, model(IDS).logits)
+    assert torch.equal(model.unload()(IDS).logits, tiny_bert()(IDS).logits)
+
+
+def test_the_gate_is_counted_deleted_and_never_merged():
+    with torch.device("meta"):
+        count = adapt(bert(768, 12), **GATED).get_nb_trainable_parameters()[0]
+    head = 768 * 2 + 2
+    assert count - head == 2 * (2 * 768 + 1 + 36) + 2 * 12 * 768
+    model = gated()
+    expected = model(IDS).logits
+    for merge in (model.merge_adapter, model.merge_and_unload, layer_of(model).merge):
+        with pytest.raises(ValueError, match="aurora with gate=True cannot be merged, as its gate acts on") as error:
+            merge()
+        assert "\n" not in str(error.value)
+    with pytest.raises(TypeError, match="do not support LoRA conversion"):
+        convert_to_lora(model, rank=2)
+    model.add_adapter("other", SurmConfig())
+    with pytest.raises(ValueError, match="Cannot pass `adapter_names` where an adapter has a gate, as 'default' has"):
+        model(IDS, adapter_names=["default", "other"])
+    assert torch.equal(model(IDS).logits, expected)
+    model.set_adapter("other")
+    assert torch.equal(model(IDS).logits, tiny_bert()(IDS).logits)
+    model.delete_adapter("default")
+    assert not any(module._forward_hooks for module in model.modules())
+    with pytest.raises(
+        ValueError, match=r"gate=True needs blocks as those of BERT, and 'blocks.0' has no output.dense"
+    ):
+        adapt(tiny_vit(), structure="aurora", structure_options={"gate": True})
+
+
+def layer_of(model):
+    return model.base_model.model.bert.encoder.layer[0].attention.self.query
 
 
 # --- what is kept and what is refused -------------------------------------------------------------------------------
