@@ -48,6 +48,8 @@ BOUNDS = {
     "structure.block_size": Bounds(1, WIDEST),
     "structure.blocks": Bounds(1, WIDEST),
     "structure.size": Bounds(1, WIDEST),
+    "structure.tokens": Bounds(1, WIDEST),
+    "structure.dropped_layers": Bounds(1, WIDEST),
     "optim.lr": Bounds(0, GREATEST, above=True),
     "optim.head_lr": Bounds(0, GREATEST, above=True),
     "optim.weight_decay": Bounds(0.0, GREATEST),

@@ -4,15 +4,18 @@ from dataclasses import field, make_dataclass
 
 from surm.methods.base import Method, Settings
 from surm.methods.baselines import AttentionTuning, BitFit, Full, LayerNormTuning, LinearProbe
-from surm.methods.peft import PREFIX, AdaLora, Lora, LoraFA, OfPeft
+from surm.methods.peft import PREFIX, AdaLora, Lora, LoraFA, OfPeft, PrefixTuning
 from surm.methods.schema import StructureConfig
-from surm.methods.structured import Bottleneck, Structured
+from surm.methods.structured import AdapterDrop, Bottleneck, Compacter, Structured
 from surm.shared.registry import look_up
 from surm.structures import STRUCTURES
 
 METHODS: dict[str, type[Method]] = {
     method.name: method
-    for method in (Bottleneck, Lora, LoraFA, BitFit, LayerNormTuning, AttentionTuning, LinearProbe, Full, AdaLora)
+    for method in (
+        *(Bottleneck, Compacter, AdapterDrop, Lora, LoraFA, AdaLora, PrefixTuning),
+        *(BitFit, LayerNormTuning, AttentionTuning, LinearProbe, Full),
+    )
 }
 """By name; structures, their sums and the rest of PEFT's own methods have names beside these."""
 

@@ -10,11 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from peft import PeftModel
 
 from surm.config.run import Run
+from surm.data import load_task
+from surm.data.encode import encode
+from surm.models import load_backbone
 from surm.records.record import read_record
 from surm.shared.errors import Interrupted, RecordError
 from surm.training.run import execute
+from tests.data.hub_layout import write_tiny
 from tests.tools.runs import REPOSITORY, SMALL, configure, quiet, stop_after
 
 
@@ -81,6 +87,44 @@ def test_adalora_goes_on_bit_for_bit_in_every_part_of_its_schedule(tmp_path: Pat
     assert patterns[0] == patterns[1]
     left = [sum(kept) for kept in patterns[0].values()]
     assert sum(left) == len(left) < 4 * len(left)  # target_r is 1 on average
+
+
+@pytest.mark.sample(2)
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["structure=compacter", "placement=adapter_houlsby"],
+        ["structure=adapter_drop", "structure.dropped_layers=1", "placement=adapter_houlsby"],
+        ["structure=prefix_tuning", "model=tiny_bert", "dataset=glue/mrpc"],
+    ],
+    ids=lambda options: options[0],
+)
+def test_adapters_of_other_papers_go_on_bit_for_bit_and_load_in_plain_peft(tmp_path: Path, options: list[str]) -> None:
+    if "dataset=glue/mrpc" in options:
+        options = [*options, f"dataset.path={write_tiny('glue/mrpc', tmp_path)}"]
+    options = [*options, "trainer.batch_size=4", "trainer.max_steps=6"]
+    whole = execute(configure(tmp_path / "whole", *options), say=quiet)
+    run = configure(tmp_path / "parts", *options)
+    with pytest.raises(Interrupted):
+        execute(run, report=stop_after(2), say=quiet)
+    resumed = execute(run, say=quiet)
+    assert resumed.happened["resumed_from_steps"] == [2]
+    assert resumed.happened["history"] == whole.happened["history"]
+    folders = [tmp_path / name / "runs" / whole.signature for name in ("whole", "parts")]
+    one, other = ((folder / "adapter" / "adapter_model.safetensors").read_bytes() for folder in folders)
+    assert one == other
+
+    data = run.config.dataset
+    task = load_task(data.name, **data.origin())
+    backbone = load_backbone(run.config.model.name, num_labels=task.num_labels)
+    model = PeftModel.from_pretrained(backbone.module, folders[0] / "adapter").eval()
+    split = encode(task.evaluation, backbone)
+    batch = split.collate([split[index] for index in range(len(split))])
+    del batch["labels"]
+    with torch.no_grad():
+        output = model(**batch)
+    answers = getattr(output, "logits", output).argmax(-1).tolist()
+    assert answers == json.loads((folders[0] / "predictions.json").read_text())["predictions"]
 
 
 def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
