@@ -200,10 +200,10 @@ class PrefixTuning(Method):
         if backbone.modality != "text":
             raise ValueError("prefix tuning puts keys and values before those of a text, and the model reads none")
         config = PrefixTuningConfig(
-            task_type=TaskType.SEQ_CLS,
+            task_type=TaskType.SEQ_CLS if backbone.head else TaskType.CAUSAL_LM,
             num_virtual_tokens=self.settings["tokens"],
             prefix_projection=self.settings["projection"],
-            modules_to_save=list(backbone.head),
+            modules_to_save=list(backbone.head) or None,
         )
         module: Any = get_peft_model(cast(Any, backbone.module), config)
         body = backbone.module.get_submodule(module.transformer_backbone_name)

@@ -9,13 +9,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from peft import PeftModel
 
 from surm.config.run import Run
 from surm.data import load_task
-from surm.data.encode import encode
 from surm.models import load_backbone
 from surm.records.record import read_record
 from surm.shared.errors import Interrupted, RecordError
@@ -89,17 +89,21 @@ def test_adalora_goes_on_bit_for_bit_in_every_part_of_its_schedule(tmp_path: Pat
     assert sum(left) == len(left) < 4 * len(left)  # target_r is 1 on average
 
 
-@pytest.mark.sample(2)
+@pytest.mark.sample(3)
 @pytest.mark.parametrize(
     "options",
     [
         ["structure=compacter", "placement=adapter_houlsby"],
         ["structure=adapter_drop", "structure.dropped_layers=1", "placement=adapter_houlsby"],
         ["structure=prefix_tuning", "model=tiny_bert", "dataset=glue/mrpc"],
+        ["structure=prefix_tuning", "model=tiny_llama", "dataset=uuid", "dataset.pairs=8"],
+        ["structure=circulant", "model=tiny_sam", "dataset=phantoms", "placement=weight_qv"],
     ],
-    ids=lambda options: options[0],
+    ids=lambda options: " ".join(options[:2]),
 )
-def test_adapters_of_other_papers_go_on_bit_for_bit_and_load_in_plain_peft(tmp_path: Path, options: list[str]) -> None:
+def test_adapters_and_tasks_of_each_kind_go_on_bit_for_bit_and_load_in_plain_peft(
+    tmp_path: Path, options: list[str]
+) -> None:
     if "dataset=glue/mrpc" in options:
         options = [*options, f"dataset.path={write_tiny('glue/mrpc', tmp_path)}"]
     options = [*options, "trainer.batch_size=4", "trainer.max_steps=6"]
@@ -116,15 +120,15 @@ def test_adapters_of_other_papers_go_on_bit_for_bit_and_load_in_plain_peft(tmp_p
 
     data = run.config.dataset
     task = load_task(data.name, **data.origin())
-    backbone = load_backbone(run.config.model.name, num_labels=task.num_labels)
+    objective, name = task.objective, run.config.model.name
+    backbone = load_backbone(name, num_labels=task.num_labels, predicts=objective.predicts)
     model = PeftModel.from_pretrained(backbone.module, folders[0] / "adapter").eval()
-    split = encode(task.evaluation, backbone)
-    batch = split.collate([split[index] for index in range(len(split))])
-    del batch["labels"]
+    examples = objective.examples(task.evaluation, backbone)
+    batch = examples.finish(examples.collate([examples.unfinished[index] for index in range(len(examples))]))
     with torch.no_grad():
-        output = model(**batch)
-    answers = getattr(output, "logits", output).argmax(-1).tolist()
-    assert answers == json.loads((folders[0] / "predictions.json").read_text())["predictions"]
+        found = objective.score(objective.answer(model, batch))
+    stored = json.loads((folders[0] / "predictions.json").read_text())
+    np.testing.assert_allclose(found.predictions, stored["predictions"], atol=1e-6)
 
 
 def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
