@@ -12,7 +12,7 @@ import pytest
 from surm.config.command import entry_of
 from surm.config.compose import TRAIN, compose_sweep, composer, groups, sweep_members
 from surm.config.run import Run
-from surm.experiments.plan import load_experiment, training_runs
+from surm.experiments.plan import load_experiment, load_scale, training_runs
 from surm.methods.names import label
 from surm.records.record import read_records
 from surm.shared.errors import FormError
@@ -140,6 +140,13 @@ def test_the_header_counts_the_runs(name: str) -> None:
     assert f"# {len(runs):,} runs" in header
     scale, _, only = name.partition("/")
     assert f"experiment={name}" in header or f"SCALE={scale} ONLY={only}" in header
+
+
+def test_the_plan_of_the_paper_holds_each_table_and_figure_with_runs() -> None:
+    """Table 4 lists settings, Figs. 2 and 3 show matrices; Fig. 7 is of Tables 1 and 5, Fig. 9 and Table 8 of Fig. 4."""
+    planned = {file.partition("_")[0] for file in load_scale("paper").experiments}
+    numbers = [f"paper/table{k}" for k in (1, 2, 3, 5, 6, 7)] + [f"paper/fig{k}" for k in (1, 4, 5, 6, 10, 11)]
+    assert set(numbers) <= planned
 
 
 def test_tables_share_their_runs() -> None:
