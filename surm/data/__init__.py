@@ -207,7 +207,7 @@ def data_options(name: str, options: Mapping[str, int] | None = None) -> dict[st
 
 
 def data_predicts(name: str) -> str:
-    """What a model must give for this data set, `labels` or `tokens`, see `Objective.predicts`."""
+    """What a model must give for this data set, `labels`, `tokens` or `masks`, see `Objective.predicts`."""
     return look_up(DATASETS, name, "dataset").predicts
 
 

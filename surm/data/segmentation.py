@@ -69,7 +69,7 @@ class Masks(Objective):
 
     def score(self, answers: tuple[Tensor, ...]) -> Answers:
         volumes, *sizes, losses = answers
-        of_volume, place = volumes.unique(return_inverse=True)
+        of_volume, place = torch.unique(volumes, return_inverse=True)
         both, found, true = (_sums(part, place, len(of_volume)) for part in sizes)
         dice, present = 2 * both / (found + true).clamp(min=1), true > 0
         organs, total = present.sum(1).double(), (dice * present).sum(1)

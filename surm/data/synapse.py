@@ -16,10 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from surm.data.base import Corpus, Split, holdout
-from surm.data.hashing import cache_folder, contents_hash
+from surm.data.hashing import contents_hash
 from surm.data.hub import DataFacts
 from surm.data.segmentation import Masks, Slice, by_position
 from surm.shared.errors import DataError, DataNotFoundError, UserError, first_line
+from surm.shared.paths import cache_folder
 
 # By number, from 1. The script of SAMed numbers the organs otherwise; then the names are wrong, and no mean is.
 ORGANS = ("aorta", "gallbladder", "left kidney", "right kidney", "liver", "pancreas", "spleen", "stomach")

@@ -198,7 +198,7 @@ def model_modality(
 def model_predicts(
     name: str, *, source: str | None = None, revision: str | None = None, path: str | None = None
 ) -> tuple[str, ...]:
-    """What the model can be loaded to give, `labels` or `tokens` or either, without loading it."""
+    """What the model can be loaded to give, some of `labels`, `tokens` and `masks`, without loading it."""
     with _one_sentence(name, source, path):
         return _entry(name, source, revision, path).predicts
 

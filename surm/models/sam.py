@@ -55,10 +55,9 @@ def load(files: HubFiles, content_hash: str, *, num_labels: int, image_size: int
     """
     config = _described(files)
     folder = files.locate()
+    read: Any = SamModel.from_pretrained
     with quiet(), torch.random.fork_rng(devices=[]):
-        trained, report = SamModel.from_pretrained(
-            folder, dtype=torch.float32, local_files_only=True, output_loading_info=True
-        )
+        trained, report = read(folder, dtype=torch.float32, local_files_only=True, output_loading_info=True)
         module = build(config, num_labels, image_size)
     if lacking := sorted(report["missing_keys"]):
         raise ModelError(
@@ -98,11 +97,13 @@ def build(config: Mapping[str, Any], num_labels: int, image_size: int) -> Any:
         num_labels: masks, that of the background included.
         image_size: side of the square image in pixels, a multiple of the patch size.
     """
-    parts = {key: dict(config.get(f"{key}_config") or {}) for key in ("vision", "prompt_encoder", "mask_decoder")}
+    names = ("vision", "prompt_encoder", "mask_decoder")
+    parts: dict[str, Any] = {name: dict(config.get(f"{name}_config") or {}) for name in names}
     parts["vision"]["image_size"] = parts["prompt_encoder"]["image_size"] = image_size
     parts["prompt_encoder"].pop("image_embedding_size", None)  # follows from the size
     parts["mask_decoder"]["num_multimask_outputs"] = num_labels
-    module: Any = SamModel(SamConfig(**{f"{key}_config": values for key, values in parts.items()}))
+    described: Any = SamConfig
+    module: Any = SamModel(described(**{f"{key}_config": values for key, values in parts.items()}))
     for name in UNUSED:  # as there is no prompt and no choice among masks; they would be trained in name only
         module.set_submodule(name, nn.Identity())
     module.prompt_encoder.point_embed = nn.ModuleList()

@@ -60,15 +60,18 @@ class Hypercomplex(SharingFamily):
     ) -> SharedTensors:
         return Rules(options["terms"], device, dtype)
 
+    L: Tensor
+    R: Tensor
+
     def read(self, shared: Any) -> list[Tensor]:
         return [self.L, self.R, shared.A]
 
     @torch.no_grad()
     def reset_parameters(self, init_weights: bool | str = True) -> None:
         for factor in (self.L, self.R):
-            factor.normal_(std=(self.n * self.options["rank"]) ** -0.25)
+            nn.init.normal_(factor, std=(self.n * self.options["rank"]) ** -0.25)
         if init_weights:
-            self.L.zero_()
+            nn.init.zeros_(self.L)
 
     def row_work(self) -> tuple[float, float]:
         terms, rank = self.options["terms"], self.options["rank"]
@@ -76,7 +79,7 @@ class Hypercomplex(SharingFamily):
 
     def _product(self, x: Tensor) -> Tensor:
         L, R, A = self._factors(x.dtype)
-        blocks = x.unflatten(-1, (self.options["terms"], -1))
+        blocks = x.reshape(*x.shape[:-1], self.options["terms"], -1)
         mixed = einsum("...bir,iab->...air", einsum("...bd,ird->...bir", blocks, R), A)
         return einsum("...air,icr->...ac", mixed, L).flatten(-2)
 

@@ -1,6 +1,6 @@
 """The adapter form: a matrix and an activation behind a module."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, cast
 
 import torch
@@ -141,7 +141,7 @@ def _options(config: SurmConfig) -> dict[str, Any]:
     return {name: option.default for name, option in ADAPTERS[config.structure].items()} | given
 
 
-BODIES: dict[str, type[Body]] = {"bottleneck": Bottleneck, "compacter": Compacter}
+BODIES: dict[str, Callable[[int, SurmConfig], Body]] = {"bottleneck": Bottleneck, "compacter": Compacter}
 """By structure; of all others it is `Structured`."""
 
 
