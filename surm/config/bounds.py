@@ -58,6 +58,8 @@ BOUNDS = {
     "structure.prune_end": Bounds(0.0, 1.0, below=True),
     "structure.prune_every": Bounds(0.0, 1.0, below=True),
     "structure.smoothing": Bounds(0.0, 1.0, below=True),
+    "structure.tokens": Bounds(1, WIDEST),
+    "structure.dropped_layers": Bounds(1, WIDEST),
     "optim.lr": Bounds(0, GREATEST, above=True),
     "optim.head_lr": Bounds(0, GREATEST, above=True),
     "optim.weight_decay": Bounds(0.0, GREATEST),

@@ -76,6 +76,11 @@ def validate(config: RunConfig, *, files: bool = True) -> None:
             f"structure={structure.name} dataset={config.dataset.name}: a language model has no new head to train; "
             "choose a method that trains its layers."
         )
+    if config.trainer.gradient_checkpointing and not method.recomputes:
+        raise ConfigError(
+            f"structure={structure.name} trainer.gradient_checkpointing=true: the method keeps keys and values between "
+            "layers, which cannot be computed again; leave gradient_checkpointing out."
+        )
     check_bounds(config)
     try:
         method.check_form(form)

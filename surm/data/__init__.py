@@ -98,6 +98,8 @@ DATASETS = {
     **_family("vtab", "image", "vtab/retinopathy"),
     **_family("folder", "image", "imagenet1k", "inat2021", "image_folder"),
     "table": DatasetEntry("table", None),
+    "synapse": DatasetEntry("synapse", "image", None, "masks", "dice"),
+    "phantoms": DatasetEntry("phantoms.phantoms", "image", "1", "masks", "dice"),
     "uuid": DatasetEntry(
         "memory.uuid", "text", "1", "tokens", "exact_match", {"pairs": Count(100, low=2, high=1_000_000)}
     ),
@@ -205,7 +207,7 @@ def data_options(name: str, options: Mapping[str, int] | None = None) -> dict[st
 
 
 def data_predicts(name: str) -> str:
-    """What a model must give for this data set, `labels` or `tokens`, see `Objective.predicts`."""
+    """What a model must give for this data set, `labels`, `tokens` or `masks`, see `Objective.predicts`."""
     return look_up(DATASETS, name, "dataset").predicts
 
 

@@ -112,7 +112,8 @@ class Objective(ABC):
     """What a task asks of a model: which inputs it gets, what it answers, the loss and the metrics.
 
     The training loop calls these four methods and knows no kind of task; a new kind is a subclass of this.
-    `surm/data/labels.py` has classes and values, `surm/data/language.py` the next token.
+    `surm/data/labels.py` has classes and values, `surm/data/language.py` the next token, `surm/data/segmentation.py` a
+    class of each pixel.
 
     The loop calls, in this order:
 
@@ -128,7 +129,7 @@ class Objective(ABC):
     """
 
     predicts: ClassVar[str]
-    """What the model must give, by which `surm.models` loads it: "labels" (a new head) or "tokens" (its own)."""
+    """What the model must give, by which `surm.models` loads it: "labels" (a new head), "tokens", "masks" (its own)."""
 
     metrics: tuple[str, ...]
     """What `score` computes beside the loss; the first is the primary one, from -1 to 1, the larger the better.

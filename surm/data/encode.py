@@ -154,7 +154,7 @@ def encode(split: Split, backbone: Backbone) -> EncodedDataset:
     assert backbone.image_size is not None
     assert backbone.mean is not None
     assert backbone.std is not None
-    size, resize = backbone.image_size, _resizer(backbone)
+    size, resize = backbone.image_size, resizer(backbone)
     if len(split) * 3 * size**2 >= CACHE_BYTES:
         settings = {"crop": backbone.crop, "interpolation": backbone.interpolation}
         split = replace(split, inputs=cached_images(split, size, settings, resize) or split.inputs)
@@ -162,7 +162,7 @@ def encode(split: Split, backbone: Backbone) -> EncodedDataset:
     return EncodedDataset(split, _image_encoder(backbone, resize), padding={}, finish=finish)
 
 
-def _resizer(backbone: Backbone) -> Callable[[Any], Tensor]:
+def resizer(backbone: Backbone) -> Callable[[Any], Tensor]:
     """From an image of any kind to pixels, a uint8 tensor of shape (3, image_size, image_size)."""
     assert backbone.image_size is not None
     size, crop, mode = backbone.image_size, backbone.crop, backbone.interpolation

@@ -35,6 +35,11 @@ def token_accuracy(labels: NDArray[Any], predictions: NDArray[Any]) -> float:
     return float(predictions.sum() / labels.sum())
 
 
+def dice(labels: NDArray[Any], predictions: NDArray[Any]) -> float:
+    """Mean over volumes of the mean Dice of their organs; labels are how many, predictions the sum of their Dice."""
+    return float(np.mean(predictions / labels))
+
+
 METRICS: dict[str, Callable[[NDArray[Any], NDArray[Any]], float]] = {
     "accuracy": accuracy_score,
     "f1": f1_score,  # of class 1, for two classes
@@ -43,11 +48,12 @@ METRICS: dict[str, Callable[[NDArray[Any], NDArray[Any]], float]] = {
     "pearson": pearson,
     "exact_match": exact_match,
     "token_accuracy": token_accuracy,
+    "dice": dice,
 }
 
 
 def compute_metrics(names: Sequence[str], labels: ArrayLike, predictions: ArrayLike) -> dict[str, float]:
     """The named metrics of predictions, each of shape (examples,): class indices, values for `spearman` and `pearson`,
-    numbers of tokens for `exact_match` and `token_accuracy`."""
+    numbers of tokens for `exact_match` and `token_accuracy`, organs and their Dice for `dice`."""
     truth, answers = np.asarray(labels), np.asarray(predictions)
     return {name: float(look_up(METRICS, name, "metric")(truth, answers)) for name in names}

@@ -82,7 +82,9 @@ def _skeleton(model: tuple[Any, ...], num_labels: int) -> Any:
 
 @cache
 def _forward(model: tuple[Any, ...], tokens: int | None) -> int:
-    return forward_flops(_skeleton(model, 2), tokens)
+    backbone = _skeleton(model, 2)
+    backbone.module.requires_grad_(False)  # of a parameter that a module returns as it is, torch's counter would fail
+    return forward_flops(backbone, tokens)
 
 
 @cache

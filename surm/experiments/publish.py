@@ -103,7 +103,7 @@ def report_plan(experiment: Experiment) -> Plan:
     if first.study:
         return StudyPlan(name, title, signatures, claims, study=first.study)
     asked = {run.signature: run.asked for run in experiment.runs}
-    if len({_column(question) for question in asked.values()}) == 1:
+    if len({_column(question) for question in asked.values()}) == 1 and not experiment.published:
         return ComparisonPlan(name, title, signatures, claims)
     return GridPlan(name, title, signatures, claims, asked=asked, published=experiment.published)
 

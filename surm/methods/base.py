@@ -60,6 +60,9 @@ class Method:
     trains_head_alone: ClassVar[bool] = False
     """Whether no gradient is needed below the head, which saves a pass."""
 
+    recomputes: ClassVar[bool] = True
+    """Whether a forward pass may be computed again in the backward one (`trainer.gradient_checkpointing`)."""
+
     options: ClassVar[Mapping[str, Option]] = {}
     """The settings with their defaults and ranges; each is a key of `conf/structure`."""
 
@@ -214,7 +217,7 @@ DROPOUT = number(0.0, low=0.0, below=1.0)
 
 
 def resolve_options(options: Mapping[str, Option], structure: StructureConfig) -> dict[str, Any]:
-    """The value of each option: what was given, else its default.
+    """The value of each option: what was given, else its default, which is None where the method derives it.
 
     Raises:
         ValueError: one sentence, for a value outside its range.
@@ -222,6 +225,6 @@ def resolve_options(options: Mapping[str, Option], structure: StructureConfig) -
     given = {key: getattr(structure, key) for key in options}
     resolved = {key: option.default if given[key] is None else given[key] for key, option in options.items()}
     for key, value in resolved.items():
-        if not options[key].accepts(value):
+        if value is not None and not options[key].accepts(value):
             raise ValueError(f"{key}={value} is not possible: give {options[key].rule}.")
     return resolved

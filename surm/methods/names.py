@@ -43,6 +43,9 @@ METHODS: dict[str, Style] = {
     "attention_tuning": Style("attention only", GREY, "X"),
     "layernorm_tuning": Style("LayerNorm tuning", GREY, "P"),
     "bottleneck": Style("bottleneck", WINE, "p"),
+    "compacter": Style("Compacter", WINE, "1"),
+    "adapter_drop": Style("AdapterDrop", WINE, "2"),
+    "prefix_tuning": Style("prefix tuning", BLACK, "3"),
     "peft_adalora": Style("AdaLoRA", WINE, "<"),
     "peft_dora": Style("DoRA", WINE, ">"),
     "peft_vera": Style("VeRA", WINE, "*"),
@@ -74,7 +77,7 @@ SILENT_ARGUMENTS: frozenset[str] = frozenset(
 
 # What an option adds to the name; nothing where the value is the usual one.
 _PHRASES: dict[str, Callable[[Any], str]] = {
-    "size": lambda size: f", size {size}",
+    "of": lambda adapter: "" if adapter == "bottleneck" else f" of {style_of(adapter).label}",
     "rank": lambda rank: f" r={rank}",
     "target_rank": lambda rank: f" to {rank:g}",
     "outer_rank": lambda rank: "" if rank == 1 else f", outer r={rank}",
@@ -86,6 +89,10 @@ _PHRASES: dict[str, Callable[[Any], str]] = {
     "prune_end": lambda share: f", pruned to {share:g}",
     "prune_every": lambda share: f", pruned every {share:g}",
     "smoothing": lambda weight: f", smoothing {weight:g}",
+    "dropped_layers": lambda number: f", without the lowest {number}",
+    "size": lambda size: f", size {size}",
+    "tokens": lambda number: f", {number} tokens",
+    "projection": lambda projected: ", projected" if projected else "",
     "parametrization": lambda kind: "" if kind == "product" else f", {kind}",
     "symmetric": lambda symmetric: "" if symmetric else ", general",
     "factors": lambda factors: "" if factors == 2 else ", one factor",

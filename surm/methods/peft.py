@@ -1,4 +1,4 @@
-"""Methods of PEFT's own that add to weights."""
+"""Methods of PEFT's own: those that add to weights, and prefix tuning."""
 
 import inspect
 import warnings
@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, cast
 
 import torch
-from peft import LoraConfig, PeftConfig, get_peft_model
+from peft import LoraConfig, PeftConfig, PrefixTuningConfig, TaskType, get_peft_model
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from peft.utils import PeftType
 from torch import Tensor, nn
@@ -15,9 +15,9 @@ from surm.methods.base import ALPHA, DROPOUT, Method, Settings
 from surm.methods.schema import StructureConfig
 from surm.models.backbone import Backbone
 from surm.models.fused import split_fused_projections
-from surm.shared.errors import first_line
+from surm.shared.errors import RunError, first_line
 from surm.shared.registry import look_up
-from surm.structures.options import Option, count
+from surm.structures.options import Option, count, one_of
 from surm.tuners.targets import projection_names
 
 PREFIX = "peft_"  # of the names of PEFT's own methods
@@ -182,6 +182,47 @@ class AdaLora(OfPeft):
             setattr(self._tuner.rankallocator, average, on_device)
 
     _averages = ("ipt", "exp_avg_ipt", "exp_avg_unc")  # PEFT's names of its allocator's dictionaries
+
+
+class PrefixTuning(Method):
+    """Prefix tuning (Li and Liang 2021): in each layer trained keys and values stand before those of the text.
+
+    tokens x 2 x layers x width parameters; with `projection` they are the output of an MLP over `tokens` embeddings.
+    PEFT counts the positions of the text from behind the prefix.
+    """
+
+    name = "prefix_tuning"
+    uses_placement = False
+    recomputes = False
+    options: ClassVar[Mapping[str, Option]] = {"tokens": count(10), "projection": one_of(False, True)}
+
+    def _apply(self, backbone: Backbone, placement: Settings, steps: int) -> nn.Module:
+        if backbone.modality != "text":
+            raise ValueError("prefix tuning puts keys and values before those of a text, and the model reads none")
+        config = PrefixTuningConfig(
+            task_type=TaskType.SEQ_CLS if backbone.head else TaskType.CAUSAL_LM,
+            num_virtual_tokens=self.settings["tokens"],
+            prefix_projection=self.settings["projection"],
+            modules_to_save=list(backbone.head) or None,
+        )
+        module: Any = get_peft_model(cast(Any, backbone.module), config)
+        body = backbone.module.get_submodule(module.transformer_backbone_name)
+        if not any("past_key_values" in inspect.signature(part.forward).parameters for part in (backbone.module, body)):
+            raise ValueError(f"{type(body).__name__} takes no keys and values from before a text")
+        module.register_forward_pre_hook(self._check_length, with_kwargs=True)
+        return cast(nn.Module, module)
+
+    def is_added(self, parameter_name: str) -> bool:
+        return "prompt_encoder." in parameter_name
+
+    def _check_length(self, module: Any, args: Any, kwargs: Settings) -> None:
+        """Refuse, in one sentence, a text that with its prefix is longer than the model has positions."""
+        text, most = kwargs["input_ids"].shape[1], getattr(module.config, "max_position_embeddings", None)
+        if most is not None and text + self.settings["tokens"] > most:
+            raise RunError(
+                f"a text of {text} tokens behind a prefix of {self.settings['tokens']} is longer than the model's "
+                f"{most} positions: lower structure.tokens."
+            )
 
 
 def _peft_config(name: str, arguments: Settings) -> tuple[type[PeftConfig], dict[str, Any]]:

@@ -6,15 +6,28 @@ from surm.methods.allocated import AllocatedAdaLora, AllocatedLoraSquared, Dynam
 from surm.methods.base import Method, Settings
 from surm.methods.baselines import AttentionTuning, BitFit, Full, LayerNormTuning, LinearProbe
 from surm.methods.hadamard import Hadamard
-from surm.methods.peft import PREFIX, AdaLora, Lora, LoraFA, OfPeft
+from surm.methods.peft import PREFIX, AdaLora, Lora, LoraFA, OfPeft, PrefixTuning
 from surm.methods.schema import StructureConfig
-from surm.methods.structured import Bottleneck, LoraXS, OfWeight, SharedStructured, Structured
+from surm.methods.structured import (
+    AdapterDrop,
+    Bottleneck,
+    Compacter,
+    LoraXS,
+    OfWeight,
+    SharedStructured,
+    Structured,
+)
 from surm.shared.registry import look_up
 from surm.structures import SHARED, STRUCTURES, structure_class
 
-_BASELINES = (Bottleneck, Lora, LoraFA, BitFit, LayerNormTuning, AttentionTuning, LinearProbe, Full, AdaLora)
-_ALLOCATED = (DynamicDora, AllocatedAdaLora, AllocatedLoraSquared)
-METHODS: dict[str, type[Method]] = {method.name: method for method in (*_BASELINES, LoraXS, Hadamard, *_ALLOCATED)}
+METHODS: dict[str, type[Method]] = {
+    method.name: method
+    for method in (
+        *(Bottleneck, Compacter, AdapterDrop, Lora, LoraFA, AdaLora, PrefixTuning),
+        *(BitFit, LayerNormTuning, AttentionTuning, LinearProbe, Full),
+        *(LoraXS, Hadamard, DynamicDora, AllocatedAdaLora, AllocatedLoraSquared),
+    )
+}
 """By name; other structures, their sums and the rest of PEFT's own methods have names beside these."""
 
 

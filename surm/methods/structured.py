@@ -1,5 +1,6 @@
 """Structured matrices and the classic bottleneck, by this project's own tuner."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, ClassVar
@@ -14,7 +15,9 @@ from surm.models.backbone import Backbone
 from surm.structures import option_names, structure_class
 from surm.structures.options import Option, count, one_of
 from surm.tuners import SurmConfig
-from surm.tuners.targets import FUSED_PARTS, projection_names
+from surm.tuners.adapter import compacter_size
+from surm.tuners.config import ADAPTERS
+from surm.tuners.targets import FUSED_PARTS, adapter_sites, projection_names
 
 
 class OfTuner(Method):
@@ -32,6 +35,11 @@ class OfTuner(Method):
         """`alpha` of `SurmConfig`, in weight form."""
         return float(self.settings["alpha"])
 
+    def _sites(self, module: nn.Module, placement: Settings) -> str | list[str]:
+        """`target_modules` of `SurmConfig` in adapter form."""
+        sites: str = placement["sites"]
+        return sites
+
     def _apply(self, backbone: Backbone, placement: Settings, steps: int) -> nn.Module:
         settings = self.settings
         start = settings.get("init_weights", "default")
@@ -45,7 +53,7 @@ class OfTuner(Method):
         if placement["form"] == "adapter":
             config = SurmConfig(
                 form="adapter",
-                target_modules=placement["sites"],
+                target_modules=self._sites(backbone.module, placement),
                 adapter_bias=placement["adapter_bias"],
                 adapter_activation=placement["activation"],
                 adapter_position=placement["position"],
@@ -134,7 +142,85 @@ class Bottleneck(OfTuner):
     name = "bottleneck"
     forms = ("adapter",)
     usual_rate = 1e-3
-    options: ClassVar[Mapping[str, Option]] = {"size": replace(count(), default=16), "dropout": DROPOUT}
+    options: ClassVar[Mapping[str, Option]] = {**ADAPTERS["bottleneck"], "dropout": DROPOUT}
 
     def _structure_options(self) -> dict[str, Any]:
         return {"size": self.settings["size"]}
+
+
+class Compacter(OfTuner):
+    """Compacter (Mahabadi et al. 2021): a bottleneck of sums of Kronecker products, whose small factors all share.
+
+    With `placement=adapter_pfeiffer` it is the authors' Compacter++.
+    """
+
+    name = "compacter"
+    forms = ("adapter",)
+    options: ClassVar[Mapping[str, Option]] = {**ADAPTERS["compacter"], "dropout": DROPOUT}
+
+    @classmethod
+    def resolve(cls, structure: StructureConfig, form: str, width: int | None) -> dict[str, Any]:
+        resolved = super().resolve(structure, form, width)
+        # Where the width is not known yet, it is that of ViT-B and BERT-base.
+        width, terms = width or 768, resolved["terms"]
+        resolved["size"] = resolved["size"] or compacter_size(width, terms)
+        if width % terms or resolved["size"] % terms:
+            raise ValueError(
+                f"terms={terms} is not possible: give a divisor of the model's width {width} and of "
+                f"size={resolved['size']}."
+            )
+        return resolved
+
+    def _structure_options(self) -> dict[str, Any]:
+        return {name: self.settings[name] for name in ADAPTERS["compacter"]}
+
+
+class AdapterDrop(OfTuner):
+    """AdapterDrop (Rücklé et al. 2021): adapters in all blocks but the lowest, which no gradient then needs to reach.
+
+    The adapter is `of`, the bottleneck, Compacter or a structure, with the options it has by itself.
+    """
+
+    name = "adapter_drop"
+    forms = ("adapter",)
+    usual_rate = 1e-3
+    options: ClassVar[Mapping[str, Option]] = {
+        "of": Option(str, "bottleneck", lambda value: isinstance(value, str), "bottleneck, compacter or a structure"),
+        "dropped_layers": count(5),
+    }
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__(settings)
+        self.adapter = _adapter_class(settings["of"])({**settings, "name": settings["of"]})
+
+    @classmethod
+    def resolve(cls, structure: StructureConfig, form: str, width: int | None) -> dict[str, Any]:
+        own = resolve_options(cls.options, structure)
+        adapter = _adapter_class(own["of"]).resolve(replace(structure, name=own["of"]), form, width)
+        return {**adapter, **super().resolve(structure, form, width)}
+
+    def _structure(self) -> str:
+        return self.adapter._structure()
+
+    def _structure_options(self) -> dict[str, Any]:
+        return self.adapter._structure_options()
+
+    def _sites(self, module: nn.Module, placement: Settings) -> list[str]:
+        endings = tuple(f".{site}" for site in adapter_sites(module, placement["sites"], placement["position"]))
+        of_block: dict[str, list[str]] = {}
+        for name, _ in module.named_modules():
+            if f".{name}".endswith(endings):
+                block = re.match(r"(?:.*\.)?\d+(?=\.)", name)
+                of_block.setdefault(block[0] if block else "", []).append(name)
+        dropped = self.settings["dropped_layers"]
+        if dropped >= len(of_block):
+            raise ValueError(
+                f"dropped_layers={dropped} leaves no adapter in {len(of_block)} blocks: give at most "
+                f"{len(of_block) - 1}."
+            )
+        return [name for names in list(of_block.values())[dropped:] for name in names]
+
+
+def _adapter_class(name: str) -> type[OfTuner]:
+    """The class of what `AdapterDrop` leaves out."""
+    return {Bottleneck.name: Bottleneck, Compacter.name: Compacter}.get(name, Structured)

@@ -55,7 +55,8 @@ class ModelEntry:
     fixed_size: int | None = None  # pixels; the only side of an image that the model takes, if there is one
     size: str = ""  # of the weights to fetch
     skeleton: str = ""  # "file.function" for the meta device; default: `skeleton` of the loader's file
-    # What it can be loaded to give: "labels", by a new head, or "tokens", the next word by its own output layer.
+    # What it can be loaded to give: "labels", by a new head, "tokens", the next word by its own output layer, or
+    # "masks", a class of each pixel by its own decoder.
     predicts: tuple[str, ...] = ("labels",)
 
 
@@ -124,6 +125,9 @@ MODELS = {
     "tiny_llama": ModelEntry(
         "tiny.load_llama", "text", width=32, revision="1", skeleton="tiny.load_llama", predicts=("tokens",)
     ),
+    "tiny_sam": ModelEntry(
+        *("sam.load_tiny", "image"), width=32, revision="1", patch=8, skeleton="sam.load_tiny", predicts=("masks",)
+    ),
     "tiny_vit": ModelEntry("tiny.load_vit", "image", width=48, revision="1", patch=7, skeleton="tiny.load_vit"),
     "vit_b16": _timm("vit_base_patch16_224.augreg_in21k", 768, revision="main", size="410 MB"),
     "vit_l16": _timm("vit_large_patch16_224.augreg_in21k", 1024, revision="main", size="1.3 GB"),
@@ -133,6 +137,17 @@ MODELS = {
         revision="977e3dd0ec55ab8da155f2fbeb6b5f54948b6e3d",
         size="345 MB",
         act_layer="quick_gelu",  # CLIP was trained with it; timm's model of this name has the exact GELU
+    ),
+    "sam_vit_b": ModelEntry(
+        "sam.load",
+        "image",
+        width=768,
+        revision="70c1a07f894ebb5b307fd9eaaee97b9dfc16068f",
+        weights=HubFiles("facebook/sam-vit-base", config={"model_type": "sam"}),
+        patch=16,
+        image_size=512,
+        size="375 MB",
+        predicts=("masks",),
     ),
     "bert_base": _bert(
         "google-bert/bert-base-uncased",
@@ -183,7 +198,7 @@ def model_modality(
 def model_predicts(
     name: str, *, source: str | None = None, revision: str | None = None, path: str | None = None
 ) -> tuple[str, ...]:
-    """What the model can be loaded to give, `labels` or `tokens` or either, without loading it."""
+    """What the model can be loaded to give, some of `labels`, `tokens` and `masks`, without loading it."""
     with _one_sentence(name, source, path):
         return _entry(name, source, revision, path).predicts
 

@@ -59,8 +59,9 @@ class OneTask(Section):
 
     def frame(self) -> pd.DataFrame:
         """The columns of `COLUMNS`, one row for each method."""
-        reference = self.task.method(REFERENCE)
-        return pd.DataFrame([row_of(method, reference) for method in self.task.methods], columns=list(COLUMNS))
+        return pd.DataFrame(
+            [row_of(method, self.task.reference) for method in self.task.methods], columns=list(COLUMNS)
+        )
 
     def notes(self) -> list[str]:
         if not self.finished:

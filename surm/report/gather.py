@@ -192,6 +192,13 @@ class Comparison:
         """Scores that need no training, in percent."""
         return {name: 100 * value for name, value in self.facts.get("baselines", {}).items()} if self.finished else {}
 
+    @property
+    def reference(self) -> Method | None:
+        """LoRA of rank 1 on q, k and v, or, where it is not planned, the only one of another placement."""
+        others = [row for row in self.rows if row.startswith(f"{REFERENCE} (")]
+        alone = REFERENCE not in self.rows and len(others) == 1
+        return self.method(others[0] if alone else REFERENCE)
+
     def method(self, name: str) -> Method | None:
         """The row called `name`, if it has a finished run."""
         return next((method for method in self.finished if method.name == name), None)

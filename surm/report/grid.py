@@ -15,7 +15,7 @@ from surm.report.base import Section, Source, why
 from surm.report.claims import judge
 from surm.report.comparison import COLUMNS, row_of
 from surm.report.drawing import Picture
-from surm.report.gather import REFERENCE, Comparison, Method, Task, gather_columns
+from surm.report.gather import Comparison, Method, Task, gather_columns
 from surm.report.plan import GridPlan
 from surm.report.schedule import searched_elsewhere
 from surm.report.table import Cell, Column, Formats, Table, markdown, table_of
@@ -100,7 +100,7 @@ class Grid(Section):
             signature = next(signature for signature, name in column.names.items() if name == row)
             rate = self.plan.asked[signature]["optim"]["lr"]
             return task | {"method": row, "n": 0, "learning_rate": rate, "note": notes[0]}
-        line = row_of(method, column.method(REFERENCE))
+        line = row_of(method, column.reference)
         return task | line | {"note": "; ".join(filter(None, [line["note"], *notes]))}
 
     def pictures(self) -> list[Picture]:

@@ -168,6 +168,11 @@ def _token_accuracy(labels: Array, predictions: Array, weights: Array) -> Array:
     return _ratio(weights @ predictions, weights @ labels)
 
 
+def _dice(labels: Array, predictions: Array, weights: Array) -> Array:
+    """Labels are the organs of each volume, predictions the sum of their Dice."""
+    return _ratio(weights @ (predictions / labels), weights.sum(axis=1))
+
+
 def _ratio(numerator: Array, denominator: Array) -> Array:
     """The quotient, and 0 where the denominator is 0, as scikit-learn has it."""
     return np.divide(numerator, denominator, out=np.zeros_like(denominator), where=denominator > 0)
@@ -181,6 +186,7 @@ METRICS: dict[str, Callable[[Array, Array, Array], Array]] = {
     "spearman": _spearman,
     "exact_match": _exact_match,
     "token_accuracy": _token_accuracy,
+    "dice": _dice,
 }
-COUNTING = ("exact_match", "token_accuracy")
+COUNTING = ("exact_match", "token_accuracy", "dice")
 """Metrics of how much of each example is right: 0 is a wrong answer to any."""

@@ -165,5 +165,5 @@ class GatedChain(Gated):
 
 
 def _times(left: Tensor, right: Tensor) -> Tensor:
-    """left @ right by products of entries, which autocast leaves in float32, in the backward pass too; both are small."""
+    """left @ right by products of entries, which autocast leaves in float32, backward too; both are small."""
     return (left.unsqueeze(-1) * right).sum(dim=1)

@@ -93,7 +93,7 @@ class Outcome:
             "metrics": {k: v for k, v in evaluations[-1]["evaluation"].items() if k != "loss"} if evaluations else {},
             "primary_metric": metric,
             "best_epoch_metrics": best["evaluation"] | {"epoch": best["epoch"]} if best else {},
-            "evaluation_examples": self.setup.evaluation_examples,
+            "evaluation_examples": len(self.answers.labels) or self.setup.evaluation_examples,
             "baselines": task.baselines,
             "trainable_parameters": trainable,
             **({"peak_trainable_parameters": peak} if peak != trainable else {}),

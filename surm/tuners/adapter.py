@@ -1,6 +1,6 @@
 """The adapter form: a matrix and an activation behind a module."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from surm.structures import Structure, build
 from surm.structures.backends import product
 from surm.structures.family import UPDATE_STD, Family
-from surm.tuners.config import BOTTLENECK, BOTTLENECK_SIZE, SurmConfig
+from surm.structures.hypercomplex import Hypercomplex
+from surm.tuners.config import ADAPTERS, SurmConfig
 from surm.tuners.layer import SurmLayer, rows_of
 from surm.tuners.offload import parameters_here
 
@@ -94,11 +95,54 @@ class Bottleneck(Body):
 
     def __init__(self, width: int, config: SurmConfig) -> None:
         super().__init__(config)
-        size = (config.structure_options or {}).get("size", BOTTLENECK_SIZE)
+        size = _options(config)["size"]
         self.inner = nn.Linear(width, size, bias=config.adapter_bias)
         self.outer = nn.Linear(size, width, bias=config.adapter_bias)
         for parameter in self.outer.parameters():
             nn.init.zeros_(parameter) if config.init_weights else nn.init.normal_(parameter, std=UPDATE_STD)
+
+
+class Compacter(Body):
+    """up act(down X), both with a bias, of the matrices of `Hypercomplex` (Mahabadi et al. 2021).
+
+    In all places of a model together, with k = size: for each 2 rank (n + k) + n + k parameters, and terms^3 in the
+    A_i that all matrices share. `up` starts at zero.
+    """
+
+    def __init__(self, width: int, config: SurmConfig) -> None:
+        super().__init__(config)
+        options = _options(config)
+        size = options.pop("size") or compacter_size(width, options["terms"])
+        self.inner = Hypercomplex(size, width, **options)
+        self.inner.reset_parameters(False)
+        outer = Hypercomplex(width, size, **options)
+        if not config.init_weights:
+            outer.reset_parameters(False)
+        bias = config.adapter_bias
+        self.shift = Shift(size) if bias else nn.Identity()
+        self.outer = nn.Sequential(outer, Shift(width) if bias else nn.Identity())
+
+    def product(self, x: Tensor) -> Tensor:
+        return cast(Tensor, self.shift(self.inner(x)))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return cast(Hypercomplex, self.inner).L.dtype
+
+
+def compacter_size(width: int, terms: int) -> int:
+    """A sixteenth of the width (the paper's reduction factor), rounded up to a multiple of the number of terms."""
+    return -(-width // (16 * terms)) * terms
+
+
+def _options(config: SurmConfig) -> dict[str, Any]:
+    """All options of an adapter of `ADAPTERS`; what is None or not given takes its default."""
+    given = {name: value for name, value in (config.structure_options or {}).items() if value is not None}
+    return {name: option.default for name, option in ADAPTERS[config.structure].items()} | given
+
+
+BODIES: dict[str, Callable[[int, SurmConfig], Body]] = {"bottleneck": Bottleneck, "compacter": Compacter}
+"""By structure; of all others it is `Structured`."""
 
 
 class SurmAdapter(nn.Module, SurmLayer):
@@ -138,9 +182,7 @@ class SurmAdapter(nn.Module, SurmLayer):
         """
         if config.adapter_side != self.side:
             raise ValueError(f"it has an adapter of adapter_side={self.side!r}, and takes one side: give that.")
-        self.surm_adapter[adapter_name] = (Bottleneck if config.structure == BOTTLENECK else Structured)(
-            self.in_features, config
-        )
+        self.surm_adapter[adapter_name] = BODIES.get(config.structure, Structured)(self.in_features, config)
         self.near = None if like is None else like.detach().new_empty(0)
         self._move_adapter_to_device_of_base_layer(adapter_name)
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)

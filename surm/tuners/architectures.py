@@ -40,6 +40,13 @@ _PHI3 = _attention(*["self_attn.qkv_proj"] * 3, "self_attn.o_proj", "mlp.gate_up
 _GPT2 = _attention(*["attn.c_attn"] * 3, "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
 _MODERNBERT = _attention(*["attn.Wqkv"] * 3, "attn.Wo", "mlp.Wi", "mlp.Wo")
 
+# The decoder of masks has layers of these names, too, but for the fused one.
+_SAM: dict[str, Endings] = {
+    **{part: ("attn.qkv", f"attn.qkv.{part}_proj") for part in FUSED_PARTS},
+    "o": ("vision_encoder.layers.#.attn.proj",),
+    "mlp": ("vision_encoder.layers.#.mlp.lin1", "vision_encoder.layers.#.mlp.lin2"),
+}
+
 PROJECTIONS: dict[str, dict[str, Endings]] = {
     **dict.fromkeys(("bert", "roberta", "xlm-roberta", "electra"), _BERT),
     "modernbert": _MODERNBERT,
@@ -50,6 +57,7 @@ PROJECTIONS: dict[str, dict[str, Endings]] = {
     "phi": _PHI,
     "phi3": _PHI3,
     "gpt2": _GPT2,
+    "sam": _SAM,
 }
 TIMM_PROJECTIONS: dict[str, Endings] = {
     "q": ("attn.qkv", "attn.q_proj", "attn.qkv.q_proj"),
@@ -118,6 +126,7 @@ SITES: dict[str, Sites] = {
     ),
     **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3", "gemma"), _LLAMA_SITES),
     **dict.fromkeys(("gemma2", "gemma3_text"), _GEMMA2_SITES),
+    "sam": _sites("vision_encoder.layers.#.attn.proj", "vision_encoder.layers.#.mlp.lin2"),
     "phi": _sites("layers.#.self_attn.dense", "layers.#.mlp.fc2", "resid_pdrop"),
     "phi3": _LLAMA_SITES._replace(after=(("layers.#.resid_attn_dropout",), ("layers.#.resid_mlp_dropout",))),
     "gpt2": Sites(

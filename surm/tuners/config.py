@@ -16,7 +16,8 @@ from peft.utils import PeftType
 
 from surm.structures import Structure, structure_class
 from surm.structures.backends import BACKENDS
-from surm.structures.options import is_count
+from surm.structures.hypercomplex import Hypercomplex
+from surm.structures.options import Option, count, is_count
 from surm.tuners.patterns import FUSED_PARTS, as_splits, check_patterns, matching, part_names
 from surm.tuners.saving import OLD_PEFT, note_import
 
@@ -27,7 +28,11 @@ SIDES = ("output", "input")
 BIASES = ("none", "all", "surm_only")
 ACTIVATIONS = ("gelu", "silu", "tanh", "identity")
 WEIGHT_FORM_ONLY = ("alpha", "alpha_pattern", "fused", "fused_parts", "keep_base_weight")
-BOTTLENECK, BOTTLENECK_SIZE = "bottleneck", 16  # the adapter that structured ones are compared with; it is no matrix
+ADAPTERS: dict[str, dict[str, Option]] = {
+    "bottleneck": {"size": count(16)},
+    "compacter": {"size": count(None), **Hypercomplex.option_rules},
+}
+"""What structured adapters are compared with, and their options: two matrices with an activation, so no structures."""
 
 IN_PLACE_OF_LORAS = {
     "r": "give the size in structure_options, such as {'terms': 4}, or structure='low_rank' with {'rank': 8}",
@@ -75,15 +80,16 @@ class SurmConfig(PeftConfig):
     """Configuration of a structured matrix S of the family `structure`, in one of two forms.
 
     Weight form: W x becomes W x + alpha S x (paper section 4: S takes the place of LoRA's B A). Adapter form: a
-    module's output X becomes X + act(S X) + b (paper section 5.2), or X + up act(down X) with the classic bottleneck.
+    module's output X becomes X + act(S X) + b (paper section 5.2), or X + up act(down X) with the classic bottleneck
+    or Compacter.
     Values are JSON values: a saved configuration loads equal. In the patterns and in `fused` a key is the ending of
     module names, or a regular expression of one; where several match, the longest counts.
 
     Args:
         structure: a name of `surm.structures.STRUCTURES`, several joined by "+" for their sum, or, in adapter form,
-            "bottleneck".
+            "bottleneck" or "compacter".
         structure_options: the family's options, such as {"terms": 4}; what is missing keeps its default. The
-            bottleneck's is {"size": 16}.
+            bottleneck's is {"size": 16}; Compacter's are size, by default a sixteenth of the width, terms and rank.
         form: "weight", an update beside a layer's weight; "adapter", a matrix and an activation behind a module.
         structure_pattern: by module name, a structure in place of `structure`, with its default options, or
             {"structure": ..., "structure_options": {...}}, or None to leave the module out. A part of a fused
@@ -113,7 +119,7 @@ class SurmConfig(PeftConfig):
             memory while merged.
         backend: how a product with S is computed: "fused" adds S to a frozen weight for one product with both, where
             that is possible; "dense" and "fft" multiply by S apart; "auto" takes what costs least (docs/speed.md).
-        adapter_bias: whether an adapter has a bias b (the bottleneck: one behind each of its two matrices).
+        adapter_bias: whether an adapter has a bias b (bottleneck, Compacter: one behind each of the two matrices).
         adapter_activation: "gelu", "silu", "tanh" or "identity".
         adapter_position: "after" or "before" the hidden dropout or LayerScale, for "houlsby" and "pfeiffer".
         adapter_side: "output": an adapter takes a module's output X; "input": a linear layer's input, which it changes
@@ -224,10 +230,11 @@ class SurmConfig(PeftConfig):
         note_import(Path(save_directory))
 
     def structures(self) -> list[type[Structure]]:
-        """The classes of structures that modules may get; the bottleneck is none."""
+        """The classes of structures that modules may get; of the bottleneck none, of Compacter that of its matrices."""
         others = [value for value in (self.structure_pattern or {}).values() if value is not None]
         names = [self.structure, *(_family(value)[0] for value in others)]
-        return [structure_class(name) for name in names if name != BOTTLENECK]
+        own = {"compacter": [Hypercomplex], "bottleneck": []}
+        return [kind for name in names for kind in (own[name] if name in own else [structure_class(name)])]
 
     def leaves_out(self, name: str) -> bool:
         """Whether `structure_pattern` has None for the module, or the part of one, of this full name."""
@@ -318,12 +325,12 @@ def _check_structures(config: SurmConfig) -> None:
 def _check_structure(config: SurmConfig, structure: Any, structure_options: Any) -> None:
     if not isinstance(structure, str):
         raise TypeError(f"structure={structure!r} is not a name: give one such as 'circulant'.")
-    known = None if structure == BOTTLENECK else structure_class(structure)
+    known = None if structure in ADAPTERS else structure_class(structure)
     if structure_options is not None and not isinstance(structure_options, dict):
         raise TypeError(f"structure_options={structure_options!r} is not a dictionary of options.")
     options = structure_options or {}
     if known is None:
-        _check_bottleneck(config, options)
+        _check_compared(config, structure, options)
         return
     if known.needs_weight and config.form == "adapter":
         raise ValueError(
@@ -334,18 +341,21 @@ def _check_structure(config: SurmConfig, structure: Any, structure_options: Any)
     known.check_without_size(**options)  # whether they fit a layer's sizes is checked with the layer
 
 
-def _check_bottleneck(config: SurmConfig, options: dict[str, Any]) -> None:
+def _check_compared(config: SurmConfig, adapter: str, options: dict[str, Any]) -> None:
+    """Of an adapter that structured ones are compared with."""
     if config.form != "adapter":
         raise ValueError(
-            "structure='bottleneck' is no update of a weight, as it holds an activation: give form='adapter'."
+            f"structure={adapter!r} is no update of a weight, as it holds an activation: give form='adapter'."
         )
-    if options.keys() - {"size"} or not is_count(options.get("size", BOTTLENECK_SIZE)):
-        raise ValueError(
-            f"bottleneck: structure_options={options!r} is not possible; give one option, size, an integer of at "
-            "least 1."
-        )
+    rules = ADAPTERS[adapter]
+    for name, value in options.items():
+        if name not in rules or not (value is None or rules[name].accepts(value)):
+            raise ValueError(
+                f"{adapter}: structure_options={options!r} is not possible; give {' or '.join(rules)}, an integer of "
+                "at least 1."
+            )
     if config.init_weights == "authors":
-        raise ValueError("init_weights='authors' is not possible: the authors' code has no bottleneck.")
+        raise ValueError(f"init_weights='authors' is not possible: the authors' code has no {adapter}.")
 
 
 def _check_training(config: SurmConfig) -> None:

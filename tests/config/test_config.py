@@ -68,6 +68,10 @@ def compose(*overrides: str) -> RunConfig:
         (["device=gpu"], ["device=gpu", "cuda"]),
         (["--config-dir", "elsewhere"], ["--config-dir", "--cfg job"]),
         (["hydra.run.dir=elsewhere"], ["hydra.run.dir=elsewhere", "add -m"]),
+        (
+            ["model=tiny_bert", "dataset=valence", "structure=prefix_tuning", "trainer.gradient_checkpointing=true"],
+            ["structure=prefix_tuning", "gradient_checkpointing"],
+        ),
         (["trainer.evaluate_every=0"], ["trainer.evaluate_every=0", "at least 1"]),
     ],
 )
@@ -107,7 +111,7 @@ def partner(group: str, name: str) -> list[str]:
         if name in ("uuid", "sums", "docstrings"):
             return ["model=tiny_llama"]
         return ["model=tiny_bert" if name.startswith(("glue/", "valence", "table")) else "model=tiny_vit"]
-    return ["placement=adapter_houlsby"] if name.startswith("bottleneck") else []
+    return ["placement=adapter_houlsby"] if name.startswith(("bottleneck", "compacter", "adapter_drop")) else []
 
 
 @pytest.mark.slow

@@ -4,10 +4,13 @@ import json
 from io import BytesIO
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
+
+from surm.data import phantoms
 
 # The columns and splits as the data set cards on the hub document them, written again by hand.
 GLUE = {
@@ -65,6 +68,8 @@ def write_tiny(name: str, folder: Path, rows: int = 24) -> Path:
                 file = folder / split / f"n{index % 3:04}" / f"{index:03}.jpeg"
                 file.parent.mkdir(parents=True, exist_ok=True)
                 file.write_bytes(picture(rng, "JPEG"))
+    elif name == "synapse":
+        write_synapse(folder)
     elif name == "table":
         for split, count in (("train", rows), ("test", rows // 2)):
             lines = [f"{sentence(rng)},{('sad', 'glad')[index % 2]}" for index in range(count)]
@@ -72,6 +77,22 @@ def write_tiny(name: str, folder: Path, rows: int = 24) -> Path:
     else:
         raise ValueError(f"{name} is not read from a path.")
     return folder
+
+
+def write_synapse(folder: Path) -> None:
+    """The phantoms in the layout of TransUNet's preparation: a file for a training slice, one for a test volume."""
+    for number in range(phantoms.TRAIN + phantoms.TEST):
+        levels, classes = phantoms.volume(number)
+        image, label = (levels / 255).astype(np.float32), classes.astype(np.float32)
+        if number < phantoms.TRAIN:
+            (folder / "train_npz").mkdir(exist_ok=True)
+            for index in range(len(image)):
+                file = folder / "train_npz" / f"case{number:04}_slice{index:03}.npz"
+                np.savez(file, image=image[index], label=label[index])
+        else:
+            (folder / "test_vol_h5").mkdir(exist_ok=True)
+            with h5py.File(folder / "test_vol_h5" / f"case{number:04}.npy.h5", "w") as file:
+                file["image"], file["label"] = image, label
 
 
 def write_glue(task: str, folder: Path, rows: int, rng: np.random.Generator) -> None:

@@ -13,7 +13,7 @@ import pytest
 from surm.config.command import entry_of
 from surm.config.compose import TRAIN, compose_sweep, composer, groups, sweep_members
 from surm.config.run import Run
-from surm.experiments.plan import load_experiment, training_runs
+from surm.experiments.plan import load_experiment, load_scale, training_runs
 from surm.methods.names import label
 from surm.records.record import read_records
 from surm.report.claims import papers_beside, read_claims
@@ -30,7 +30,7 @@ STUDIES = [name for name in groups()["experiment"] if entry_of(name) is APPROXIM
 PAPER = [name for name in TRAINED if name.startswith("paper/")]
 SMALL = [name for name in TRAINED if name.startswith("small/")]
 CLAIMS = [name for name in TRAINED if name.startswith(("claims/", "systems/"))]
-TINY = {"bert": "tiny_bert", "llama": "tiny_llama"}
+TINY = {"bert": "tiny_bert", "llama": "tiny_llama", "sam": "tiny_sam"}
 BUILT_IN = {"digits", "uuid"}  # take no path
 SHRUNK = [
     "trainer.max_steps=1",
@@ -40,6 +40,7 @@ SHRUNK = [
     "trainer.precision=no",
     "trainer.workers=0",
     "model.image_size=null",
+    "structure.dropped_layers=1",  # of two; ignored but by AdapterDrop
 ]
 
 
@@ -115,8 +116,13 @@ def test_every_experiment_runs_to_its_table(name: str, tmp_path: Path, monkeypat
 def test_every_method_of_the_large_tables_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = datasets(name)[0]
     table = run_to_table(name, tmp_path, [f"dataset={first}"], monkeypatch)
-    for method in ("AdaLoRA", "DoRA", "VeRA", "C3A", "LoKr", "BOFT", "LoRA-FA", "attention only", "LayerNorm tuning"):
-        assert method in table or (method == "attention only" and name == "paper/table5_glue")
+    for method in ("AdaLoRA", "DoRA", "VeRA", "C3A", "LoKr", "BOFT", "LoRA-FA", "LayerNorm tuning"):
+        assert method in table
+    own = {
+        "paper/table1_images": ("attention only", "AdapterDrop"),
+        "paper/table5_glue": ("Compacter", "prefix tuning"),
+    }
+    assert all(method in table for method in own[name])
 
 
 @pytest.mark.sample(4)
@@ -159,6 +165,13 @@ def test_what_a_registered_rule_names_is_planned_under_that_name() -> None:
         assert set(product(names, claim.rule.get("fractions", [1.0]))) <= cells, claim.id
     headroom, _ = planned["claims_headroom"]
     assert set(ABOVE) <= headroom
+
+
+def test_the_plan_of_the_paper_holds_each_table_and_figure_with_runs() -> None:
+    """Table 4 lists settings, Figs. 2 and 3 show matrices; Fig. 7 is of Tables 1 and 5, Fig. 9, Table 8 of Fig. 4."""
+    planned = {file.partition("_")[0] for file in load_scale("paper").experiments}
+    numbers = [f"paper/table{k}" for k in (1, 2, 3, 5, 6, 7)] + [f"paper/fig{k}" for k in (1, 4, 5, 6, 8, 10, 11)]
+    assert set(numbers) <= planned
 
 
 def test_tables_share_their_runs() -> None:

@@ -242,7 +242,7 @@ def test_the_lists_of_tables_and_of_published_rows_are_whole():
     numbers = yaml.safe_load((PAPER / "numbers.yaml").read_text())
     for name, entry in yaml.safe_load((PAPER / "tables.yaml").read_text()).items():
         assert all(known in numbers or (PAPER / known).exists() for known in entry["known"]), name
-    for name in ("vtab1k_baselines", "glue_baselines"):
+    for name in ("vtab1k_baselines", "synapse_baselines", "glue_baselines"):
         stored = yaml.safe_load((PAPER / f"{name}.yaml").read_text())
         assert {len(row["scores"]) for row in stored["rows"].values()} == {len(stored["datasets"])}
     bitfit = dict(zip(stored["datasets"], stored["rows"]["BitFit"]["scores"], strict=True))

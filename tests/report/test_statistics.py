@@ -158,3 +158,9 @@ def test_no_interval_without_seeds_predictions_or_common_examples():
     }
     for reason, estimate in cases.items():
         assert (estimate.low, estimate.high, estimate.reason) == (None, None, reason)
+
+
+def test_the_dice_of_volumes_is_weighted_as_a_mean() -> None:
+    labels, predictions = np.array([3.0, 2.0, 3.0]), np.array([2.4, 0.5, 3.0])
+    expected = [(0.8 + 0.25 + 1) / 3, (2 * 0.8 + 1) / 3]
+    np.testing.assert_allclose(METRICS["dice"](labels, predictions, np.array([[1.0, 1, 1], [2, 0, 1]])), expected)

@@ -9,13 +9,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
+from peft import PeftModel
 from safetensors.torch import load_file
 
 from surm.config.run import Run
+from surm.data import load_task
+from surm.models import load_backbone
 from surm.records.record import read_record
 from surm.shared.errors import Interrupted, RecordError
 from surm.training.run import execute
+from tests.data.hub_layout import write_tiny
 from tests.tools.runs import REPOSITORY, SMALL, configure, quiet, stop_after
 
 
@@ -138,6 +144,48 @@ def test_an_allocator_goes_on_bit_for_bit(tmp_path: Path, structure: str) -> Non
     assert all((gate != 0).all() for gate in gates)
     counted = sum(tensor.numel() for name, tensor in tensors.items() if "surm_" in name)
     assert counted == whole.happened["trainable_parameters"] < whole.happened["peak_trainable_parameters"]
+
+
+@pytest.mark.sample(3)
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["structure=compacter", "placement=adapter_houlsby"],
+        ["structure=adapter_drop", "structure.dropped_layers=1", "placement=adapter_houlsby"],
+        ["structure=prefix_tuning", "model=tiny_bert", "dataset=glue/mrpc"],
+        ["structure=prefix_tuning", "model=tiny_llama", "dataset=uuid", "dataset.pairs=8"],
+        ["structure=circulant", "model=tiny_sam", "dataset=phantoms", "placement=weight_qv"],
+    ],
+    ids=lambda options: " ".join(options[:2]),
+)
+def test_adapters_and_tasks_of_each_kind_go_on_bit_for_bit_and_load_in_plain_peft(
+    tmp_path: Path, options: list[str]
+) -> None:
+    if "dataset=glue/mrpc" in options:
+        options = [*options, f"dataset.path={write_tiny('glue/mrpc', tmp_path)}"]
+    options = [*options, "trainer.batch_size=4", "trainer.max_steps=6"]
+    whole = execute(configure(tmp_path / "whole", *options), say=quiet)
+    run = configure(tmp_path / "parts", *options)
+    with pytest.raises(Interrupted):
+        execute(run, report=stop_after(2), say=quiet)
+    resumed = execute(run, say=quiet)
+    assert resumed.happened["resumed_from_steps"] == [2]
+    assert resumed.happened["history"] == whole.happened["history"]
+    folders = [tmp_path / name / "runs" / whole.signature for name in ("whole", "parts")]
+    one, other = ((folder / "adapter" / "adapter_model.safetensors").read_bytes() for folder in folders)
+    assert one == other
+
+    data = run.config.dataset
+    task = load_task(data.name, **data.origin())
+    objective, name = task.objective, run.config.model.name
+    backbone = load_backbone(name, num_labels=task.num_labels, predicts=objective.predicts)
+    model = PeftModel.from_pretrained(backbone.module, folders[0] / "adapter").eval()
+    examples = objective.examples(task.evaluation, backbone)
+    batch = examples.finish(examples.collate([examples.unfinished[index] for index in range(len(examples))]))
+    with torch.no_grad():
+        found = objective.score(objective.answer(model, batch))
+    stored = json.loads((folders[0] / "predictions.json").read_text())
+    np.testing.assert_allclose(found.predictions, stored["predictions"], atol=1e-6)
 
 
 def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:

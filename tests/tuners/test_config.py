@@ -81,7 +81,7 @@ def test_the_first_block_can_be_selected(index):
         ({"target_modules": "houlsby"}, "target_modules='houlsby' is for adapters: give form='adapter'"),
         ({"structure": "bottleneck"}, "structure='bottleneck' is no update of a weight.*give form='adapter'"),
         (BOTTLENECK | {"structure_options": {"size": 0}}, "bottleneck: structure_options=.'size': 0. is not possible"),
-        (BOTTLENECK | {"structure_options": {"rank": 4}}, "'rank': 4. is not possible; give one option, size"),
+        (BOTTLENECK | {"structure_options": {"rank": 4}}, "'rank': 4. is not possible; give size, an integer"),
         (BOTTLENECK | {"init_weights": "authors"}, "init_weights='authors' is not possible.*has no bottleneck"),
         ({"alpha": float("nan")}, "alpha=nan is not a finite number"),
         ({"alpha": float("inf")}, "alpha=inf is not a finite number"),

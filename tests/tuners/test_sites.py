@@ -28,6 +28,7 @@ from transformers import (
     XLMRobertaConfig,
 )
 
+from surm.models import sam
 from surm.tuners import SurmLinear
 from surm.tuners.targets import adapter_sites, projection_names
 from tests.tuners.helpers import (
@@ -127,6 +128,7 @@ MODELS = {
     "phi3": (lambda: from_config(Phi3Config(**LLAMA)), "layers", PHI3_SITES),
     "gpt2": (lambda: from_config(GPT2Config(vocab_size=50, n_embd=24, n_layer=2, n_head=2)), "h", GPT2_SITES),
     "modernbert": (lambda: from_config(ModernBertConfig(**LLAMA)), "layers", MODERNBERT_SITES),
+    "sam": (lambda: sam.build(sam.TINY, 3, 64), "vision_encoder.layers", both("attn.proj", "mlp.lin2")),
     "timm": (timm_vit, "blocks", TIMM_SITES),
     "timm with LayerScale": (lambda: timm_vit(init_values=1e-2), "blocks", TIMM_SITES),
 }
