@@ -86,7 +86,7 @@ table.name=../x
 
 LEGAL = r"""
 -m structure=glob(circ*) | 3
--m structure=glob([circ*,ldr*],exclude=ldr_r*) | 4
+-m structure=glob([circ*,lo*],exclude=lor*) | 4
 -m seed=range(0,3) | 3
 -m seed=choice(0,1) | 2
 -m seed=sort(2,1) | 2
