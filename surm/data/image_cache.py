@@ -31,7 +31,7 @@ from rich.progress import Progress
 from torch import Tensor
 
 from surm.data.base import Split
-from surm.data.hashing import cache_folder
+from surm.shared.paths import cache_folder
 
 LARGEST_FILE = 32 * 2**30  # bytes
 PROBED = 16  # images, whose size in pixels decides

@@ -16,8 +16,8 @@ import PIL
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from surm.data.hashing import cache_folder
 from surm.shared.errors import DataError, UserError
+from surm.shared.paths import cache_folder
 
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # others may start programs, as EPS does
 CHUNK = 256  # pictures in memory while they are checked

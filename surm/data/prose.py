@@ -97,9 +97,10 @@ def _documents(file: Path) -> Iterator[str]:
             yield text
         return
     for place, row in json_lines(file):
-        if not isinstance(text := row.get("text"), str) or not text.strip():
+        found = row.get("text")
+        if not isinstance(found, str) or not found.strip():
             raise DataError(f'{place}, has no text: write it as {{"text": ...}}, or drop the line.')
-        yield text
+        yield found
 
 
 def _docstrings(file: Path) -> str:
