@@ -145,7 +145,8 @@ def token_losses(states: Tensor, targets: Tensor, layer: OutputLayer, rows: int 
         Losses (N,) in float32, or float64 of such states; words (N,), which have no gradient.
     """
     rows = rows or max(1, CHUNK // layer.out_features)
-    parts = zip(torch.split(states, rows), torch.split(targets, rows), strict=True)
+    starts = range(0, len(states), rows)
+    parts = ((states[first : first + rows], targets[first : first + rows]) for first in starts)
     if torch.is_grad_enabled():
         found = [checkpoint(_losses, part, words, layer, use_reentrant=False) for part, words in parts]
     else:

@@ -118,8 +118,8 @@ def _made(folder: Path) -> Iterator[Path]:
 def _dequantise(file: Path, folder: Path) -> None:
     with quiet(), torch.random.fork_rng(devices=[]):
         tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
-        module = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
-    module.train(False)
+        module: Any = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
+        module.eval()
     text, known = KNOWN
     with torch.no_grad():
         found = tokenizer.decode(module(**tokenizer(text, return_tensors="pt")).logits[0, -1].argmax())
