@@ -166,6 +166,7 @@ def load_task(
         objective=_objective(corpus),
         regression=corpus.regression,
         also=also,
+        memorised=corpus.train is corpus.test,
     )
 
 

@@ -164,7 +164,8 @@ class Task:
 
     `objective` says what is predicted, trained and measured. `baselines` are scores on `evaluation` without any model,
     in the primary metric; a regression (one label, a float64 value) has none. `also` are further splits that the
-    reported one is read beside, such as MNLI's mismatched genres.
+    reported one is read beside, such as MNLI's mismatched genres. `memorised`: the reported examples are those that are
+    trained on, so that a run with a number of steps sees them as often as these take.
     """
 
     name: str
@@ -180,6 +181,7 @@ class Task:
     objective: Objective
     regression: bool = False
     also: dict[str, Split] = field(default_factory=dict)
+    memorised: bool = False
 
 
 def majority_baseline(train: Split, evaluation: Split, metric: str = "accuracy") -> dict[str, float]:

@@ -79,6 +79,8 @@ def prepare(run: Run, accelerator: Accelerator) -> Setup:
     train = task.objective.examples(task.train, backbone)
     steps_per_epoch = math.ceil(math.ceil(len(train) / trainer.batch_size) / trainer.gradient_accumulation)
     steps = min(trainer.epochs * steps_per_epoch, trainer.max_steps or 10**12)
+    if task.memorised and trainer.max_steps:
+        steps = trainer.max_steps
     total_parameters = sum(parameter.numel() for parameter in backbone.module.parameters())
     try:
         module = method.apply(backbone, run.asked.get("placement"), steps)

@@ -11,6 +11,7 @@ from tests.tools.runs import configure, quiet, stop_after
 
 SHORT = ("model=tiny_llama", "dataset=uuid", "dataset.pairs=18", "placement=weight_qkvo", "optim.lr=0.01")
 SHORT += ("trainer.max_steps=6", "trainer.batch_size=8", "trainer.log_every=1", "trainer.checkpoint_every=4")
+SHORT += ("trainer.epochs=1",)  # what is memorised is seen as often as max_steps take
 
 
 def asked(folder: Path, *overrides: str) -> Run:
@@ -26,6 +27,7 @@ def test_a_stopped_run_goes_on_bit_for_bit_and_its_head_is_the_model_s(tmp_path:
     for key in ("metrics", "best_epoch_metrics", "history"):
         assert resumed.happened[key] == whole.happened[key]
     happened = whole.happened
+    assert happened["steps"] == 6
     assert (happened["head_parameters"], happened["evaluation_examples"]) == (0, 18)
     # 2 layers; circulant: q and o are 32 x 32, k and v 16 x 32, each of two vectors of 32 numbers
     assert happened["trainable_parameters"] == 2 * 4 * 2 * 32
