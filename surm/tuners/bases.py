@@ -117,6 +117,20 @@ class SurmConv(SurmWeight):
         return cast(Tensor, functional_call(base, update | bias, (x,)))
 
 
+def keep_layout(model: nn.Module) -> None:
+    """Have bitsandbytes (0.50) keep the layout of its 4-bit weights, which can be differentiated and dequantised.
+
+    On a CPU with AVX512-BF16 it would pack a weight in another one at a layer's first call in eval mode. From then on
+    no gradient passes the layer, in training mode neither, and dequantising reads wrong numbers, so that what is
+    trained after an evaluation and what is merged were wrong without a word; LoRA's are.
+    """
+    for layer in model.modules():
+        if getattr(layer, "support_avx512bf16_for_cpu", False):
+            layer.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
+            if getattr(cast(Any, layer.weight).quant_state, "packing_format_for_cpu", False):
+                layer.state_dict()  # which unpacks the weight, its scales rounded to bfloat16
+
+
 def weight_layer(base: nn.Module, model: nn.Module) -> tuple[type[SurmWeight] | None, Any]:
     """The class that wraps a base layer, None if there is none, with PEFT's backend where the layer is quantised."""
     backend = None

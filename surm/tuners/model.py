@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from surm.tuners import trained
 from surm.tuners.adapter import SurmAdapter
-from surm.tuners.bases import SUPPORTED, weight_layer
+from surm.tuners.bases import SUPPORTED, keep_layout, weight_layer
 from surm.tuners.bypass import watch
 from surm.tuners.config import SITES, SurmConfig
 from surm.tuners.layer import SurmLayer, SurmLinear, SurmWeight
@@ -38,6 +38,7 @@ class SurmModel(SharingTuner):
 
     def _pre_injection_hook(self, model: nn.Module, config: PeftConfig, adapter_name: str) -> None:
         super()._pre_injection_hook(model, config, adapter_name)
+        keep_layout(model)
         self.fresh: dict[str, Fresh] = {}  # adapters whose weights are to be loaded next
 
     def _prepare_adapter_config(  # type: ignore[override]

@@ -1,8 +1,10 @@
 """The examples do what they print, and the Trainer of transformers saves, resumes and reloads an adapter."""
 
 import os
+import re
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -23,13 +25,19 @@ STEPS = 6  # an epoch of EXAMPLES
 FORMS = {"weight": {"structure": "toeplitz"}, "adapter": {"form": "adapter", "structure": "bottleneck"}}
 
 
-def example(*options: str) -> str:
-    """The last line that examples/trainer.py prints, in a process of its own."""
-    command = [sys.executable, ROOT / "examples/trainer.py", *options]
-    environment = os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
+def printed(script: str, *options: str) -> list[str]:
+    """The lines that an example prints, in a process of its own."""
+    command = [sys.executable, ROOT / "examples" / script, *options]
+    path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONPATH": path}
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    return done.stdout.splitlines()[-1]
+    return done.stdout.splitlines()
+
+
+def example(*options: str) -> str:
+    """The last line that examples/trainer.py prints."""
+    return printed("trainer.py", *options)[-1]
 
 
 @needs("valence")
@@ -50,6 +58,26 @@ def test_the_built_in_model_learns_the_words_and_is_read_again(tmp_path):
     trained = example("--folder", str(tmp_path))
     assert float(trained.split()[1]) > 0.8  # always answering "negative": 0.56
     assert example("--load", str(tmp_path)) == trained
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("quantise", "package"), [("none", "trl"), ("int8", "torchao"), ("nf4", "bitsandbytes")])
+def test_a_new_process_gives_the_logits_and_answers_of_the_language_model_that_trained(quantise, package, tmp_path):
+    if find_spec(package) is None:
+        pytest.skip(f"{package} is not installed")
+    options = ("--model", "tiny_llama", "--quantise", quantise)
+    trained = printed("sft.py", *options, "--steps", "10", "--folder", str(tmp_path))[-5:]
+    assert trained[0].startswith("logits ")
+    assert printed("sft.py", *options, "--load", str(tmp_path))[-5:] == trained
+    saved = load_file(tmp_path / "adapter_model.safetensors")
+    assert any("surm_" in key and tensor.any() for key, tensor in saved.items())
+
+
+@pytest.mark.slow
+@needs("builtin_llama")
+def test_the_built_in_language_model_learns_to_answer_with_a_number(tmp_path):
+    answers = printed("sft.py", "--folder", str(tmp_path))[-4:]
+    assert all(re.fullmatch(r"\d{3} \+ \d{3} = '\d+'", answer) for answer in answers)
 
 
 class StopAfter(TrainerCallback):
