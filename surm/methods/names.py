@@ -36,7 +36,7 @@ METHODS: dict[str, Style] = {
     "diagonal": Style("diagonal", GREY, "d", filled=True),
     "aurora": Style("Aurora", PINK, "*", filled=True),
     "lorta": Style("LoRTA", ORANGE, "h", filled=True),
-    "hadamard": Style("Hadamard adapter", GREEN, "H", filled=True),
+    "hadamard": Style("Hadamard adapter", GREEN, "$H$", filled=True),
     "circulant+skew_circulant": Style("circulant + skew-circulant", SKY, "X", filled=True),
     "lora": Style("LoRA", BLACK, "o"),
     "full": Style("full fine-tuning", BLACK, "D"),
