@@ -5,7 +5,10 @@ from typing import Any, NamedTuple
 
 
 class Style(NamedTuple):
-    """What a method is called in tables, and its colour and mark in figures (filled: a structured matrix)."""
+    """What a method is called in tables, and its colour and mark in figures (filled: a structured matrix).
+
+    A mark is matplotlib's: a shape, or lines or a letter between dollars, which look the same filled and not.
+    """
 
     label: str
     color: str
@@ -17,7 +20,7 @@ class Style(NamedTuple):
 BLACK, GREY, WINE, BLUE = "#000000", "#7F7F7F", "#882255", "#0072B2"
 VERMILION, GREEN, PINK, SKY, ORANGE = "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00"
 
-# No two methods share both mark and filling, so that colour is never needed.
+# No two methods share mark and, where it is a shape, filling, so that colour is never needed.
 METHODS: dict[str, Style] = {
     "circulant": Style("circulant", BLUE, "o", filled=True),
     "skew_circulant": Style("skew-circulant", SKY, "v", filled=True),
@@ -27,13 +30,13 @@ METHODS: dict[str, Style] = {
     "low_rank": Style("low rank", ORANGE, "P", filled=True),
     "block_circulant": Style("block-circulant", BLUE, "<", filled=True),
     "monarch": Style("Monarch", GREEN, ">", filled=True),
-    "block_low_rank": Style("MELoRA", ORANGE, "<", filled=True),
-    "lora_mini": Style("LoRA-Mini", ORANGE, "^", filled=True),
-    "lora_xs": Style("LoRA-XS", VERMILION, "P", filled=True),
+    "block_low_rank": Style("MELoRA", ORANGE, "$M$", filled=True),
+    "lora_mini": Style("LoRA-Mini", ORANGE, "+", filled=True),
+    "lora_xs": Style("LoRA-XS", VERMILION, "x", filled=True),
     "diagonal": Style("diagonal", GREY, "d", filled=True),
     "aurora": Style("Aurora", PINK, "*", filled=True),
     "lorta": Style("LoRTA", ORANGE, "h", filled=True),
-    "hadamard": Style("Hadamard adapter", GREEN, "H", filled=True),
+    "hadamard": Style("Hadamard adapter", GREEN, "$H$", filled=True),
     "circulant+skew_circulant": Style("circulant + skew-circulant", SKY, "X", filled=True),
     "lora": Style("LoRA", BLACK, "o"),
     "full": Style("full fine-tuning", BLACK, "D"),
@@ -53,10 +56,10 @@ METHODS: dict[str, Style] = {
     "peft_lokr": Style("LoKr", WINE, "8"),
     "peft_boft": Style("BOFT", WINE, "H"),
     "gated_low_rank": Style("gated low rank", ORANGE, "p", filled=True),
-    "gated_chain": Style("gated chain", ORANGE, "h", filled=True),
-    "adalora": Style("AdaLoRA (ours)", VERMILION, "1"),
-    "dynamic_dora": Style("dynamic DoRA", VERMILION, "2"),
-    "lora2": Style("LoRA²", VERMILION, "3"),
+    "gated_chain": Style("gated chain", ORANGE, "4", filled=True),
+    "adalora": Style("AdaLoRA (ours)", VERMILION, "$A$", filled=True),
+    "dynamic_dora": Style("dynamic DoRA", VERMILION, "$D$", filled=True),
+    "lora2": Style("LoRA²", VERMILION, "$2$", filled=True),
 }
 
 

@@ -4,6 +4,7 @@
 
 Each of the others is called as ever, and takes its own y if it is given the very same x, unchanged. Where one is given
 anything else, or is not called, they go apart from then on: that costs one needless product and no wrong number.
+They have one backward pass: where two of them end in losses of their own, the first `backward` needs retain_graph=True.
 
 A few rows gain by it, where most of a step is what Python and the dispatcher take; so it is for few, and was measured
 on a CPU alone. It is off where somebody else must see each layer's own computation: hooks of a layer, hooks for saved

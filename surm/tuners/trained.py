@@ -275,7 +275,7 @@ def _sum(layer: SurmWeight, pairs: Sequence[tuple[str, float]], configs: Mapping
     kind = (config.structure, dict(config.structure_options or {}))
     groups = [[structure for _, structure in terms] for terms in parts if terms]
     species = {_species(structure) for group in groups for structure in group}
-    if len(species) > 1 or "terms" not in groups[0][0].options:
+    if len(species) > 1 or any("terms" not in family.options for family in _families(groups[0][0])):
         return Total(parts, kind, exact=False)
     if _is_linear(groups[0][0]):
         kind[1]["terms"] = 1

@@ -7,6 +7,7 @@ from statistics import fmean
 import pandas as pd
 import pytest
 import yaml
+from matplotlib.figure import Figure
 
 from surm.report.studies import weights as analysis
 from surm.shared.paths import PAPER, PUBLISHED
@@ -30,6 +31,17 @@ def test_the_table_is_rebuilt_byte_for_byte(rebuilt: Path, name: str) -> None:
 
 def test_the_figure_is_drawn(rebuilt: Path) -> None:
     assert (rebuilt / analysis.FIGURE).read_bytes()[:4] == b"\x89PNG"
+
+
+def test_methods_are_told_apart_without_colour(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    drawn: list[Figure] = []
+    monkeypatch.setattr(analysis, "save", lambda figure, path: drawn.append(figure))
+    analysis.figure(analysis.read(RESULTS / "analysis"), FIGURE_11, tmp_path)
+    for axes in drawn[0].axes:
+        lines = [line for line in axes.lines if line.get_marker() != "None"]
+        looks = [(line.get_marker(), line.get_markerfacecolor() == "white") for line in lines]
+        assert len(set(looks)) == len(looks)
+    assert [len(axes.lines) for axes in drawn[0].axes[4:6]] == [4, 4]  # the paper's
 
 
 def test_every_analysis_is_of_a_published_run_with_three_seeds_a_method() -> None:

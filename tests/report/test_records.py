@@ -1,9 +1,11 @@
 import json
+from collections import Counter
 
 import numpy as np
 import pytest
+from matplotlib.markers import MarkerStyle
 
-from surm.methods.names import METHODS, label
+from surm.methods.names import METHODS, label, style_of
 from surm.records.record import read_records
 from surm.report.gather import gather
 from surm.report.plan import ComparisonPlan
@@ -78,9 +80,13 @@ def test_label_names_the_form_of_an_adapter(changes, expected):
     assert label(made_up.asked({"name": "circulant"}) | {"placement": usual | changes}) == expected
 
 
-def test_no_two_families_share_a_mark():
-    styles = [(style.marker, style.filled) for style in METHODS.values()]
-    assert len(set(styles)) == len(styles)
+def test_every_method_is_known_by_its_mark_alone():
+    """Lines and letters have no inside, so that filling tells nothing of them."""
+    styles = [*METHODS.values(), style_of("of another name")]
+    seen = [(style.marker, style.filled and style.marker in MarkerStyle.filled_markers) for style in styles]
+    assert [mark for mark, times in Counter(seen).items() if times > 1] == []
+    for mark, _ in seen:
+        MarkerStyle(mark)  # matplotlib refuses what it does not know
 
 
 def test_label_without_placement():

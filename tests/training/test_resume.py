@@ -28,10 +28,7 @@ from tests.tools.runs import REPOSITORY, SMALL, configure, quiet, stop_after
 @pytest.mark.parametrize(
     "step", [1, 5, 16, 23]
 )  # before a checkpoint was due, at one, at the end of an epoch, before the last
-@pytest.mark.parametrize(
-    "structure",
-    ["circulant", "full", *(pytest.param(name, marks=pytest.mark.slow) for name in ("melora", "lora_mini", "lora_xs"))],
-)
+@pytest.mark.parametrize("structure", ["circulant", "full"])
 def test_an_interrupted_run_goes_on_bit_for_bit(tmp_path: Path, step: int, structure: str) -> None:
     options = [f"structure={structure}", "trainer.gradient_accumulation=2", "trainer.batch_size=32"]
     whole = execute(configure(tmp_path / "whole", *options), say=quiet)
@@ -52,14 +49,21 @@ def test_an_interrupted_run_goes_on_bit_for_bit(tmp_path: Path, step: int, struc
     assert (folder / name).read_bytes() == (tmp_path / "whole" / "runs" / whole.signature / name).read_bytes()
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize(
-    "options", [["aurora"], ["lorta"], ["hadamard", "structure.head_first=0.5"]], ids=lambda o: o[0]
+    "options",
+    [["melora"], ["lora_mini"], ["lora_xs"], ["aurora"], ["lorta"], ["hadamard", "structure.head_first=0.5"]],
+    ids=lambda options: options[0],
 )
-def test_shared_tensors_and_two_stages_go_on_bit_for_bit(tmp_path: Path, options: list[str]) -> None:
+@pytest.mark.parametrize("model", [["model=tiny_vit"], ["model=tiny_bert", "dataset=valence"]], ids=["vit", "bert"])
+def test_frozen_and_shared_tensors_and_two_stages_go_on_bit_for_bit(
+    tmp_path: Path, options: list[str], model: list[str]
+) -> None:
     name, *rest = options
     settings = [
         f"structure={name}",
         *rest,
+        *model,
         "trainer.max_steps=6",
         "trainer.batch_size=16",
         "trainer.checkpoint_every=1",

@@ -61,6 +61,60 @@ def test_outputs_and_gradients_are_those_of_the_dense_matrices(structure):
     assert model.base_model.model.query.siblings.ready is None
 
 
+SYSTEMS = {
+    "block_low_rank": {"blocks": 4},
+    "lora_mini": {"rank": 2},
+    "lora_xs": {"rank": 3},
+    "gated_low_rank": {"rank": 3},
+    "gated_chain": {"rank": 3, "outer_rank": 2},
+    "diagonal": {},
+    "aurora": {"rank": 3},
+    "lorta": {"rank": 3},
+    "circulant+lora_xs": {"rank": 3},
+}
+
+
+@pytest.mark.sample(3)
+@pytest.mark.parametrize("structure", SYSTEMS)
+@pytest.mark.parametrize("call", ["model", "query twice", "changed between"])
+def test_each_system_gives_what_its_layers_give_alone(structure, call):
+    """In float64; what is not a matrix's own, such as shared tensors, gets the gradients of all that read it."""
+    options = {"structure_options": SYSTEMS[structure], "init_weights": False, "alpha": -0.5, "backend": "fused"}
+    model = adapt(tiny_bert().double(), structure=structure, **options)
+    model(IDS)  # the first one is watched by hooks
+    with torch.no_grad():
+        for parameter in (p for p in model.parameters() if p.requires_grad):
+            parameter.copy_(draw(*parameter.shape) / 2)
+
+    def outputs(model):
+        own, x = model.base_model.model.bert.encoder.layer[1].attention.self, draw(2, 6, 24)
+        if call == "model":
+            return model(IDS, output_hidden_states=True).hidden_states[-1]
+        if call == "query twice":
+            return own.query(x) + 2 * own.key(x) + 3 * own.value(x) + 4 * own.query(x)
+        y = own.query(x).detach()
+        x.mul_(2)
+        return y + own.key(x) + 3 * own.value(x)
+
+    found = []
+    for one in (copy.deepcopy(model), apart(model)):
+        with counted as calls:
+            y = outputs(one)
+        found.append((y, calls.call_count, [p for p in one.parameters() if p.requires_grad]))
+    (y, grouped, own), (expected, alone, others) = found
+    assert grouped > 0
+    assert alone == 0
+    torch.testing.assert_close(y, expected, rtol=1e-12, atol=1e-12)
+    weights = draw(*y.shape, seed=2)
+    gradients = [
+        torch.autograd.grad((y * weights).sum(), p, allow_unused=True, materialize_grads=True)
+        for y, p in ((y, own), (expected, others))
+    ]
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
+    assert any(gradient.abs().max() > 1e-3 for gradient in gradients[1])
+
+
 def test_an_output_that_nothing_depends_on_and_trained_biases():
     model, x = attention(bias="all"), draw(5, 24).requires_grad_()
     trained = [p for p in model.parameters() if p.requires_grad]

@@ -98,6 +98,22 @@ def test_other_sums_are_the_nearest_and_say_how_near():
         assert 0.1 < errors[name] < 1
 
 
+@pytest.mark.parametrize(
+    ("structure", "options"),
+    [("circulant+diagonal", {}), ("circulant+block_low_rank", {}), ("gated_low_rank+circulant", {"rank": 2})],
+)
+def test_parts_without_terms_cannot_stand_side_by_side(structure, options):
+    """Three diagonals in one member's place; that sum of circulants and diagonals is a member again."""
+    model = with_three(net(), *({"structure": structure, "structure_options": options} for _ in NAMES))
+    with pytest.warns(UserWarning, match="nearest to the sum in 2 of 2 modules"):
+        errors = model.add_weighted_adapter(NAMES, WEIGHTS, "sum")
+    for name, layer in modules(model).items():
+        expected = total(layer)
+        missed = (layer.get_delta_weight("sum") - expected).norm() / expected.norm()
+        assert errors[name] == pytest.approx(missed.item(), rel=1e-6, abs=1e-9)
+        assert errors[name] < (1e-6 if structure == "circulant+diagonal" else 0.9)
+
+
 def test_sums_of_ranks_that_differ_are_the_nearest_of_the_first_rank():
     model = with_three(net(), *({"structure": "low_rank", "structure_options": {"rank": r}} for r in (2, 1, 1)))
     with pytest.warns(UserWarning, match="other options"):

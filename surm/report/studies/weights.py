@@ -196,7 +196,7 @@ def _draw_paper(panels: Sequence[Axes], figure_11: Analysis) -> None:
     for axes, (part, methods) in zip(panels, figure_11["values"].items(), strict=False):
         for method, values in methods.items():
             style = style_of(method)
-            look = marks(style) | {"markerfacecolor": "white", "linestyle": "--", "linewidth": 0.8}
+            look = marks(style) | {"linestyle": "--", "linewidth": 0.8}
             axes.plot(range(1, len(values) + 1), values, color=style.color, **look)
         axes.set(
             title=f"{PARTS[part]}: paper, {_paper_task(figure_11).removeprefix('paper: ')}",
