@@ -158,12 +158,14 @@ def test_a_scale_runs_the_files_of_its_folder_in_the_stated_order() -> None:
     smoke, full = load_scale("smoke"), load_scale("full")
     assert (smoke.label, full.label) == ("smoke: not evidence", "")
     assert (smoke.evidence, full.evidence) == (False, True)
-    assert smoke.experiments == ["smoke/digits", "smoke/valence", "smoke/psd_fit"]
+    assert smoke.experiments == ["smoke/digits", "smoke/phantoms", "smoke/valence", "smoke/psd_fit"]
     runs = ["digits", "mnist5k", "textile", "uuid", "valence"]
     studies = ["family_fit", "ldr_fit", "pinwheel", "psd_fit"]
     assert full.experiments == [f"full/{name}" for name in [*runs, *studies]]
     numbers = [name.removeprefix("paper/").partition("_")[0] for name in load_scale("paper").experiments]
-    assert numbers == ["table1", "table2", "table5", "table6", "table7", "fig6", "fig8", "fig10", "fig11"]
+    tables, figures = (1, 2, 3, 5, 6, 7), (6, 8, 10, 11)
+    studies = ["fig1", "fig4", "fig5"]
+    assert numbers == [*(f"table{k}" for k in tables), *(f"fig{k}" for k in figures), *studies]
 
 
 @pytest.mark.parametrize(

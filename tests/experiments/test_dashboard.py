@@ -155,6 +155,7 @@ def test_the_script_writes_the_views_of_a_scale_for_the_project_of_the_settings(
     assert [(view["displayName"], view["project"]) for view in written] == [
         ("smoke: all experiments", "mine"),
         ("smoke_digits", "mine"),
+        ("smoke_phantoms", "mine"),
         ("smoke_valence", "mine"),
     ]
     assert "outputs/workspace.json" in capsys.readouterr().out

@@ -5,6 +5,7 @@ import json
 import random
 import sys
 from contextlib import suppress
+from functools import cache
 from itertools import product
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import pytest
 from surm.config.command import entry_of
 from surm.config.compose import TRAIN, compose_sweep, composer, groups, sweep_members
 from surm.config.run import Run
-from surm.experiments.plan import load_experiment, load_scale, training_runs
+from surm.experiments.plan import Experiment, load_experiment, load_scale, training_runs
 from surm.methods.names import label
 from surm.records.record import read_records
 from surm.report.claims import papers_beside, read_claims
@@ -42,6 +43,13 @@ SHRUNK = [
     "model.image_size=null",
     "structure.dropped_layers=1",  # of two; ignored but by AdapterDrop
 ]
+
+
+@cache
+def loaded(name: str) -> Experiment:
+    """An experiment as it stands, composed once for the tests of a process."""
+    with composer():
+        return load_experiment(name)
 
 
 def tiny_model(name: str) -> str:
@@ -141,9 +149,7 @@ def test_a_sweep_composed_by_axes_is_the_sweep_composed_member_by_member(name: s
 @pytest.mark.parametrize("name", [*PAPER, *SMALL, *CLAIMS])
 def test_the_header_counts_the_runs(name: str) -> None:
     header = (REPOSITORY / "conf" / "experiment" / f"{name}.yaml").read_text().split("defaults:")[0]
-    with composer():
-        runs = load_experiment(name).runs
-    assert f"# {len(runs):,} runs" in header
+    assert f"# {len(loaded(name).runs):,} runs" in header
     scale, _, only = name.partition("/")
     assert f"experiment={name}" in header or f"SCALE={scale} ONLY={only}" in header
 
@@ -152,12 +158,10 @@ def test_what_a_registered_rule_names_is_planned_under_that_name() -> None:
     """Else it would wait for a method, a data set or a fraction for ever."""
     claims = [claim for claim in read_claims(*papers_beside(PAPER_FOLDER)).values() if claim.registered]
     planned = {}
-    with composer():
-        for name in CLAIMS:
-            experiment = load_experiment(name, seeds=1)
-            asked = [run.asked for run in training_runs([experiment])]
-            cells = {(of["dataset"]["name"], of["dataset"].get("fraction", 1.0)) for of in asked}
-            planned[experiment.name] = ({label(of) for of in asked}, cells)
+    for experiment in map(loaded, CLAIMS):
+        asked = [run.asked for run in training_runs([experiment])]
+        cells = {(of["dataset"]["name"], of["dataset"].get("fraction", 1.0)) for of in asked}
+        planned[experiment.name] = ({label(of) for of in asked}, cells)
     for claim in claims:
         methods, cells = planned[claim.table]
         assert set(named_methods(claim)) <= methods, claim.id
@@ -187,10 +191,7 @@ def test_tables_share_their_runs() -> None:
 
 def test_the_runs_that_decide_the_claims_are_those_that_were_registered() -> None:
     """Seeds, lengths and numbers of runs; the tasks' models without dropout, so that methods are paired."""
-    runs = {}
-    with composer():
-        for name in CLAIMS:
-            runs[name.removeprefix("claims/")] = training_runs([load_experiment(name)])
+    runs = {name.removeprefix("claims/"): training_runs([loaded(name)]) for name in CLAIMS}
     assert {name: len(of) for name, of in runs.items()} == {
         "headroom": 48,
         "headroom_texts": 24,
@@ -201,6 +202,9 @@ def test_the_runs_that_decide_the_claims_are_those_that_were_registered() -> Non
         "placement": 128,
         "budget": 60,
         "image_size": 40,
+        "systems/text": 136,
+        "systems/images": 136,
+        "systems/budgets": 168,
     }
     eight, five, three = set(range(8)), set(range(5)), {100, 101, 102}
     for name, of in runs.items():
