@@ -58,6 +58,10 @@ class Block:
     rows: Sequence[Row]
     beyond: float | None = None
 
+    @property
+    def has_run(self) -> bool:
+        return any(row.error is not None for row in self.rows)
+
 
 def blocks(tasks: Sequence[Comparison], contrasts: Sequence[tuple[str, str]]) -> list[Block]:
     """The rows of each pair (method, minus): its tasks, then the mean over them once all have run.
@@ -141,8 +145,10 @@ def notes(found: Sequence[Block]) -> list[str]:
 
 
 def picture(tasks: Sequence[Comparison], contrasts: Sequence[tuple[str, str]], title: str) -> Picture:
-    """The forest plot of a table."""
+    """The forest plot of a table; beside pairs that have run, one that has not on any task is one line."""
     found = blocks(tasks, contrasts)
+    if any(block.has_run for block in found):
+        found = [block if block.has_run else Block(block.title, [Row("all tasks", None)]) for block in found]
     return Picture(
         "forest",
         "Differences by task",
