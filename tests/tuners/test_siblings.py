@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from surm import SurmConfig
 from surm.tuners import SurmLinear, siblings
 from tests.structures.twin import assert_dense
+from tests.tools.skips import needs_peft_021
 from tests.tuners.helpers import IDS, adapt, tiny_bert
 from tests.tuners.test_replicas import replica
 
@@ -115,6 +116,7 @@ def test_each_system_gives_what_its_layers_give_alone(structure, call):
     assert any(gradient.abs().max() > 1e-3 for gradient in gradients[1])
 
 
+@needs_peft_021
 def test_an_output_that_nothing_depends_on_and_trained_biases():
     model, x = attention(bias="all"), draw(5, 24).requires_grad_()
     trained = [p for p in model.parameters() if p.requires_grad]
