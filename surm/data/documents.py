@@ -1,7 +1,7 @@
 """A user's folder of documents: which files there are, their lines, and which documents are held out."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +64,19 @@ def json_lines(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         yield place, row
 
 
-def splits(path: str | None, train: Sequence[Any], test: Sequence[Any]) -> tuple[Split, Split]:
+def read_splits(
+    name: str, path: str | None, endings: Sequence[str], documents: Callable[[Path], Iterable[Any]], what: str
+) -> tuple[Split, Split]:
+    """Both splits of a folder: the `documents` of each file, of which `what` is one."""
+    files = files_of(name, path, endings)
+    train, test = ([one for file in part for one in documents(file)] for part in files)
+    for part, found in zip(files, (train, test), strict=True):
+        if part and not found:
+            raise DataError(f"{part[0]} holds no {what}: give some.")
+    return _splits(path, train, test)
+
+
+def _splits(path: str | None, train: Sequence[Any], test: Sequence[Any]) -> tuple[Split, Split]:
     """Both splits; where there is no `test`, a tenth of the documents by sha256, equal ones on one side."""
     if not test:
         labels = np.zeros(len(train), dtype=np.int64)

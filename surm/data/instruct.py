@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from surm.data.base import Corpus, Split
-from surm.data.documents import files_of, folder_hash, json_lines, splits
+from surm.data.documents import files_of, folder_hash, json_lines, read_splits
 from surm.data.hub import DataFacts
 from surm.data.language import IGNORED, NextToken, Piece, Tokens, tokens_of
 from surm.models.backbone import Backbone
@@ -27,12 +27,7 @@ def read(name: str, path: str | None, columns: Mapping[str, str], *, block_size:
     Files train* and test* (or val*, dev*, validation*) are the splits; else a tenth of the conversations is held out.
     A conversation is cut after `block_size` tokens.
     """
-    files = files_of(name, path, ENDINGS)
-    train, test = ([messages for file in part for messages in _conversations(file)] for part in files)
-    for part, found in zip(files, (train, test), strict=True):
-        if part and not found:
-            raise DataError(f"{part[0]} holds no conversation: give some.")
-    first, second = splits(path, train, test)
+    first, second = read_splits(name, path, ENDINGS, _conversations, "conversation")
     return Corpus(
         "text",
         (),

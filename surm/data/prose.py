@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from surm.data.base import Corpus, Integers, Split, complement, holdout
-from surm.data.documents import files_of, folder_hash, json_lines, read_text, splits
+from surm.data.documents import files_of, folder_hash, json_lines, read_splits, read_text
 from surm.data.hub import DataFacts
 from surm.data.language import IGNORED, NextToken, Tokens
 from surm.models.backbone import Backbone
@@ -27,12 +27,7 @@ def read(name: str, path: str | None, columns: Mapping[str, str], *, block_size:
 
     Files train* and test* (or val*, dev*, validation*) are the splits; else a tenth of the documents is held out.
     """
-    files = files_of(name, path, ENDINGS)
-    train, test = ([text for file in part for text in _documents(file)] for part in files)
-    for part, texts in zip(files, (train, test), strict=True):
-        if part and not texts:
-            raise DataError(f"{part[0]} holds no text: give some.")
-    first, second = splits(path, train, test)
+    first, second = read_splits(name, path, ENDINGS, _documents, "text")
     return _corpus(first, second, block_size, source_hash=folder_hash(name, path, ENDINGS))
 
 
