@@ -47,7 +47,7 @@ class Row:
         if self.error is None:
             return self.reason
         low, high = self.error.interval()
-        return f"{self.error.value:+.1f} [{low:+.1f}, {high:+.1f}]"
+        return f"{self.error.value:+z.1f} [{low:+z.1f}, {high:+z.1f}]"
 
 
 @dataclass(frozen=True)

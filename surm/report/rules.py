@@ -273,7 +273,7 @@ def reaches(claim: Claim, columns: Sequence[Comparison]) -> Verdict:
         return Verdict("undecided", "", f"headroom not known of {', '.join(unknown)}", "not run")
     roomy = [column for column in columns if (column.headroom or 0) >= rule["headroom"]]
     if not roomy:
-        rooms = ", ".join(f"{column.title} {column.headroom:+.1f}" for column in columns)
+        rooms = ", ".join(f"{column.title} {column.headroom:+z.1f}" for column in columns)
         return Verdict("undecided", f"headroom {rooms} points", "no task with headroom", "not testable")
     judged = {}
     for column, (other, *methods) in _finished(roomy, [rule["minus"], *rule["methods"]]):
@@ -291,7 +291,7 @@ def reaches(claim: Claim, columns: Sequence[Comparison]) -> Verdict:
     excluded = 1.0 if above else max(p_values.values())
     task, name = max(p_values, key=lambda key: judged[key[0]].values[key[1]])
     low, high = judged[task].intervals(1 - LEVEL / tasks)[name]
-    found = f"largest: {name} on {task}, {judged[task].values[name]:+.1f} [{low:+.1f}, {high:+.1f}] points"
+    found = f"largest: {name} on {task}, {judged[task].values[name]:+z.1f} [{low:+z.1f}, {high:+z.1f}] points"
     found += f", simultaneous over {_tasks(tasks)} and {len(rule['methods'])} methods"
     wide = Verdict("undecided", found, "", f"too wide to say (±{(high - low) / 2:.1f})", min(reached, excluded))
     if reached <= excluded:

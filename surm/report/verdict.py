@@ -103,8 +103,8 @@ def named_methods(claim: Claim) -> list[str]:
 def format_difference(estimate: Estimate) -> str:
     """A difference in points with its interval, as `+1.6 [+0.4, +2.8]`."""
     if estimate.low is None:
-        return f"{estimate.value:+.1f}"
-    return f"{estimate.value:+.1f} [{estimate.low:+.1f}, {estimate.high:+.1f}]"
+        return f"{estimate.value:+z.1f}"
+    return f"{estimate.value:+z.1f} [{estimate.low:+z.1f}, {estimate.high:+z.1f}]"
 
 
 def in_a_word(error: Difference, *, margin: float = MARGIN) -> str:
