@@ -132,7 +132,11 @@ def forward_flops(backbone: Backbone, tokens: int | None = None) -> int:
     if backbone.modality == "text":
         if tokens is None:
             raise ValueError("tokens=None: the cost of a text depends on its length; give its number of tokens.")
-        inputs = {"input_ids": torch.zeros(1, tokens, dtype=torch.long, device=device)}
+        inputs = {
+            "input_ids": torch.zeros(1, tokens, dtype=torch.long, device=device),
+            # Whole, or a language model looks for its shape in values, which a skeleton has not.
+            "attention_mask": torch.ones(1, 1, tokens, tokens, dtype=torch.bool, device=device),
+        }
     else:
         assert backbone.image_size is not None
         shape = (1, 3, backbone.image_size, backbone.image_size)

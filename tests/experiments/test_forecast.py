@@ -42,6 +42,14 @@ def test_bert_by_hand(name, width, layers):
     assert forward_flops(skeleton(name, num_labels=3), 128) == expected
 
 
+def test_llama_by_hand():
+    """Query and output: d^2 each; key and value a third of it; a gated MLP: 3 d h; every place has its logits."""
+    tokens, width, hidden = 76, 576, 1536
+    layer = tokens * (2 * width**2 + 2 * width * 192 + 3 * width * hidden) + 2 * tokens**2 * width
+    expected = 2 * (30 * layer + tokens * width * 49_152)
+    assert forward_flops(skeleton("builtin_llama", num_labels=0, predicts="tokens"), tokens) == expected
+
+
 @pytest.mark.parametrize(("size", "patches"), [(224, 14**2), (96, 6**2)])
 def test_vit_by_hand(size, patches):
     pixels, head = 2 * patches * 3 * 16**2 * 768, 2 * 10 * 768
