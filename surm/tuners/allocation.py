@@ -323,18 +323,20 @@ class LoraSquared(AdaLora):
             raise ValueError("the outer pair is missing: give structure='gated_chain'.")
 
     def penalty(self) -> Tensor:
-        """weight times the mean over structures of the mean of |F F^T - I|_F over V, Q^T, P, U^T, plus |U P Q V|_F."""
-        departures, crosses = [], []
+        """weight times the mean of five norms of each structure: |F F^T - I|_F for V, Q^T, P, U^T, and |U P Q V|_F.
+
+        One mean of all, as the authors' code divides by the number of its terms, of which |U P Q V|_F is to be one.
+        """
+        norms = []
         for structure in self.structures.values():
             _, U, P, Q, V = structure.factors()
-            departures += [torch.linalg.norm(_gap(factor)) for factor in (V, Q.mT, P, U.mT)]
+            norms += [torch.linalg.norm(_gap(factor)) for factor in (V, Q.mT, P, U.mT)]
             if self.cross:
                 # |U M V|_F by k x k matrices, M = P Q: the m x n one is never made. Its square root has no slope at 0.
                 M = P @ Q
                 square = ((U.mT @ U @ M) * (M @ (V @ V.mT))).sum()
-                crosses.append(square.clamp_min(1e-24).sqrt())
-        mean = torch.stack(departures).mean()
-        return self.weight * (mean + torch.stack(crosses).mean() if crosses else mean)
+                norms.append(square.clamp_min(1e-24).sqrt())
+        return self.weight * torch.stack(norms).mean()
 
 
 def _gap(rows: Tensor) -> Tensor:

@@ -63,12 +63,15 @@ def test_the_scores_and_penalties_of_the_worked_examples():
 
 
 def test_the_penalty_of_lora_squared_is_that_of_dense_matrices():
-    chain = build("gated_chain", 5, 6, rank=3, outer_rank=2, dtype=torch.float64)
-    U, P, Q, V = (getattr(chain, name).detach().numpy() for name in "UPQV")
-    gaps = [np.linalg.norm(F - np.eye(len(F))) for F in (V @ V.T, Q.T @ Q, P @ P.T, U.T @ U)]
-    cross = np.linalg.norm(U @ P @ Q @ V)
-    assert LoraSquared(chain, 100, weight=0.3).penalty().item() == pytest.approx(0.3 * (np.mean(gaps) + cross))
-    assert LoraSquared(chain, 100, weight=0.3, cross=False).penalty().item() == pytest.approx(0.3 * np.mean(gaps))
+    """The mean of all its terms, as in the authors' code, which divides their sum by their number."""
+    chains = nn.ModuleList(build("gated_chain", 5, 6, rank=3, outer_rank=2, dtype=torch.float64) for _ in range(2))
+    gaps, crosses = [], []
+    for chain in chains:
+        U, P, Q, V = (getattr(chain, name).detach().numpy() for name in "UPQV")
+        gaps += [np.linalg.norm(F - np.eye(len(F))) for F in (V @ V.T, Q.T @ Q, P @ P.T, U.T @ U)]
+        crosses.append(np.linalg.norm(U @ P @ Q @ V))
+    assert LoraSquared(chains, 100, weight=0.3).penalty().item() == pytest.approx(0.3 * sum(gaps + crosses) / 10)
+    assert LoraSquared(chains, 100, weight=0.3, cross=False).penalty().item() == pytest.approx(0.3 * sum(gaps) / 8)
     with pytest.raises(ValueError, match="the outer pair is missing"):
         LoraSquared(build("gated_low_rank", 4, 4), 100)
 
