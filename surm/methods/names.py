@@ -124,7 +124,7 @@ _PHRASES: dict[str, Callable[[Any], str]] = {
 
 _PRUNED = {"penalty": 0.1, "prune_start": 0.15, "prune_end": 0.5, "prune_every": 0.002, "smoothing": 0.85, "std": 0.02}
 _USUAL: dict[str, dict[str, Any]] = {
-    "adalora": _PRUNED,
+    "adalora": _PRUNED | {"alpha": 16},
     "dynamic_dora": _PRUNED | {"alpha": 8, "dropout": 0.1, "prune_every": 0.0175, "smoothing": 0.9},
     "lora2": _PRUNED | {"alpha": 16},
 }  # values of one method that its name leaves out
