@@ -241,11 +241,23 @@ def test_kill_9_loses_nothing_but_the_steps_since_the_checkpoint(tmp_path: Path,
         assert 400 - resumed.happened["resumed_from_steps"][0] < 0.6 * 400
 
 
+NINE = ("melora", "hadamard", "lora_mini", "lora_xs", "dynamic_dora", "adalora", "lora2", "aurora", "lorta")
+PEFTS_ADALORA = ["structure=peft_adalora", "structure.arguments.deltaT=4", "structure.arguments.init_r=4"]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("moment", [30, 84])  # of 120 steps: the budget falls from the 13th, and is final from the 81st
-def test_kill_9_in_an_adalora_run_moves_no_digit(tmp_path: Path, moment: int) -> None:
-    longer = ["trainer.max_steps=120", "trainer.epochs=30", "trainer.checkpoint_every=3"]
-    options = ["structure=peft_adalora", "structure.arguments.deltaT=4", "structure.arguments.init_r=4", *longer]
+@pytest.mark.parametrize(
+    ("options", "moment"),
+    [
+        # Of 120 steps the budget of PEFT's falls from the 13th, and is final from the 81st.
+        pytest.param(PEFTS_ADALORA, 30, id="peft_adalora while it chooses"),
+        pytest.param(PEFTS_ADALORA, 84, id="peft_adalora once it has chosen"),
+        # Here it falls from the 18th to the 60th; the Hadamard adapter's head is alone for 24.
+        *(pytest.param([f"structure={name}", "model=tiny_bert", "dataset=valence"], 30, id=name) for name in NINE),
+    ],
+)
+def test_kill_9_moves_no_digit(tmp_path: Path, options: list[str], moment: int) -> None:
+    options = [*options, "trainer.max_steps=120", "trainer.epochs=30", "trainer.checkpoint_every=3"]
     run = configure(tmp_path / "whole", *options)
     whole = execute(run, say=quiet)
     folder = tmp_path / "killed" / "runs" / whole.signature
@@ -261,6 +273,9 @@ def test_kill_9_in_an_adalora_run_moves_no_digit(tmp_path: Path, moment: int) ->
     assert resumed.happened["resumed_from_steps"][0] >= moment
     assert resumed.happened["metrics"] == whole.happened["metrics"]
     assert resumed.happened["history"] == whole.happened["history"]
+    adapters = [tmp_path / part / "runs" / whole.signature / "adapter" for part in ("whole", "killed")]
+    one, other = ((adapter / "adapter_model.safetensors").read_bytes() for adapter in adapters)
+    assert one == other
 
 
 def _step(folder: Path) -> int:
