@@ -4,7 +4,8 @@
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -86,6 +87,14 @@ def register_schema() -> None:
             store.store(group="hydra/launcher", name=f"{name}_schema", node=schema.node)
     for resolver in (gpus, workers, gpus_each, cores_each):
         OmegaConf.register_new_resolver(f"surm.{resolver.__name__}", resolver, replace=True)
+    OmegaConf.register_new_resolver("surm.of", _of, replace=True)
+
+
+def _of(key: str, table: Mapping[str, Any]) -> Any:
+    """`${surm.of:${dataset.name}, {glue/rte: 50, glue/mrpc: 30}}`: what a paper takes for a data set, say."""
+    if key not in table:
+        raise ValueError(f"nothing is given for {key}: choose one of {', '.join(table)}, or give the value itself")
+    return table[key]
 
 
 @contextmanager
@@ -247,35 +256,41 @@ def _told(member: Sequence[str]) -> list[str]:
 def _compose_by_node(members: Sequence[list[str]], *, files: bool) -> list[Member[RunConfig]]:
     """The members of a sweep over runs.
 
-    A node of the configuration is composed once for each of its own values, not once for each member: composing takes
-    some 80 ms, and a table of the paper has hundreds of members. No node of `conf/` refers to another; where an
-    override does, each member is composed as a whole.
+    A node of the configuration is composed once for each of its own values, and of those of the nodes that it refers to
+    in the first member, not once for each member: composing takes some 80 ms, and a table of the paper has hundreds of
+    members. Where an override refers to a node, each member is composed as a whole.
     """
-    refers = any("$" in override for member in members for override in member)
+    whole = any("$" in override for member in members for override in member)
+    unresolved = compose_config(members[0], TRAIN)
+    plain: Any = OmegaConf.to_container(unresolved)
+    reads = {node: set(re.findall(r"\$\{(\w+)\.", str(values))) - {node} for node, values in plain.items()}
     fixed = set(members[0]).intersection(*members)
 
     def swept(member: list[str]) -> dict[str, list[str]]:
         by_node: dict[str, list[str]] = {}
         for override in member:
             if override not in fixed:
-                by_node.setdefault(_node(override), []).append(override)
+                own = _node(override)
+                for node in (own, *(other for other, read in reads.items() if own in read)):
+                    by_node.setdefault(node, []).append(override)
         return by_node
 
     def composed_whole(overrides: list[str]) -> RunConfig:
         return to_dataclasses(compose_config(overrides, TRAIN), TRAIN, overrides)
 
-    first = composed_whole(members[0])
-    nodes = {tuple(values): getattr(first, node) for node, values in swept(members[0]).items()}
+    first = to_dataclasses(unresolved, TRAIN, members[0])
+    configs = {tuple(values): first for values in swept(members[0]).values()}
     composed: list[Member[RunConfig]] = []
     for member in members:
         chosen = {}
-        for node, values in swept(member).items():
-            if tuple(values) not in nodes:
+        for node, values in ({} if whole else swept(member)).items():
+            if tuple(values) not in configs:
                 # The other nodes need some value: the first member's.
-                others = [override for override in members[0] if override in fixed or _node(override) != node]
-                nodes[tuple(values)] = getattr(composed_whole([*others, *values]), node)
-            chosen[node] = nodes[tuple(values)]
-        config = composed_whole(member) if refers else replace(first, **chosen)
+                told = set(map(_node, values))
+                others = [override for override in members[0] if override in fixed or _node(override) not in told]
+                configs[tuple(values)] = composed_whole([*others, *values])
+            chosen[node] = getattr(configs[tuple(values)], node)
+        config = composed_whole(member) if whole else replace(first, **chosen)
         with suppress(FormError):
             validate(config, files=files)
             composed.append(Member(_told(member), config))

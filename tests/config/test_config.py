@@ -162,10 +162,13 @@ def test_a_scale_runs_the_files_of_its_folder_in_the_stated_order() -> None:
     runs = ["digits", "mnist5k", "textile", "uuid", "valence"]
     studies = ["family_fit", "ldr_fit", "pinwheel", "psd_fit"]
     assert full.experiments == [f"full/{name}" for name in [*runs, *studies]]
-    numbers = [name.removeprefix("paper/").partition("_")[0] for name in load_scale("paper").experiments]
+    names = [name.removeprefix("paper/") for name in load_scale("paper").experiments]
     tables, figures = (1, 2, 3, 5, 6, 7), (6, 8, 10, 11)
+    systems = ["adalora", "aurora", "dynamic_dora", "hadamard", "lora2", "lora_mini", "lora_xs", "lorta", "melora"]
     studies = ["fig1", "fig4", "fig5"]
-    assert numbers == [*(f"table{k}" for k in tables), *(f"fig{k}" for k in figures), *studies]
+    numbers = [*(f"table{k}" for k in tables), *(f"fig{k}" for k in figures)]
+    assert [name.removesuffix("_glue") for name in names[10:19]] == systems
+    assert [name.partition("_")[0] for name in names[:10] + names[19:]] == [*numbers, *studies]
 
 
 @pytest.mark.parametrize(

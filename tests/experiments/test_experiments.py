@@ -12,15 +12,16 @@ from pathlib import Path
 import pytest
 
 from surm.config.command import entry_of
-from surm.config.compose import TRAIN, compose_sweep, composer, groups, sweep_members
+from surm.config.compose import TRAIN, compose_run, compose_sweep, composer, groups, sweep_members
 from surm.config.run import Run
+from surm.experiments.forecast import forecast
 from surm.experiments.plan import Experiment, load_experiment, load_scale, training_runs
-from surm.methods.names import label
+from surm.methods.names import label, style_of
 from surm.records.record import read_records
 from surm.report.claims import papers_beside, read_claims
 from surm.report.decide import ABOVE
 from surm.report.verdict import named_methods
-from surm.shared.errors import FormError
+from surm.shared.errors import ConfigError, FormError
 from surm.shared.paths import PAPER as PAPER_FOLDER
 from surm.shared.paths import REPOSITORY
 from surm.studies.entry import APPROXIMATE
@@ -28,7 +29,18 @@ from tests.data.hub_layout import write_tiny
 
 TRAINED = [name for name in groups()["experiment"] if entry_of(name) is TRAIN]
 STUDIES = [name for name in groups()["experiment"] if entry_of(name) is APPROXIMATE]
-PAPER = [name for name in TRAINED if name.startswith("paper/")]
+SYSTEMS = {  # the other systems' own experiments, and how many numbers they train at most
+    "adalora": 1_991_520,
+    "aurora": 50_336 + 18_432,
+    "dynamic_dora": 1_991_520,
+    "hadamard": 36_864,
+    "lora2": 1_336_896,
+    "lora_mini": 36_864,
+    "lora_xs": 60 * 16**2,
+    "lorta": 3_440,
+    "melora": 36_864,
+}
+PAPER = [name for name in TRAINED if name.startswith("paper/") and name[6:].removesuffix("_glue") not in SYSTEMS]
 SMALL = [name for name in TRAINED if name.startswith("small/")]
 CLAIMS = [name for name in TRAINED if name.startswith(("claims/", "systems/"))]
 TINY = {"bert": "tiny_bert", "llama": "tiny_llama", "sam": "tiny_sam"}
@@ -90,7 +102,7 @@ def run_to_table(name: str, folder: Path, settings: list[str], monkeypatch: pyte
     reproduce(name, [f"model={tiny_model(name)}", *SHRUNK, *where, *settings], monkeypatch)
     for record in read_records(folder / "outputs" / "runs").values():
         assert record.finished, record.happened["error"]
-        assert record.happened["steps"] == 1
+        assert record.happened["steps"] == record.asked["trainer"]["max_steps"]
     (table,) = (file for file in (folder / "outputs" / "tables").glob("*.md") if file.stem != "primary_claims")
     return table.read_text()
 
@@ -131,6 +143,41 @@ def test_every_method_of_the_large_tables_runs(name: str, tmp_path: Path, monkey
         "paper/table5_glue": ("Compacter", "prefix tuning"),
     }
     assert all(method in table for method in own[name])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("system", "parameters"), SYSTEMS.items())
+def test_the_experiments_of_the_systems_run_to_their_tables(
+    system: str, parameters: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = f"paper/{system}_glue"
+    test_the_header_counts_the_runs(name)
+    of_system = next(run for run in training_runs([loaded(name)]) if run.config.structure.name != "layernorm_tuning")
+    planned = forecast(of_system)
+    assert planned is not None
+    assert planned.trainable == parameters
+    # What an allocator prunes needs two steps.
+    table = run_to_table(name, tmp_path, ["trainer.max_steps=2", "trainer.epochs=2"], monkeypatch)
+    assert style_of(of_system.config.structure.name).label in table
+    assert all(dataset in table for dataset in datasets(name))
+
+
+def test_an_experiment_may_have_settings_of_each_data_set() -> None:
+    """The rates of LoRTA's scripts, composed by nodes as alone."""
+    stated = {"rte": (1e-2, 1e-2, 160), "cola": (1e-2, 1e-3, 80), "stsb": (5e-2, 5e-3, 80), "sst2": (4e-3, 4e-3, 60)}
+    tasks = ",".join(f"glue/{task}" for task in stated)
+    command = ["experiment=paper/lorta_glue", f"dataset={tasks}", "seed=0,1"]
+    with composer():
+        runs = [Run.of(member.config) for member in compose_sweep(command)]
+        alone = Run.of(compose_run(["experiment=paper/lorta_glue", "dataset=glue/stsb", "structure=lorta", "seed=1"]))
+    found = {
+        (run.config.dataset.name[5:], run.config.seed): (run.rate, run.config.optim.head_lr, run.config.trainer.epochs)
+        for run in runs
+    }
+    assert found == {(task, seed): settings for task, settings in stated.items() for seed in (0, 1)}
+    assert alone.signature in {run.signature for run in runs}
+    with composer(), pytest.raises(ConfigError, match=r"nothing is given for glue/mnli: choose one of glue/rte"):
+        compose_run(["experiment=paper/lorta_glue", "dataset=glue/mnli"])
 
 
 @pytest.mark.sample(4)
