@@ -25,6 +25,7 @@ class Allocated(OfTuner):
     """
 
     forms = ("weight",)
+    may_not_fit = True
     gated: ClassVar[str] = "gated_low_rank"  # the structure
     allocator_class: ClassVar[type[Allocator]]
     passed: ClassVar[Mapping[str, str]] = {}

@@ -63,6 +63,9 @@ class Method:
     recomputes: ClassVar[bool] = True
     """Whether a forward pass may be computed again in the backward one (`trainer.gradient_checkpointing`)."""
 
+    may_not_fit: ClassVar[bool] = False
+    """Whether `apply` may refuse a model or a run's length; then it is tried on the model's skeleton before weights."""
+
     options: ClassVar[Mapping[str, Option]] = {}
     """The settings with their defaults and ranges; each is a key of `conf/structure`."""
 

@@ -37,6 +37,7 @@ class Hadamard(Method):
 
     name = "hadamard"
     uses_placement = False
+    may_not_fit = True
     options: ClassVar[Mapping[str, Option]] = {
         "position": one_of("before", "after"),
         "shift": one_of(True, False),

@@ -193,6 +193,7 @@ class PrefixTuning(Method):
 
     name = "prefix_tuning"
     uses_placement = False
+    may_not_fit = True
     recomputes = False
     options: ClassVar[Mapping[str, Option]] = {"tokens": count(10), "projection": one_of(False, True)}
 

@@ -129,6 +129,7 @@ class SharedStructured(Structured):
     """
 
     forms = ("weight",)
+    may_not_fit = True
     usual_rate = 1e-2
     middle_rate = 2.5e-2
 
@@ -183,6 +184,7 @@ class AdapterDrop(OfTuner):
 
     name = "adapter_drop"
     forms = ("adapter",)
+    may_not_fit = True
     usual_rate = 1e-3
     options: ClassVar[Mapping[str, Option]] = {
         "of": Option(str, "bottleneck", lambda value: isinstance(value, str), "bottleneck, compacter or a structure"),

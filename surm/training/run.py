@@ -21,6 +21,7 @@ from surm.shared.processes import is_main, main_decides
 from surm.training.device import accelerator, out_of_memory
 from surm.training.interrupt import stop_at_signal
 from surm.training.loop import Loop, Report
+from surm.training.setup import check_fit
 from surm.training.tracking import NoTracker, Tracker, start_tracker
 
 
@@ -52,6 +53,7 @@ def execute(run: Run, *, report: Report | None = None, say: Callable[[str], None
         say = report = _silent
     claim = Claim(run.folder.path)
     with _set_up(config):  # nothing is written before all of it is there
+        check_fit(run)
         hashes = {
             "data": data_hash(config.dataset.name, **config.dataset.origin()),
             "weights": weights_hash(config.model.name, **config.model.origin()),

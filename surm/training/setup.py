@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -14,11 +15,12 @@ from torch import nn
 from torch.utils.data import DataLoader, Subset
 
 from surm.config.run import Run
-from surm.data import Example, Examples, Task, load_task
+from surm.config.schema import RunConfig
+from surm.data import Example, Examples, Task, data_predicts, load_task
 from surm.data.order import EpochBatches
 from surm.methods.base import Method
-from surm.methods.registry import make_method
-from surm.models import load_backbone
+from surm.methods.registry import make_method, method_class
+from surm.models import load_backbone, skeleton
 from surm.shared.errors import ConfigError, UserError, first_line
 from surm.training.device import checkpoint_activations
 from surm.training.optim import parameter_groups
@@ -56,6 +58,35 @@ class Setup:
     steps: int
 
 
+def check_fit(run: Run) -> None:
+    """Try a method that may not fit on the model without its weights, before these are read or fetched.
+
+    Raises:
+        ConfigError: it does not fit the model, or a run of `trainer.max_steps` at most.
+    """
+    config, model = run.config, run.config.model
+    if not method_class(config.structure.name).may_not_fit:
+        return
+    predicts = data_predicts(config.dataset.name)
+    backbone = skeleton(model.name, num_labels=2, predicts=predicts, image_size=model.image_size, **model.origin())
+    with _fitting(config), torch.random.fork_rng(devices=[]):
+        steps = config.trainer.max_steps or 10**6  # those of whole epochs are known with the data
+        make_method(run.asked["structure"]).apply(backbone, run.asked.get("placement"), steps)
+
+
+@contextmanager
+def _fitting(config: RunConfig) -> Iterator[None]:
+    """What a method raises where it does not fit, as one sentence."""
+    try:
+        yield
+    except UserError:
+        raise
+    except ValueError as error:
+        raise ConfigError(
+            f"structure={config.structure.name} on model={config.model.name}: {first_line(error)}."
+        ) from None
+
+
 def prepare(run: Run, accelerator: Accelerator) -> Setup:
     """Load, freeze, adapt and place everything that `run` asks for; sets the global random numbers by its seed.
 
@@ -82,12 +113,8 @@ def prepare(run: Run, accelerator: Accelerator) -> Setup:
     if task.memorised and trainer.max_steps:
         steps = trainer.max_steps
     total_parameters = sum(parameter.numel() for parameter in backbone.module.parameters())
-    try:
+    with _fitting(config):
         module = method.apply(backbone, run.asked.get("placement"), steps)
-    except UserError:
-        raise
-    except ValueError as error:
-        raise ConfigError(f"structure={config.structure.name} on model={model.name}: {first_line(error)}.") from None
     if trainer.gradient_checkpointing:
         checkpoint_activations(backbone.module)
     optim = config.optim

@@ -3,6 +3,7 @@
 import csv
 import json
 import pickle
+import re
 import struct
 import zipfile
 import zlib
@@ -86,6 +87,33 @@ def test_a_sentence_stays_as_it_is(place, error, tmp_path, monkeypatch) -> None:
     with pytest.raises(type(error)) as raised:
         execute(asked, say=quiet)
     assert raised.value is error
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["structure=hadamard", "structure.layers=3"], "layers=3 is not possible: the model has 2 blocks"),
+        (["structure=aurora", "placement=weight_all_linear"], "aurora shares its factors among matrices of one size"),
+        (["structure=aurora", "structure.gate=true"], "gate=True needs blocks as those of BERT"),
+        (["structure=lorta", "placement=weight_all_linear"], "give heads='output' or 'input'"),
+        (["structure=lorta", "structure.num_heads=5"], "5 heads do not divide the width 48"),
+        (["structure=adalora", "trainer.max_steps=1"], "1 steps leave none between 0.15 and 0.5 of them"),
+        (
+            ["structure=adapter_drop", "structure.dropped_layers=2", "placement=adapter_houlsby"],
+            "leaves no adapter in 2",
+        ),
+    ],
+    ids=lambda value: "" if isinstance(value, str) else " ".join(value),
+)
+def test_a_method_that_does_not_fit_is_refused_before_any_weights(options, words, tmp_path, monkeypatch) -> None:
+    asked = configure(tmp_path / "outputs", *options)
+    monkeypatch.setattr(run, "weights_hash", failing(AssertionError("the weights were read")))
+    state = torch.get_rng_state()
+    with pytest.raises(ConfigError, match=re.escape(words)) as raised:
+        execute(asked, say=quiet)
+    assert "\n" not in str(raised.value)
+    assert torch.equal(torch.get_rng_state(), state)
     assert list(tmp_path.iterdir()) == []
 
 
