@@ -113,7 +113,7 @@ _PHRASES: dict[str, Callable[[Any], str]] = {
     "layers": lambda layers: "" if layers is None else f", {layers} upper blocks",
     "head_first": lambda share: "" if share == 0 else f", head first {100 * share:g} %",
     "terms": lambda terms: "" if terms == 1 else f", {terms} terms",
-    "alpha": lambda alpha: "" if alpha == 1 else f", alpha {alpha:g}",
+    "alpha": lambda alpha: f", alpha {alpha:g}",
     "dropout": lambda dropout: "" if dropout == 0 else f", dropout {dropout:g}",
     "init_weights": lambda scheme: ", authors' start" if scheme == "authors" else "",
     "arguments": lambda arguments: "".join(
@@ -148,7 +148,7 @@ def label(asked: Mapping[str, Any]) -> str:
     structure = dict(asked["structure"])
     name = structure.pop("name")
     text = style_of(name).label
-    usual = _USUAL.get(name, {})
+    usual = {"alpha": 1} | _USUAL.get(name, {})
     if name in ("lora", "lora_fa"):
         usual = {"alpha": structure.get("rank")}  # a factor alpha / rank of 1
     structure = {option: value for option, value in structure.items() if option not in usual or value != usual[option]}

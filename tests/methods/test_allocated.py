@@ -81,7 +81,7 @@ def test_too_few_steps_are_one_sentence() -> None:
     ("name", "options", "expected"),
     [
         ("adalora", {"alpha": 16.0}, "AdaLoRA (ours) r=2 to 1"),
-        ("adalora", {"alpha": 32.0}, "AdaLoRA (ours) r=2 to 1, alpha 32"),
+        ("adalora", {"alpha": 1.0}, "AdaLoRA (ours) r=2 to 1, alpha 1"),
         ("dynamic_dora", {"alpha": 8.0, "dropout": 0.1}, "dynamic DoRA r=2 to 1"),
         ("dynamic_dora", {"alpha": 8.0}, "dynamic DoRA r=2 to 1"),
         ("lora2", {"outer_rank": 1, "alpha": 16.0}, "LoRA² r=8 to 1"),
