@@ -333,8 +333,9 @@ class _Linears(torch.autograd.Function):
         biases = [_bias_gradient(own) if needed else None for own, needed in zip(each, of_biases, strict=True)]
         dx = None
         if needs_x:
-            total = _summed_weights(weights, _with_tensors(ctx.plan, generators), x.dtype)
-            dx = torch.mm(g.view(-1, len(total)), total).view(x.shape)
+            with without_autocast(x):
+                total = _summed_weights(weights, _with_tensors(ctx.plan, generators), x.dtype)
+                dx = torch.mm(g.view(-1, len(total)), total).view(x.shape)
             del total  # before the gradients of the generators
         _, found = _gradients(g, x, None, generators, ctx.plan, False, any(needs[2 * ctx.layers :]))
         return None, None, dx, *(None for _ in weights), *biases, *(found or (None for _ in generators))
