@@ -183,8 +183,9 @@ def updates(
     for family, (way, outer) in zip(_families(structure), ways, strict=False):
         with without_autocast(x):  # a family may make them by products of its own
             generators = family.generators(wide)
-        # A kernel for a GPU reads them one entry after the other.
-        way = way if way == PLAIN or all(tensor.is_contiguous() for tensor in generators) else PLAIN
+        # A kernel for a GPU reads them one entry after the other, and does not ask where; torch's own operators do.
+        readable = way == PLAIN or all(tensor.is_contiguous() and tensor.device == x.device for tensor in generators)
+        way = way if readable else PLAIN
         listed.append(Update(updated, family.kernel, generators, alpha, outer, way))
     return listed
 

@@ -78,6 +78,13 @@ def test_rows_may_stand_in_columns_of_memory_or_be_one_row_expanded(way, structu
     check(way, two_parts(structure, options, m, n), x, draw(1, 1).expand(20, 2 * m), draw(2 * m, n, seed=2))
 
 
+@pytest.mark.parametrize(("place", "way"), [(DEVICE, "form"), ("meta", "plain")])
+def test_parameters_elsewhere_are_for_operators_that_say_so(place, way):
+    part = build("circulant", 32, 32, device=DEVICE)
+    [update] = updates(part, torch.empty(5, 32, device=place), ways=[("form", True)])
+    assert update.way == way
+
+
 @pytest.mark.parametrize(
     ("kernel", "size", "dtype", "rows", "way"),
     [
