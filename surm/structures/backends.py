@@ -27,7 +27,8 @@ from surm.structures.base import Structure
 from surm.structures.family import Family
 from surm.structures.gpu import available
 from surm.structures.kernels import KERNELS
-from surm.structures.ops import Update, updated_linear
+from surm.structures.ops import updated_linear
+from surm.structures.plan import Update
 from surm.structures.traced import traces
 from surm.structures.ways import FORM, PLAIN, TRACED, TRANSFORM
 from surm.structures.work import Work

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from surm.structures import Structure, build
 from surm.structures.autocast import autocasts
 from surm.structures.backends import choose, product, transformed, updates
-from surm.structures.ops import Update, updated_linear
+from surm.structures.ops import updated_linear
+from surm.structures.plan import Update
 from surm.tuners.config import SurmConfig
 from surm.tuners.merging import Merging
 from surm.tuners.offload import call_device, parameters_here

@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from surm.structures import Structure
 from surm.structures.autocast import autocasts
 from surm.structures.backends import choose, updates
-from surm.structures.ops import Update, updated_linears
+from surm.structures.ops import updated_linears
+from surm.structures.plan import Update
 
 NAMES = (
     ("query", "key", "value"),

@@ -11,7 +11,8 @@ from surm.structures import build, gpu
 from surm.structures.backends import updates
 from surm.structures.gpu import factors, transform_kernels
 from surm.structures.gpu.ways import WAYS, ways_of
-from surm.structures.ops import Update, updated_linear
+from surm.structures.ops import updated_linear
+from surm.structures.plan import Update
 from tests.structures.gpu import DEVICE
 from tests.structures.twin import assert_dense
 
