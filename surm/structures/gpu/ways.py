@@ -88,6 +88,13 @@ class Formed(Way):
 class Correlated(Formed):
     """D in one launch, and the gradients by transforms."""
 
+    def backward(
+        self, group: Group, tensors: Parts, g: Tensor, x: Tensor, dx: Tensor | None, fresh: bool, needs: bool
+    ) -> list[Tensor]:
+        found = self.gradients(group, tensors, g, x) if needs else []  # first, for `Fitting`
+        super().backward(group, tensors, g, x, dx, fresh, needs=False)
+        return found
+
     def gradients(self, group: Group, tensors: Parts, g: Tensor, x: Tensor) -> list[Tensor]:
         return _by_transforms(group, tensors, g, x, None)
 
@@ -159,9 +166,9 @@ def _fit(tensors: Parts, x: Tensor) -> bool:
 class Fitting(Way):
     """A way, or another one where its kernels take more shared memory than the GPU has (docs/speed.md).
 
-    Triton says so at a first launch. Until then nothing is added to an output or to the gradient of x: the kernel that
-    adds is the first of its group, but for those that make its operands, and the gradient's last kernel, which
-    follows it, takes no more than the spectrum's, which precedes it.
+    Triton says so at a first launch, and until the first kernel of tokens runs nothing is added to an output or to the
+    gradient of x. The kernel that ends the parameters' gradients runs later, and is smaller than that of spectra, which
+    runs before.
     """
 
     def __init__(self, first: Way, other: Way) -> None:

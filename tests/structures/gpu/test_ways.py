@@ -116,10 +116,11 @@ def test_way_by_kernel_size_dtype_and_rows(kernel, size, dtype, rows, way):
     ("way", "structure", "options", "kernels", "refused"),
     [
         ("transform", "circulant", {}, transform_kernels, "spectra"),
+        ("correlate", "circulant", {}, transform_kernels, "backward"),
         pytest.param("transform", "ldr", {}, transform_kernels, "backward", marks=pytest.mark.slow),
         ("factors", "kronecker", {"factor_shape": [8, 8]}, factors, "_gradients"),
     ],
-    ids=["spectrum", "transforms", "factors"],
+    ids=["spectrum", "gradients", "transforms", "factors"],
 )
 def test_what_a_gpu_has_no_room_for_goes_another_way(way, structure, options, kernels, refused, monkeypatch):
     """And is asked for once."""
