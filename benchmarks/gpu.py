@@ -44,6 +44,7 @@ TESTS = {  # in `more`: what pytest is given
     "tests": ["tests/gpu"],
     "kernel_tests": ["tests/structures/gpu", "-m", "not slow"],
 }
+TRAIN, FOUR = "scripts/train.py, {}", "four runs at once"  # titles
 TEST_SECONDS = 150.0  # at most, of each where something else is measured, too
 REASON_LINES = 8  # that are kept of why a test failed, the last ones
 
@@ -329,8 +330,8 @@ def _runs(arguments: argparse.Namespace, device: torch.device) -> Units:
         def measured(report: Report, precision: str = precision) -> None:
             measure_run(report.more, arguments.tiny, device, precision)
 
-        yield 3, Unit(f"scripts/train.py, {precision}", measured)
-    yield 3, Unit("four runs at once", lambda report: measure_four(report.more, arguments.tiny, device))
+        yield 3, Unit(TRAIN.format(precision), measured)
+    yield 3, Unit(FOUR, lambda report: measure_four(report.more, arguments.tiny, device))
 
 
 # --- results of several calls -----------------------------------------------------------------------------------------
@@ -339,17 +340,23 @@ def _runs(arguments: argparse.Namespace, device: torch.device) -> Units:
 def _merge(paths: Sequence[Path], output: Path) -> Iterator[str]:
     more: dict[str, Any] = {}
     cells: list[Cell] = []
+    missing: list[list[str]] = []
     for path in paths:
         try:
             stored = json.loads(path.read_text())
             cells += [Cell.from_json(cell) for cell in stored.pop("cells")]
         except (OSError, ValueError, KeyError, TypeError):
             raise ConfigError(f"--merge {path}: that is no result of this benchmark.") from None
+        missing += stored.pop("missing", [])
         more |= stored
     report = Report(output, more)
     for cell in cells:
         report.add(cell)
     measured = {cell.title.replace(f" on {cell.place.get('dataset')}", "") for cell in cells}
-    more["missing"] = [entry for entry in more.get("missing", []) if entry[0] not in measured]
+    measured |= {asked[0] for key, asked in TESTS.items() if key in more}
+    measured |= {TRAIN.format(run["precision"]) for run in more.get("train", [])} | (
+        {FOUR} if "four" in more else set()
+    )
+    more["missing"] = [list(entry) for entry in dict.fromkeys(map(tuple, missing)) if entry[0] not in measured]
     report.store()
     return report.draw()

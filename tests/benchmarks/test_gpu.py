@@ -104,6 +104,19 @@ def test_a_rehearsal_leaves_numbers_a_table_and_a_picture_and_is_merged(tmp_path
     assert merged.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_what_any_of_several_results_lacks_is_said_unless_another_has_it(tmp_path: Path) -> None:
+    late = "no time was left"
+    first = {"cells": [], "four": {"times_the_runs_an_hour": 3.0}, "missing": [["tests/gpu", late], ["a cell", late]]}
+    tests = {"passed": 2, "failed": 0, "skipped": 0}
+    second = {"cells": [], "tests": tests, "missing": [["four runs at once", late], ["scripts/train.py, no", late]]}
+    for name, stored in (("first", first), ("second", second)):
+        (tmp_path / f"{name}.json").write_text(json.dumps(stored))
+    output = tmp_path / "all.json"
+    paths = [str(tmp_path / f"{name}.json") for name in ("first", "second")]
+    list(run(options().parse_args(["--merge", *paths, "--output", str(output)])))
+    assert json.loads(output.read_text())["missing"] == [["a cell", late], ["scripts/train.py, no", late]]
+
+
 @pytest.mark.slow
 def test_failed_tests_are_named_in_the_result_and_printed_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "test_some.py"
