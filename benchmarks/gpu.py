@@ -44,6 +44,7 @@ TESTS = {  # in `more`: what pytest is given
     "tests": ["tests/gpu"],
     "kernel_tests": ["tests/structures/gpu", "-m", "not slow"],
 }
+TRAIN, FOUR = "scripts/train.py, {}", "four runs at once"  # titles
 TEST_SECONDS = 150.0  # at most, of each where something else is measured, too
 REASON_LINES = 8  # that are kept of why a test failed, the last ones
 
@@ -106,7 +107,7 @@ class Unit:
 
 
 Units = Iterator[tuple[int, Unit]]
-"""With the turn in which each is measured: what compiles takes minutes, and comes last."""
+"""With the turn in which each is measured. Every goal has a cell before the rest follows; what compiles comes late."""
 
 
 def run(arguments: argparse.Namespace) -> Iterator[str]:
@@ -201,7 +202,7 @@ def _layers(arguments: argparse.Namespace, device: torch.device, end: float) -> 
     except ValueError as error:
         raise ConfigError(f"--only: {error}") from None
     sizes = list(itertools.product(arguments.widths, arguments.tokens, arguments.dtypes))
-    for turn, modes in ((1, ("eager", "graph")), (5, ("compiled",))):
+    for modes in (("eager", "graph"), ("compiled",)):
         for (width, tokens, dtype), mode in itertools.product(sizes, [m for m in modes if m in arguments.mode]):
             listed = goals.COMPILED if mode == "compiled" else goals.ROWS
             chosen = [_in_time(known[name], end) for name in listed if not only or name in (FLOOR, LORA, *only)]
@@ -230,6 +231,9 @@ def _layers(arguments: argparse.Namespace, device: torch.device, end: float) -> 
                     )
                 )
 
+            place = {"width": width, "tokens": tokens, "dtype": dtype, "mode": mode}
+            first = width == goals.EVERYDAY or place == goals.LARGEST
+            turn = (5 if first else 7) if mode == "compiled" else (1 if first else 6)
             yield turn, Unit(f"{width} x {width}, {tokens:,} tokens, {dtype}, {device.type}, {mode}", measured)
 
 
@@ -274,7 +278,7 @@ def _steps(arguments: argparse.Namespace, device: torch.device, end: float) -> U
 def _tests(arguments: argparse.Namespace, device: torch.device, end: float) -> Units:
     if "tests" in arguments.part:
         longest = math.inf if arguments.part == ["tests"] else TEST_SECONDS
-        for turn, (key, asked) in zip((0, 6), TESTS.items(), strict=True):
+        for turn, (key, asked) in zip((0, 8), TESTS.items(), strict=True):
 
             def measured(report: Report, key: str = key) -> None:
                 run_tests(report, key, min(end, time.monotonic() + longest))
@@ -326,8 +330,8 @@ def _runs(arguments: argparse.Namespace, device: torch.device) -> Units:
         def measured(report: Report, precision: str = precision) -> None:
             measure_run(report.more, arguments.tiny, device, precision)
 
-        yield 3, Unit(f"scripts/train.py, {precision}", measured)
-    yield 3, Unit("four runs at once", lambda report: measure_four(report.more, arguments.tiny, device))
+        yield 3, Unit(TRAIN.format(precision), measured)
+    yield 3, Unit(FOUR, lambda report: measure_four(report.more, arguments.tiny, device))
 
 
 # --- results of several calls -----------------------------------------------------------------------------------------
@@ -336,17 +340,23 @@ def _runs(arguments: argparse.Namespace, device: torch.device) -> Units:
 def _merge(paths: Sequence[Path], output: Path) -> Iterator[str]:
     more: dict[str, Any] = {}
     cells: list[Cell] = []
+    missing: list[list[str]] = []
     for path in paths:
         try:
             stored = json.loads(path.read_text())
             cells += [Cell.from_json(cell) for cell in stored.pop("cells")]
         except (OSError, ValueError, KeyError, TypeError):
             raise ConfigError(f"--merge {path}: that is no result of this benchmark.") from None
+        missing += stored.pop("missing", [])
         more |= stored
     report = Report(output, more)
     for cell in cells:
         report.add(cell)
     measured = {cell.title.replace(f" on {cell.place.get('dataset')}", "") for cell in cells}
-    more["missing"] = [entry for entry in more.get("missing", []) if entry[0] not in measured]
+    measured |= {asked[0] for key, asked in TESTS.items() if key in more}
+    measured |= {TRAIN.format(run["precision"]) for run in more.get("train", [])} | (
+        {FOUR} if "four" in more else set()
+    )
+    more["missing"] = [list(entry) for entry in dict.fromkeys(map(tuple, missing)) if entry[0] not in measured]
     report.store()
     return report.draw()

@@ -36,13 +36,9 @@ def page(cells: Sequence[Cell], more: Mapping[str, Any]) -> str:
     more: what `benchmarks.gpu` stores beside the cells: tests, runs of `scripts/train.py`, what is missing.
     """
     train, missing = more.get("train") or [], more.get("missing") or []
-    tests = {place: more[key] for key, place in TESTS.items() if key in more}
-    parts = [f"# One training step on {more.get('gpu') or 'no GPU'}\n", _goals(cells)]
-    if tests:
-        counts = (", ".join(f"{number} {what}" for what, number in found.items()) for found in tests.values())
-        each = (f"* `{place}`: {words}\n" for place, words in zip(tests, counts, strict=True))
-        parts.append("## Tests\n\n" + "".join(each))
-        parts.append("".join(f"* failed: {name}\n" for name, _ in more.get("failed_tests") or []))
+    parts = [f"# One training step on {more.get('gpu') or 'no GPU'}\n", _goals(cells, more)]
+    parts.append("## Tests\n\n" + "".join(f"* `{place}`: {_counts(more.get(key))}\n" for key, place in TESTS.items()))
+    parts.append("".join(f"* failed: {name}\n" for name, _ in more.get("failed_tests") or []))
     if train:
         parts.append(_runs(train))
     if four := more.get("four"):
@@ -60,7 +56,11 @@ def page(cells: Sequence[Cell], more: Mapping[str, Any]) -> str:
     return "\n".join(parts)
 
 
-def _goals(cells: Sequence[Cell]) -> str:
+def _counts(tests: Mapping[str, int] | None) -> str:
+    return ", ".join(f"{number} {what}" for what, number in tests.items()) if tests else "not run"
+
+
+def _goals(cells: Sequence[Cell], more: Mapping[str, Any]) -> str:
     header = ["goal", "matrices", "at most", "worst", "at", "verdict"]
     rows = [
         [
@@ -71,7 +71,7 @@ def _goals(cells: Sequence[Cell]) -> str:
             found.where,
             found.verdict,
         ]
-        for found in findings(cells)
+        for found in findings(cells, more)
     ]
     return f"## Goals\n\n{markdown(header, rows, right=[False, False, True, True, False, False])}\n"
 

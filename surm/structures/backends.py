@@ -27,7 +27,8 @@ from surm.structures.base import Structure
 from surm.structures.family import Family
 from surm.structures.gpu import available
 from surm.structures.kernels import KERNELS
-from surm.structures.ops import Update, updated_linear
+from surm.structures.ops import updated_linear
+from surm.structures.plan import Update
 from surm.structures.traced import traces
 from surm.structures.ways import FORM, PLAIN, TRACED, TRANSFORM
 from surm.structures.work import Work
@@ -183,8 +184,9 @@ def updates(
     for family, (way, outer) in zip(_families(structure), ways, strict=False):
         with without_autocast(x):  # a family may make them by products of its own
             generators = family.generators(wide)
-        # A kernel for a GPU reads them one entry after the other.
-        way = way if way == PLAIN or all(tensor.is_contiguous() for tensor in generators) else PLAIN
+        # A kernel for a GPU reads them one entry after the other, and does not ask where; torch's own operators do.
+        readable = way == PLAIN or all(tensor.is_contiguous() and tensor.device == x.device for tensor in generators)
+        way = way if readable else PLAIN
         listed.append(Update(updated, family.kernel, generators, alpha, outer, way))
     return listed
 

@@ -8,41 +8,22 @@ that has the size of the tokens, only x is kept between them.
 """
 
 from collections.abc import Sequence
-from functools import cache, lru_cache
-from typing import Any, NamedTuple, cast
+from functools import cache
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
 from surm.structures.autocast import without_autocast
+from surm.structures.plan import Plan, Update, plan_of, read, with_tensors
 from surm.structures.traced import Traced
-from surm.structures.ways import MOST_PARTS, PLAIN, TRACED, Group, Parts, Plain, Way
+from surm.structures.ways import PLAIN, TRACED, Group, Parts, Plain, Way
 
 NO_SECOND_DERIVATIVES = (
     "surm: second derivatives of a layer with an update are not available this way: give backend='fft', whose products "
     "are differentiable as often as one likes."
 )
-
-
-class Update(NamedTuple):
-    """alpha S, which a layer adds to some rows of its weight.
-
-    Attributes:
-        rows: those of W that it updates.
-        kernel: name of the kernel that writes S.
-        generators: the tensors that the kernel writes S by.
-        alpha: the factor.
-        outer: whether the gradients of the generators are made from H = g^T x.
-        way: name of the way that it acts in, see `surm.structures.ways`.
-    """
-
-    rows: slice
-    kernel: str
-    generators: Sequence[Tensor]
-    alpha: float = 1.0
-    outer: bool = False
-    way: str = PLAIN
 
 
 def updated_linear(
@@ -71,7 +52,7 @@ def updated_linear(
     Raises:
         RuntimeError: second derivatives are asked for.
     """
-    plan = _plan(m, weight is not None and together, updates)
+    plan = plan_of(m, weight is not None and together, updates)
     tensors = [tensor for update in updates for tensor in update.generators]
     dtype = dtype or x.dtype
     if torch.compiler.is_compiling():
@@ -96,74 +77,9 @@ def updated_linears(
     Raises:
         RuntimeError: second derivatives are asked for.
     """
-    plan = _plan(sum(len(weight) for weight in weights), True, updates)
+    plan = plan_of(sum(len(weight) for weight in weights), True, updates)
     tensors = [tensor for update in updates for tensor in update.generators]
     return cast(tuple[Tensor, ...], _Linears.apply(plan, len(weights), x, *weights, *biases, *tensors))
-
-
-class Plan(NamedTuple):
-    """All that is said about the updates of a layer, without tensors.
-
-    Attributes:
-        m: outputs of the layer.
-        together: one product with W + D.
-        groups: the updates in order; their generators follow each other in one flat list.
-    """
-
-    m: int
-    together: bool
-    groups: tuple[Group, ...]
-
-    @property
-    def is_plain(self) -> bool:
-        """Whether no kernel of a GPU reads rows."""
-        return all(group.way in (PLAIN, TRACED) for group in self.groups)
-
-    def written(self) -> str:
-        """As text: an operator of torch.library takes nothing nested, and a graph sees a constant."""
-        groups = (":".join(map(str, group)) for group in self.groups)
-        return ";".join([str(self.m), str(self.together), *groups])
-
-
-@lru_cache(maxsize=1024)
-def _read(plan: str) -> Plan:
-    m, together, *written = plan.split(";")
-    groups = []
-    for one in written:
-        start, stop, parts, generators, kernel, alpha, outer, name = one.split(":")
-        sizes = (int(start), int(stop), int(parts), int(generators))
-        groups.append(Group(*sizes, kernel, float(alpha), outer == "True", name))
-    return Plan(int(m), together == "True", tuple(groups))
-
-
-Facts = tuple[int, int, str, float, bool, str, tuple[torch.Size, ...]]
-
-
-def _plan(m: int, together: bool, updates: Sequence[Update]) -> Plan:
-    facts = tuple(
-        (rows.start, rows.stop, kernel, alpha, outer, name, tuple(tensor.shape for tensor in generators))
-        for rows, kernel, generators, alpha, outer, name in updates
-    )
-    # torch.compile warns of a cache that it follows, and ignores it.
-    return (_grouped if torch.compiler.is_compiling() else _remembered)(m, together, facts)
-
-
-def _grouped(m: int, together: bool, updates: tuple[Facts, ...]) -> Plan:
-    """Neighbours of one kind, size and alpha side by side: one product with x for all costs less than one for each."""
-    groups: list[Group] = []
-    last: tuple[Any, ...] = ()
-    for start, stop, kernel, alpha, outer, name, shapes in updates:
-        kind = (stop - start, kernel, alpha, outer, name, shapes)
-        room = name in (PLAIN, TRACED) or not groups or groups[-1].parts < MOST_PARTS
-        if groups and kind == last and groups[-1].stop == start and room:
-            groups[-1] = groups[-1]._replace(stop=stop, parts=groups[-1].parts + 1)
-        else:
-            groups.append(Group(start, stop, 1, len(shapes), kernel, float(alpha), outer, name))
-        last = kind
-    return Plan(m, together, tuple(groups))
-
-
-_remembered = lru_cache(maxsize=4096)(_grouped)  # by all that it depends on, so that nothing in it is ever stale
 
 
 _PLAIN, _TRACED = Plain(), Traced()
@@ -181,18 +97,6 @@ def _of_gpu() -> dict[str, Way]:
     from surm.structures.gpu.ways import WAYS
 
     return WAYS
-
-
-def _with_tensors(plan: Plan, tensors: Sequence[Tensor]) -> list[tuple[Group, Parts]]:
-    """Each group with the generators of its parts."""
-    found: list[tuple[Group, Parts]] = []
-    first = 0
-    for group in plan.groups:
-        size = group.generators
-        stop = first + group.parts * size
-        found.append((group, [tensors[start : start + size] for start in range(first, stop, size)]))
-        first = stop
-    return found
 
 
 def summed_weight(weight: Tensor, groups: Sequence[tuple[Group, Parts]], dtype: torch.dtype) -> Tensor:
@@ -237,7 +141,7 @@ def _forward(
     tensors: Sequence[Tensor],
     plan: Plan,
 ) -> Tensor:
-    groups, m = _with_tensors(plan, tensors), plan.m
+    groups, m = with_tensors(plan, tensors), plan.m
     with without_autocast(x):  # in whose dtype D would be formed
         if weight is not None and plan.together:
             return linear(x, summed_weight(weight, groups, x.dtype), bias)
@@ -260,7 +164,7 @@ def _gradients(
 ) -> tuple[Tensor | None, list[Tensor]]:
     """The gradient of x, if it is needed, and those of the generators, if any `needs` them."""
     # As matrices: a product of g as it comes, with a W + D for each example, would be slow where g is not contiguous.
-    g_rows, x_rows, groups, m = _matrix(g, plan), _matrix(x, plan), _with_tensors(plan, tensors), plan.m
+    g_rows, x_rows, groups, m = _matrix(g, plan), _matrix(x, plan), with_tensors(plan, tensors), plan.m
     dx, fresh = None, False
     gradients: list[Tensor] = []
     with without_autocast(x):
@@ -317,7 +221,7 @@ class _Linears(torch.autograd.Function):
         ctx.plan, ctx.layers = plan, layers
         ctx.set_materialize_grads(False)  # of an output that nothing depends on
         ctx.save_for_backward(x, *weights, *generators)
-        own = _rows_of(_summed_weights(weights, _with_tensors(plan, generators), x.dtype), weights)
+        own = _rows_of(_summed_weights(weights, with_tensors(plan, generators), x.dtype), weights)
         return tuple(linear(x, weight, bias) for weight, bias in zip(own, biases, strict=True))
 
     @staticmethod
@@ -333,8 +237,9 @@ class _Linears(torch.autograd.Function):
         biases = [_bias_gradient(own) if needed else None for own, needed in zip(each, of_biases, strict=True)]
         dx = None
         if needs_x:
-            total = _summed_weights(weights, _with_tensors(ctx.plan, generators), x.dtype)
-            dx = torch.mm(g.view(-1, len(total)), total).view(x.shape)
+            with without_autocast(x):
+                total = _summed_weights(weights, with_tensors(ctx.plan, generators), x.dtype)
+                dx = torch.mm(g.view(-1, len(total)), total).view(x.shape)
             del total  # before the gradients of the generators
         _, found = _gradients(g, x, None, generators, ctx.plan, False, any(needs[2 * ctx.layers :]))
         return None, None, dx, *(None for _ in weights), *biases, *(found or (None for _ in generators))
@@ -360,13 +265,13 @@ def _backward(ctx: Any, g: Tensor) -> tuple[Any, ...]:
 def _operator_forward(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, base: Tensor | None, tensors: list[Tensor], plan: str
 ) -> Tensor:
-    return _forward(x, weight, bias, base, tensors, _read(plan))
+    return _forward(x, weight, bias, base, tensors, read(plan))
 
 
 def _operator_gradients(
     g: Tensor, x: Tensor, weight: Tensor | None, tensors: list[Tensor], plan: str, needs_x: bool
 ) -> list[Tensor]:
-    dx, gradients = _gradients(g, x, weight, tensors, _read(plan), needs_x, True)
+    dx, gradients = _gradients(g, x, weight, tensors, read(plan), needs_x, True)
     # What an operator returns must share no memory, as views of one tensor for all parts do.
     return [_own(gradient) for gradient in gradients] + ([dx] if dx is not None else [])
 
@@ -384,7 +289,7 @@ _backward_operator = torch.library.custom_op("surm::linear_backward", _operator_
 def _(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, base: Tensor | None, tensors: list[Tensor], plan: str
 ) -> Tensor:
-    return x.new_empty(*x.shape[:-1], _read(plan).m)
+    return x.new_empty(*x.shape[:-1], read(plan).m)
 
 
 @_backward_operator.register_fake

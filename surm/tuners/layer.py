@@ -12,12 +12,13 @@ from torch import Tensor, nn
 from surm.structures import Structure, build
 from surm.structures.autocast import autocasts
 from surm.structures.backends import choose, product, transformed, updates
-from surm.structures.ops import Update, updated_linear
+from surm.structures.ops import updated_linear
+from surm.structures.plan import Update
 from surm.tuners.config import SurmConfig
 from surm.tuners.merging import Merging
 from surm.tuners.offload import call_device, parameters_here
 from surm.tuners.saving import OLD_PEFT, put_names_last
-from surm.tuners.siblings import Siblings
+from surm.tuners.siblings import Chosen, Siblings
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 BASE_MODEL = "__base__"  # PEFT's name, in `adapter_names`, for a row without an adapter
@@ -201,8 +202,10 @@ class SurmWeight(nn.Module, SurmLayer, Merging):
         updated = not (self.disable_adapters or self.merged)
         direct = self._direct(x) if updated and adapter_names is None else None
         weight = self.frozen_weight(x) if direct and not (args or kwargs) else None
-        if weight is not None and not torch.compiler.is_compiling() and (y := self._by_siblings(x)) is not None:
-            return y
+        if direct and weight is not None and not torch.compiler.is_compiling():
+            y = self._by_siblings(x, direct)
+            if y is not None:
+                return y
         if direct and weight is not None and (y := self._updated(direct, x, weight, None)) is not None:
             return y
         result: Tensor = self.base_layer(x, *args, **kwargs)
@@ -232,7 +235,7 @@ class SurmWeight(nn.Module, SurmLayer, Merging):
         """The weight (rows, columns), where the base layer is nothing but a product of it with x, and it is frozen."""
         return None
 
-    def _by_siblings(self, x: Tensor) -> Tensor | None:
+    def _by_siblings(self, x: Tensor, chosen: Chosen) -> Tensor | None:
         """The output, where another layer that reads x has computed it or this one computes theirs, too."""
         return None
 
@@ -330,8 +333,8 @@ class SurmLinear(SurmWeight):
         weight = self.frozen_weight(x) if direct else None
         return None if weight is None else (direct, weight)
 
-    def _by_siblings(self, x: Tensor) -> Tensor | None:
-        return None if self.siblings is None else self.siblings.output(self, x)
+    def _by_siblings(self, x: Tensor, chosen: Chosen) -> Tensor | None:
+        return None if self.siblings is None else self.siblings.output(self, x, chosen)
 
     def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
         return not any(structure.options.get("gate") for _, structure in self.structures(adapter_name))

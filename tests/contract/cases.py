@@ -10,7 +10,8 @@ from torch.nn.functional import linear
 from surm.structures import Structure, build, structure_class
 from surm.structures.backends import product, updates
 from surm.structures.kernels import KERNELS
-from surm.structures.ops import Update, updated_linear
+from surm.structures.ops import updated_linear
+from surm.structures.plan import Update
 from tests.contract.rows import ROWS, Row, base_weight
 
 SHAPES = {

@@ -65,11 +65,16 @@ class Layer:
             parameter.grad = None
 
     def expected(self) -> list[Tensor]:
-        """Output, gradient of the input and of the parameters, in float64."""
+        """Output, gradient of the input and of the parameters, in float64.
+
+        By the dense twin; of a structure made from its layer's weight or name, which the twin does not know, by its
+        own matrix on the CPU.
+        """
         W, b, x, g = (tensor.detach().double().cpu() for tensor in (self.base.weight, self.base.bias, self.x, self.g))
         x.requires_grad_()
         own = self.structure.cpu().double()
-        y = linear(x, W + 0.5 * twin(self.row, own), b)
+        D = own.dense() if own.needs_weight or own.needs_place else twin(self.row, own)
+        y = linear(x, W + 0.5 * D, b)
         return [y.detach(), *torch.autograd.grad(y, [x, *own.parameters()], g)]
 
 

@@ -12,7 +12,8 @@ from torch.nn.functional import linear
 from surm.structures import STRUCTURES, build, ops, option_names
 from surm.structures.backends import product, updates
 from surm.structures.kernels import KERNELS
-from surm.structures.ops import Update, updated_linear
+from surm.structures.ops import updated_linear
+from surm.structures.plan import Update
 from tests.contract.cases import attached, by_way
 from tests.contract.rows import ROWS
 

@@ -205,6 +205,52 @@ def test_an_input_that_changed_in_between_is_read_again():
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
 
 
+def write(parameter):
+    with torch.no_grad():
+        parameter.add_(1)
+
+
+CHANGES = {  # between the calls of query and key
+    "parameters": lambda model, key: write(key.surm_update["default"].r2),
+    "new storage": lambda model, key: setattr(key.base_layer.weight, "data", key.base_layer.weight.data + 1),
+    "weights": lambda model, key: key.base_layer.load_state_dict({"weight": torch.ones(12, 24)}),
+    "another adapter": lambda model, key: model.set_adapter("more"),
+    "two adapters": lambda model, key: model.base_model.set_adapter(["default", "more"]),
+    "no adapter": lambda model, key: model.base_model.disable_adapter_layers(),
+    "merged": lambda model, key: key.merge(),
+    "scaled": lambda model, key: key.alpha.update(default=2.0),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_what_changed_in_between_counts(change):
+    model, x = attention(), draw(5, 24)
+    model.add_adapter("more", further(NAMES))
+    model.base_model.set_adapter(["default"])
+    inner = model.base_model.model
+    with counted as calls:
+        inner.query(x)
+    assert calls.call_count == 1
+    change(model, inner.key)
+    assert torch.equal(inner.key(x), apart(model).base_model.model.key(x))
+
+
+def test_a_backward_pass_inside_autocast_takes_no_digits():
+    model, x = attention(torch.float32), draw(5, 24).float().requires_grad_()
+    trained = [p for p in model.parameters() if p.requires_grad]
+    y = model(x).square().sum()
+    expected = torch.autograd.grad(y, [x, *trained], retain_graph=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = torch.autograd.grad(y, [x, *trained])
+    assert all(map(torch.equal, found, expected))
+
+
+def test_a_torch_that_does_not_tell_of_hooks_keeps_them_apart():
+    with patch.object(siblings, "getattr", lambda *_: None, create=True), counted as calls:
+        attention()(draw(5, 24))
+    assert calls.call_count == 0
+
+
 def test_a_call_that_ended_in_between_leaves_nothing_wrong():
     model, x = attention(), draw(5, 24)
     inner = model.base_model.model

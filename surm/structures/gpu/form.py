@@ -260,7 +260,7 @@ def _form_kernel(
     D = alpha * _entries(first, second, i - j, inside, n, size, KIND, PRODUCT, TERMS)
     row = (part * m + i).to(tl.int64)
     if WEIGHTED:
-        D += tl.load(w + row * w_row + j * w_column, mask=inside, other=0.0).to(tl.float32)
+        D += tl.load(w + row * w_row + j.to(tl.int64) * w_column, mask=inside, other=0.0).to(tl.float32)
     tl.store(out + row * n + j, D.to(out.dtype.element_ty), mask=inside)
 
 

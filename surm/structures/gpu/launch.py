@@ -4,9 +4,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import triton
 from torch import Tensor
 
 ALIGNED = 16  # bytes: Triton compiles a kernel for pointers that are multiples of it, or for any
+# Versions of Triton whose compiled kernels are called as below; any other one starts them itself, each time.
+READ = (3, 6) <= tuple(map(int, triton.__version__.split(".")[:2])) <= (3, 9)
 MOST = 4096  # launches that are remembered of a kernel, should sizes never repeat
 
 
@@ -59,14 +62,14 @@ class Launcher:
         known = self.known.get(key)
         if known is None or all_bits % ALIGNED:
             compiled = self.kernel[grid](*pointers, *changing, *fixed, **options)
-            # The interpreter compiles nothing; and another version of Triton may call these otherwise.
             parts = tuple(getattr(compiled, name, None) for name in ("run", "function", "packed_metadata"))
-            if None not in parts and not all_bits % ALIGNED and len(self.known) < MOST:
+            # The interpreter compiles nothing.
+            if READ and None not in parts and not all_bits % ALIGNED and len(self.known) < MOST:
                 self.known[key] = parts
             return None
         run, function, metadata = known
         stream = torch._C._cuda_getCurrentRawStream(device)
-        # As `triton.JITFunction.run` of 3.6 to 3.9 calls it, but for three arguments of its profiler.
+        # As `triton.JITFunction.run` calls it, but for three arguments of its profiler.
         run(*grid, stream, function, metadata, None, None, None, *addresses, *changing, *fixed)
         return None
 

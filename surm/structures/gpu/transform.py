@@ -211,7 +211,7 @@ def backward(
         return [torch.zeros_like(factor) for factor in factors]
     spectra = known if known is not None or dx is None else _spectrum(kind, factors, how)
     programs = min((tokens + 1) // 2, how.most)
-    partial = torch.empty(programs, how.parts * how.spectrum, device=x.device)
+    partial = torch.empty(programs, how.parts * how.spectrum, dtype=torch.float32, device=x.device)
     kernels.backward(
         (programs, 1, 1),
         (g, x, dx, how.matrices, how.token_twiddles, spectra, partial),
@@ -256,7 +256,7 @@ def _prepared(kind: str, factors: Sequence[Tensor], m: int, n: int, tokens: Tens
 
 
 def _spectrum(kind: str, factors: Sequence[Tensor], how: Prepared) -> Tensor:
-    result = torch.empty(how.parts, how.spectrum + 1, device=factors[0].device)
+    result = torch.empty(how.parts, how.spectrum + 1, dtype=torch.float32, device=factors[0].device)
     kernels.spectra(
         (how.parts, 1, 1),
         (factors[0], factors[-1], result, how.matrices, how.twiddles),

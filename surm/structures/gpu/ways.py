@@ -10,6 +10,7 @@ Which way is the fastest was measured on an H100, see docs/speed.md:
 
 import torch
 from torch import Tensor
+from triton.runtime.errors import OutOfResources
 
 from surm.structures.gpu import factors, form, transform
 from surm.structures.gpu.pairs import pair_backward, pair_forward
@@ -87,6 +88,13 @@ class Formed(Way):
 class Correlated(Formed):
     """D in one launch, and the gradients by transforms."""
 
+    def backward(
+        self, group: Group, tensors: Parts, g: Tensor, x: Tensor, dx: Tensor | None, fresh: bool, needs: bool
+    ) -> list[Tensor]:
+        found = self.gradients(group, tensors, g, x) if needs else []  # first, for `Fitting`
+        super().backward(group, tensors, g, x, dx, fresh, needs=False)
+        return found
+
     def gradients(self, group: Group, tensors: Parts, g: Tensor, x: Tensor) -> list[Tensor]:
         return _by_transforms(group, tensors, g, x, None)
 
@@ -155,10 +163,49 @@ def _fit(tensors: Parts, x: Tensor) -> bool:
     return bool(factors.supports(m1, n1, m2, n2, terms, len(tensors), x.dtype))
 
 
+class Fitting(Way):
+    """A way, or another one where its kernels take more shared memory than the GPU has (docs/speed.md).
+
+    Triton says so at a first launch, and until the first kernel of tokens runs nothing is added to an output or to the
+    gradient of x. The kernel that ends the parameters' gradients runs later, and is smaller than that of spectra, which
+    runs before.
+    """
+
+    def __init__(self, first: Way, other: Way) -> None:
+        self.first, self.other = first, other
+        self.refused: set[tuple[object, ...]] = set()
+
+    def form(self, group: Group, tensors: Parts, n: int, weight: Tensor | None, dtype: torch.dtype) -> Tensor:
+        return self.first.form(group, tensors, n, weight, dtype)
+
+    def add(self, group: Group, tensors: Parts, x: Tensor, out: Tensor, fresh: bool) -> None:
+        if not (self.refused and _kind(group, x) in self.refused):
+            try:
+                return self.first.add(group, tensors, x, out, fresh)
+            except OutOfResources:
+                self.refused.add(_kind(group, x))
+        return self.other.add(group, tensors, x, out, fresh)
+
+    def backward(
+        self, group: Group, tensors: Parts, g: Tensor, x: Tensor, dx: Tensor | None, fresh: bool, needs: bool
+    ) -> list[Tensor]:
+        if not (self.refused and _kind(group, x) in self.refused):
+            try:
+                return self.first.backward(group, tensors, g, x, dx, fresh, needs)
+            except OutOfResources:
+                self.refused.add(_kind(group, x))
+        return self.other.backward(group, tensors, g, x, dx, fresh, needs)
+
+
+def _kind(group: Group, x: Tensor) -> tuple[object, ...]:
+    """What the size of a kernel depends on."""
+    return group.kernel, group.m, x.shape[1], x.dtype, x.device
+
+
 _PLAIN = Plain()
 WAYS: dict[str, Way] = {
     FORM: Formed(),
-    CORRELATE: Correlated(),
-    TRANSFORM: Transformed(),
-    FACTORS: Factored(),
+    CORRELATE: Fitting(Correlated(), Formed()),
+    TRANSFORM: Fitting(Transformed(), Formed()),
+    FACTORS: Fitting(Factored(), _PLAIN),
 }

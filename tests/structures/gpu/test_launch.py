@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from surm.structures.gpu import form
+from surm.structures.gpu import form, launch
 from surm.structures.gpu.launch import Launcher
 from tests.structures.gpu import DEVICE
 
@@ -79,6 +79,15 @@ def test_pointers_without_alignment_are_left_to_triton(kernel):
         launch((1, 1, 1), (tensor,), (), (7,))
     assert [arguments[0].data_ptr() % 16 for _, arguments, _ in kernel.compiled] == [4, 0, 4]
     assert len(kernel.log) == 1
+
+
+def test_another_version_of_triton_starts_each_kernel_itself(kernel, monkeypatch):
+    monkeypatch.setattr(launch, "READ", False)
+    start, x = Launcher(kernel), aligned(8)
+    for _ in range(2):
+        start((1, 1, 1), (x,), (), (7,))
+    assert len(kernel.compiled) == 2
+    assert not kernel.log
 
 
 @pytest.mark.skipif(DEVICE.type == "cpu", reason="the interpreter compiles nothing")

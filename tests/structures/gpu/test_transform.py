@@ -148,6 +148,18 @@ def test_largest_and_smallest_numbers_of_float16(dtype, size):
     assert error(y, 64 * 1e-3 * x.double().cpu()) < bound(dtype)
 
 
+def test_another_default_dtype_takes_no_digits():
+    case = Case("toeplitz", 64, 64, torch.float32, factors=1)
+    dx = torch.zeros(TOKENS, 64, device=DEVICE)
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        [gradient] = transform.backward("toeplitz", case.factors, case.g, case.x, 64, 64, ALPHA, dx=dx)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert error(dx, case.dx) < 1e-5
+    assert error(gradient, case.gradients[0]) < 1e-5
+
+
 def test_no_tokens():
     c, none = torch.ones(1, 64, device=DEVICE), torch.ones(0, 64, device=DEVICE)
     assert transform.convolve("circulant", [c], none, 64, 64).shape == (0, 64)

@@ -1,13 +1,18 @@
 """The ways of a GPU give the numbers of dense matrices in float64."""
 
+from unittest.mock import Mock
+
 import pytest
 import torch
 from torch import Tensor
+from triton.runtime.errors import OutOfResources
 
-from surm.structures import build
+from surm.structures import build, gpu
 from surm.structures.backends import updates
-from surm.structures.gpu.ways import ways_of
-from surm.structures.ops import Update, updated_linear
+from surm.structures.gpu import factors, transform_kernels
+from surm.structures.gpu.ways import WAYS, ways_of
+from surm.structures.ops import updated_linear
+from surm.structures.plan import Update
 from tests.structures.gpu import DEVICE
 from tests.structures.twin import assert_dense
 
@@ -22,9 +27,10 @@ CASES = [
     ("transform", "circulant", {}),
     ("transform", "toeplitz", {"symmetric": False}),
     ("transform", "ldr", {"terms": 2}),
-    ("factors", "kronecker", {}),
+    ("factors", "kronecker", {"factor_shape": [8, 8]}),
     ("factors", "kronecker", {"terms": 2}),  # which its kernel refuses
 ]
+SIDES = {"factors": 64}  # of the matrices: smaller factors have more padding than numbers, and are refused
 
 
 def draw(*shape: int, seed: int = 0) -> Tensor:
@@ -58,7 +64,7 @@ def check(way, parts, x, g, weight=None, base=None, together=False):
 @pytest.mark.parametrize("beside", ["weight", "sum", "output", "nothing"])
 @pytest.mark.parametrize(("way", "structure", "options"), CASES)
 def test_two_parts_of_one_layer_have_the_numbers_of_dense_matrices(way, structure, options, beside):
-    m, n = 32, 32
+    m = n = SIDES.get(way, 32)
     weight = draw(2 * m, n, seed=2) if beside in ("weight", "sum") else None
     base = draw(20, 2 * m) if beside == "output" else None
     x, g = draw(20, n).requires_grad_(), draw(20, 2 * m, seed=1)
@@ -68,9 +74,16 @@ def test_two_parts_of_one_layer_have_the_numbers_of_dense_matrices(way, structur
 @pytest.mark.sample(2)
 @pytest.mark.parametrize(("way", "structure", "options"), CASES)
 def test_rows_may_stand_in_columns_of_memory_or_be_one_row_expanded(way, structure, options):
-    m, n = 32, 32
+    m = n = SIDES.get(way, 32)
     x = draw(n, 20).T.requires_grad_()
     check(way, two_parts(structure, options, m, n), x, draw(1, 1).expand(20, 2 * m), draw(2 * m, n, seed=2))
+
+
+@pytest.mark.parametrize(("place", "way"), [(DEVICE, "form"), ("meta", "plain")])
+def test_parameters_elsewhere_are_for_operators_that_say_so(place, way):
+    part = build("circulant", 32, 32, device=DEVICE)
+    [update] = updates(part, torch.empty(5, 32, device=place), ways=[("form", True)])
+    assert update.way == way
 
 
 @pytest.mark.parametrize(
@@ -97,3 +110,37 @@ def test_rows_may_stand_in_columns_of_memory_or_be_one_row_expanded(way, structu
 def test_way_by_kernel_size_dtype_and_rows(kernel, size, dtype, rows, way):
     few, many, least = ways_of(kernel, size, size, dtype)
     assert (many if rows >= least else few) == way
+
+
+@pytest.mark.parametrize(
+    ("way", "structure", "options", "kernels", "refused"),
+    [
+        ("transform", "circulant", {}, transform_kernels, "spectra"),
+        ("correlate", "circulant", {}, transform_kernels, "backward"),
+        pytest.param("transform", "ldr", {}, transform_kernels, "backward", marks=pytest.mark.slow),
+        ("factors", "kronecker", {"factor_shape": [8, 8]}, factors, "_gradients"),
+    ],
+    ids=["spectrum", "gradients", "transforms", "factors"],
+)
+def test_what_a_gpu_has_no_room_for_goes_another_way(way, structure, options, kernels, refused, monkeypatch):
+    """And is asked for once."""
+    refusal = Mock(side_effect=OutOfResources(180_224, 166_912, "shared memory"))
+    monkeypatch.setattr(kernels, refused, refusal)
+    monkeypatch.setattr(WAYS[way], "refused", set())
+    m = n = SIDES.get(way, 32)
+    x, g = draw(20, n).requires_grad_(), draw(20, 2 * m, seed=1)
+    for _ in range(2):
+        check(way, two_parts(structure, options, m, n), x, g, draw(2 * m, n, seed=2))
+    assert refusal.call_count == 1
+
+
+@pytest.mark.parametrize(("capability", "runs"), [((9, 0), True), ((8, 0), True), ((7, 5), False)])
+def test_kernels_are_for_gpus_that_triton_knows(capability, runs, monkeypatch):
+    """A T4 goes the plain way, and so does what is beside one."""
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    monkeypatch.setattr(torch.version, "hip", None)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: ((9, 0), capability)[index])
+    gpu._new_enough.cache_clear()
+    assert gpu.available(torch.device("cuda")) == runs
+    gpu._new_enough.cache_clear()
