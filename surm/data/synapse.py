@@ -73,8 +73,8 @@ def check(name: str, path: str | None, columns: Mapping[str, str]) -> None:
 
 
 def revision(name: str, path: str | None, columns: Mapping[str, str]) -> str:
-    """Of the preparation; the record of a run holds the hash of the files."""
-    return "transunet"
+    """Of the preparation, and how masks are read; the record of a run holds the hash of the files."""
+    return "transunet-2"
 
 
 class Slices(Sequence[Slice]):

@@ -231,5 +231,7 @@ def _adapter_class(name: str) -> type[OfTuner]:
         return found[name]
     kind = structure_class(name)
     if kind.needs_weight or kind.shares:
-        raise ValueError(f"of={name} is not possible: it adds to weights; give bottleneck, compacter or another structure.")
+        raise ValueError(
+            f"of={name} is not possible: it adds to weights; give bottleneck, compacter or another structure."
+        )
     return Structured
