@@ -81,7 +81,8 @@ def main() -> None:
     set_seed(0)
     folder: Path = options.load or options.folder
     name = in_hub_layout(options.model, folder / "base")
-    tokenizer = AutoTokenizer.from_pretrained(name, padding_side="left")
+    tokenizer = AutoTokenizer.from_pretrained(name, padding_side="left")  # answers are generated behind the questions
+    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     base = AutoModelForCausalLM.from_pretrained(
         name,
         dtype=torch.float32,

@@ -99,7 +99,7 @@ DATASETS = {
     **_family("folder", "image", "imagenet1k", "inat2021", "image_folder"),
     "table": DatasetEntry("table", None),
     "synapse": DatasetEntry("synapse", "image", None, "masks", "dice"),
-    "phantoms": DatasetEntry("phantoms.phantoms", "image", "1", "masks", "dice"),
+    "phantoms": DatasetEntry("phantoms.phantoms", "image", "2", "masks", "dice"),
     "uuid": DatasetEntry(
         "memory.uuid", "text", "1", "tokens", "exact_match", {"pairs": Count(100, low=2, high=1_000_000)}
     ),

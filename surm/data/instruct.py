@@ -1,5 +1,6 @@
 """Conversations (`instruct`): JSONL files with `messages`, in the model's chat template; answers alone are trained."""
 
+import warnings
 from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -25,7 +26,7 @@ def read(name: str, path: str | None, columns: Mapping[str, str], *, block_size:
     """A folder of conversations, one a line, as {"messages": [{"role": ..., "content": ...}, ...]}.
 
     Files train* and test* (or val*, dev*, validation*) are the splits; else a tenth of the conversations is held out.
-    A conversation is cut after `block_size` tokens.
+    A conversation is cut after `block_size` tokens: an answer is trained and scored as far as it reaches.
     """
     first, second = read_splits(name, path, ENDINGS, _conversations, "conversation")
     return Corpus(
@@ -77,16 +78,23 @@ def conversations(split: Split, backbone: Backbone, *, most: int) -> list[Tokens
     assert tokenizer is not None
     if not tokenizer.chat_template:
         raise DataError("the model's tokenizer has no chat template: give a model that was trained on conversations.")
-    found = []
-    for number, messages in enumerate(split.inputs, start=1):
+    found, cut = [], 0
+    for messages in split.inputs:
         ids, labels = tokens_of(_pieces(messages, tokenizer), tokenizer, begins=False)
+        cut += bool((labels[most:] != IGNORED).any())
         ids, labels = ids[:most], labels[:most]
         if (labels == IGNORED).all():
             raise DataError(
-                f"conversation {number} has no answer within its first {most:,} tokens: give a larger "
-                "dataset.block_size, or shorten it."
+                f"the conversation that begins with {messages[0][1][:40]!r} has no answer within its first {most:,} "
+                "tokens: give a larger dataset.block_size, or shorten it."
             )
         found.append((ids, labels))
+    if cut:
+        warnings.warn(
+            f"{cut:,} of {len(found):,} conversations have answers behind their first {most:,} tokens, which are "
+            "neither trained nor scored: a larger dataset.block_size keeps them.",
+            stacklevel=2,
+        )
     return found
 
 

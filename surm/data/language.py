@@ -201,5 +201,16 @@ def questions(split: Split, backbone: Backbone, *, ends: bool) -> list[Tokens]:
     """Of pairs (question, answer); with `ends`, the answer ends with the token that ends a text."""
     tokenizer = backbone.tokenizer
     assert tokenizer is not None
-    end = tokenizer.eos_token if ends else ""
+    end = end_of_text(tokenizer)[0] if ends else ""
     return [tokens_of((Piece(asked, False), Piece(answer + end, True)), tokenizer) for asked, answer in split.inputs]
+
+
+def end_of_text(tokenizer: PreTrainedTokenizerBase) -> tuple[str, int]:
+    """The token that ends a text, and its number.
+
+    Raises:
+        DataError: the tokenizer has none.
+    """
+    if tokenizer.eos_token is None:
+        raise DataError("the model's tokenizer has no token that ends a text: name one, eos_token, in its files.")
+    return tokenizer.eos_token, tokenizer.eos_token_id

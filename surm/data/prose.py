@@ -12,7 +12,7 @@ import torch
 from surm.data.base import Corpus, Integers, Split, complement, holdout
 from surm.data.documents import files_of, folder_hash, json_lines, read_splits, read_text
 from surm.data.hub import DataFacts
-from surm.data.language import IGNORED, NextToken, Tokens
+from surm.data.language import IGNORED, NextToken, Tokens, end_of_text
 from surm.models.backbone import Backbone
 from surm.shared.errors import DataError
 
@@ -115,10 +115,10 @@ def blocks(split: Split, backbone: Backbone, *, block_size: int) -> list[Tokens]
     """
     tokenizer = backbone.tokenizer
     assert tokenizer is not None
+    _, end = end_of_text(tokenizer)
     ids: list[int] = []
     for text in split.inputs:
-        ids += tokenizer(text)["input_ids"]
-        ids += [tokenizer.eos_token_id]
+        ids += [*tokenizer(text)["input_ids"], end]
     cut = [torch.tensor(ids[first : first + block_size]) for first in range(0, len(ids), block_size)]
     cut = [block for block in cut if len(block) > 1]
     return [(block, torch.cat([torch.tensor([IGNORED]), block[1:]])) for block in cut]

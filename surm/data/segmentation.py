@@ -63,7 +63,7 @@ class Masks(Objective):
     def answer(self, module: nn.Module, batch: Example) -> tuple[Tensor, ...]:
         logits, masks, volumes = _logits(module, batch)
         answers = interpolate(logits, masks.shape[-2:], mode="bilinear").argmax(1)
-        found, true = (_by_organ(of, len(self.organs)) for of in (answers, masks.long()))
+        found, true = (_by_organ(of, len(self.organs)) for of in (answers, masks))
         sizes = [pixels.sum(dim=(1, 2)) for pixels in (found & true, found, true)]
         return volumes, *sizes, slice_losses(logits, masks)
 
@@ -94,7 +94,8 @@ def slice_losses(logits: Tensor, masks: Tensor) -> Tensor:
 
     Soft Dice of a class, with p its probability and t 1 at its pixels: (2 sum p t + 1) / (sum p^2 + sum t + 1).
     """
-    true = interpolate(masks[:, None].float(), logits.shape[-2:], mode="nearest")[:, 0].long()
+    # The class in the middle of what a logit covers: "nearest" takes the first one's, which moves every mask.
+    true = interpolate(masks[:, None].float(), logits.shape[-2:], mode="nearest-exact")[:, 0].long()
     entropy = cross_entropy(logits, true, reduction="none").mean(dim=(1, 2))
     probability = logits.softmax(1)
     at = one_hot(true, logits.shape[1]).permute(0, 3, 1, 2)
@@ -105,7 +106,7 @@ def slice_losses(logits: Tensor, masks: Tensor) -> Tensor:
 
 def _by_organ(classes: Tensor, organs: int) -> Tensor:
     """(B, height, width) -> (B, height, width, organs), whether a pixel is of each organ."""
-    return one_hot(classes, organs + 1)[..., 1:].bool()
+    return classes[..., None] == torch.arange(1, organs + 1, device=classes.device)
 
 
 def _sums(values: Tensor, place: Tensor, volumes: int) -> Tensor:
@@ -113,18 +114,17 @@ def _sums(values: Tensor, place: Tensor, volumes: int) -> Tensor:
     return torch.zeros(volumes, *values.shape[1:], dtype=torch.float64).index_add(0, place, values.double())
 
 
-def by_position(train: Split, evaluation: Split) -> dict[str, float]:
+def by_position(train: Split, evaluation: Split, *, organs: int) -> dict[str, float]:
     """The Dice of answering, in any slice, at each pixel the class that is most frequent there in training."""
-    organs = 1 + max(int(raw.mask.max()) for raw in evaluation.inputs)
-    counts = np.zeros((organs, *train.inputs[0].mask.shape), dtype=np.int64)
+    counts = np.zeros((organs + 1, *train.inputs[0].mask.shape), dtype=np.int64)
     for raw in train.inputs:
-        for organ in range(organs):
-            counts[organ] += raw.mask == organ
+        for number in range(organs + 1):
+            counts[number] += raw.mask == number
     answer = counts.argmax(0)
     sizes: dict[int, NDArray[np.int64]] = {}
     for raw, volume in zip(evaluation.inputs, evaluation.labels.tolist(), strict=True):
-        of = [(answer == organ, raw.mask == organ) for organ in range(1, organs)]
+        of = [(answer == organ, raw.mask == organ) for organ in range(1, organs + 1)]
         slices = np.array([[(one & other).sum(), one.sum() + other.sum(), other.sum()] for one, other in of])
         sizes[volume] = sizes.get(volume, 0) + slices
-    dice = [np.mean(2 * (both / total)[true > 0]) for both, total, true in (size.T for size in sizes.values())]
+    dice = [np.mean(2 * both[true > 0] / total[true > 0]) for both, total, true in (size.T for size in sizes.values())]
     return {"by position": float(np.mean(dice))}

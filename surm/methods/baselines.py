@@ -16,8 +16,14 @@ class InPlace(Method):
 
     def _apply(self, backbone: Backbone, placement: Settings, steps: int) -> nn.Module:
         trained = set(self.chosen(backbone.module))
+        found = self.trains_head_alone
         for name, parameter in backbone.module.named_parameters():
+            found |= parameter in trained and not self.in_head(name)
             parameter.requires_grad_(self.in_head(name) or parameter in trained)
+        if not found:
+            raise ValueError(
+                f"{type(backbone.module).__name__} has no parameter that {self.name} trains: choose another method"
+            )
         return backbone.module
 
     def chosen(self, module: nn.Module) -> Iterator[nn.Parameter]:

@@ -187,7 +187,8 @@ class AdaLora(OfPeft):
 class PrefixTuning(Method):
     """Prefix tuning (Li and Liang 2021): in each layer trained keys and values stand before those of the text.
 
-    tokens x 2 x layers x width parameters; with `projection` they are the output of an MLP over `tokens` embeddings.
+    tokens x 2 x layers x n parameters, n being the width of all keys of a token: the model's, or less where queries
+    share keys. With `projection` they are the output of an MLP over `tokens` embeddings.
     PEFT counts the positions of the text from behind the prefix.
     """
 

@@ -224,5 +224,16 @@ class AdapterDrop(OfTuner):
 
 
 def _adapter_class(name: str) -> type[OfTuner]:
-    """The class of what `AdapterDrop` leaves out."""
-    return {Bottleneck.name: Bottleneck, Compacter.name: Compacter}.get(name, Structured)
+    """The class of what `AdapterDrop` leaves out.
+
+    Raises:
+        ValueError: one sentence, for a name of nothing that follows a layer.
+    """
+    if name in (found := {Bottleneck.name: Bottleneck, Compacter.name: Compacter}):
+        return found[name]
+    kind = structure_class(name)
+    if kind.needs_weight or kind.shares:
+        raise ValueError(
+            f"of={name} is not possible: it adds to weights; give bottleneck, compacter or another structure."
+        )
+    return Structured

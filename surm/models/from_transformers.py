@@ -40,14 +40,17 @@ INTERPOLATIONS = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")
 
 
 def load(
-    files: HubFiles, content_hash: str, *, num_labels: int, predicts: str = "labels", image_size: int | None = None
+    files: HubFiles, content_hash: str, *, num_labels: int, predicts: str | None = None, image_size: int | None = None
 ) -> Backbone:
     """The pretrained model with a new head, or its own output layer, and its tokenizer or image processor.
+
+    predicts: one of `can_predict`; None is the first of them.
 
     Raises `ValueError`, one sentence, unless the weights hold every tensor of the model but its head.
     """
     folder = files.locate()
-    kind = modality(files.read_config())
+    config = files.read_config()
+    kind, predicts = modality(config), predicts or can_predict(config)[0]
     with quiet(), torch.random.fork_rng(devices=[]):
         module, report = AUTO_CLASSES[kind, predicts].from_pretrained(
             folder,
@@ -78,11 +81,11 @@ def load(
 
 
 def skeleton(
-    files: HubFiles, content_hash: str, *, num_labels: int, predicts: str = "labels", image_size: int | None = None
+    files: HubFiles, content_hash: str, *, num_labels: int, predicts: str | None = None, image_size: int | None = None
 ) -> Backbone:
     """The same model without weights and tokenizer, for the meta device."""
     config = files.read_config()
-    kind = modality(config)
+    kind, predicts = modality(config), predicts or can_predict(config)[0]
     module = build(config, num_labels, predicts)
     if predicts == "tokens":
         replace_output_layer(module)
@@ -148,23 +151,31 @@ def model_config(config: Mapping[str, Any]) -> PreTrainedConfig:
 
 
 def modality(config: Mapping[str, Any]) -> str:
-    """`text` or `image`: which of the two a model of this config.json classifies."""
+    """`text` or `image`: which of the two a model of this config.json reads."""
     kind = str(config.get("model_type"))
-    if kind in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES:
+    if kind in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES or _is_causal(kind):
         return "text"
     if kind in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES:
         return "image"
-    raise ModelError(f"model_type={kind} in config.json: transformers classifies neither text nor images with it.")
+    raise ModelError(
+        f"model_type={kind} in config.json: transformers classifies neither text nor images with it, and it is no "
+        "causal language model."
+    )
 
 
 def can_predict(config: Mapping[str, Any]) -> tuple[str, ...]:
-    """What a model of text can be loaded to give: labels, and the next token where its attention is causal.
-
-    transformers builds causal models of BERT's kind, too, whose weights were trained to fill gaps.
-    """
+    """What a model can be loaded to give: labels, where transformers has a classifier of it, and of text, tokens."""
     kind = str(config.get("model_type"))
-    causal = kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and kind not in MODEL_FOR_MASKED_LM_MAPPING_NAMES
-    return ("labels", "tokens") if causal else ("labels",)
+    classifies = kind in {
+        *MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
+        *MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES,
+    }
+    return ("labels",) * classifies + ("tokens",) * _is_causal(kind)
+
+
+def _is_causal(kind: str) -> bool:
+    """Whether it predicts the next token; transformers builds such models of BERT's kind, too, trained to fill gaps."""
+    return kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and kind not in MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 
 @contextmanager

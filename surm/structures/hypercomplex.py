@@ -44,7 +44,7 @@ class Hypercomplex(SharingFamily):
         terms = resolved["terms"]
         if m % terms or n % terms:
             raise ValueError(
-                f"terms={terms} divides the sizes {m} and {n} of a matrix not both: give a divisor of the model's "
+                f"terms={terms} does not divide both {m} and {n}, the sizes of a matrix: give a divisor of the model's "
                 "width and of the adapter's size."
             )
         return resolved

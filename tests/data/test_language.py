@@ -16,6 +16,7 @@ from surm.data.language import IGNORED, NextToken, Piece, token_losses, tokens_o
 from surm.data.order import WINDOW, EpochBatches
 from surm.models import load_backbone
 from surm.models.output import OutputLayer
+from surm.models.tiny import byte_tokenizer
 from surm.shared.errors import DataError
 
 
@@ -226,6 +227,28 @@ def test_answers_alone_are_labelled_in_the_chat_template(llama, tmp_path):
     assert labels[labels != IGNORED].equal(ids[labels != IGNORED])
 
 
+def test_answers_that_are_cut_are_told_and_count_as_far_as_they_reach(llama, tmp_path):
+    path = write(tmp_path, train=[chat("ask", "say", "more", "no" * 20), chat("a", "b")], test=[chat("a", "b")])
+    task = load_task("instruct", path=path, options={"block_size": 70})
+    with pytest.warns(UserWarning, match="1 of 2 conversations have answers behind their first 70 tokens"):
+        found = task.objective.examples(task.train, llama)
+    labels = found.unfinished[0]["labels"]
+    whole = (
+        "<|start|>user\nask<|end|>\n<|start|>assistant\nsay<|end|>\n<|start|>user\nmore<|end|>\n<|start|>assistant\n"
+    )
+    reach = 70 - len(re.sub(r"<\|\w+\|>", "_", whole))  # a byte a token, and one for each special token
+    assert llama.tokenizer.decode(labels[labels != IGNORED]) == "say<|end|>\n" + ("no" * 20)[:reach]
+
+
+@pytest.mark.parametrize(("name", "data"), [("sums", None), ("text", {"train": "ab", "test": "cd"})])
+def test_a_tokenizer_without_an_end_of_text_is_one_sentence(name, data, llama, tmp_path):
+    tokenizer = byte_tokenizer()
+    tokenizer.eos_token = None
+    task = load_task(name, path=data and write(tmp_path, **data))
+    with pytest.raises(DataError, match="no token that ends a text: name one, eos_token"):
+        task.objective.examples(task.train, replace(llama, tokenizer=tokenizer))
+
+
 def test_nothing_is_labelled_before_a_text():
     tokens = {"": [1], "ab": [5, 6]}
     tokenizer = lambda text, add_special_tokens=True: {"input_ids": tokens[text]}  # noqa: E731
@@ -270,7 +293,7 @@ def test_what_a_model_cannot_read_is_one_sentence(llama, tmp_path):
         task.objective.examples(task.train, llama)
     path = write(tmp_path / "chats", train=[chat("a" * 50, "b"), chat("a", "b")], test=[chat("a", "b")])
     task = load_task("instruct", path=path, options={"block_size": 20})
-    with pytest.raises(DataError, match="conversation 1 has no answer within its first 20 tokens"):
+    with pytest.raises(DataError, match=r"begins with 'a{40}' has no answer within its first 20 tokens"):
         task.objective.examples(task.train, llama)
 
 

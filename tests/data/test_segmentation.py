@@ -8,6 +8,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from scipy.special import softmax
 from sklearn.metrics import f1_score
 from torch import nn
@@ -40,6 +41,15 @@ def test_the_loss_of_a_slice_is_cross_entropy_and_dice_of_its_classes() -> None:
     dice = (2 * (p * at).sum((2, 3)) + 1) / ((p**2).sum((2, 3)) + at.sum((2, 3)) + 1)
     found = slice_losses(torch.tensor(logits), torch.tensor(masks, dtype=torch.uint8))
     np.testing.assert_allclose(found, 0.2 * entropy + 0.8 * (1 - dice.mean(1)), rtol=1e-12)
+
+
+def test_a_mask_is_read_in_the_middle_of_what_a_logit_covers() -> None:
+    """As Pillow reads it for a smaller picture; logits of those classes then have almost no loss."""
+    rng = np.random.default_rng(2)
+    masks = rng.integers(0, 4, (3, 32, 24), dtype=np.uint8)
+    small = [np.asarray(Image.fromarray(mask).resize((6, 8), Image.Resampling.NEAREST)) for mask in masks]
+    logits = 99 * np.moveaxis(np.eye(4)[np.stack(small)], -1, 1)
+    np.testing.assert_allclose(slice_losses(torch.tensor(logits), torch.tensor(masks)), 0, atol=1e-12)
 
 
 def test_a_volume_scores_the_mean_dice_of_the_organs_that_it_has() -> None:
@@ -76,10 +86,14 @@ def test_a_volume_scores_the_mean_dice_of_the_organs_that_it_has() -> None:
 def test_the_baseline_answers_the_usual_class_of_each_place() -> None:
     masks = np.array([[[1, 2]], [[1, 0]], [[0, 2]]], dtype=np.uint8)
     train = Split([Slice(mask, mask) for mask in masks], np.arange(3))
-    assert by_position(train, train.subset(np.array([0])))["by position"] == 1
+    assert by_position(train, train.subset(np.array([0])), organs=2)["by position"] == 1
     # Organ 1 is found where it is, organ 2 where it is not, and there is no organ 2 to be scored.
-    assert by_position(train, train.subset(np.array([1])))["by position"] == 1
-    assert by_position(train, train.subset(np.array([2])))["by position"] == 1
+    assert by_position(train, train.subset(np.array([1])), organs=2)["by position"] == 1
+    assert by_position(train, train.subset(np.array([2])), organs=2)["by position"] == 1
+    # Organ 2 is most frequent in training, though no volume that is scored has it.
+    masks = np.array([[[2, 0]], [[2, 0]], [[1, 0]]], dtype=np.uint8)
+    train = Split([Slice(mask, mask) for mask in masks], np.arange(3))
+    assert by_position(train, train.subset(np.array([2])), organs=2)["by position"] == 0
 
 
 def test_files_in_transunets_layout_are_read_as_they_were_written(tmp_path: Path) -> None:
@@ -98,9 +112,9 @@ def test_files_in_transunets_layout_are_read_as_they_were_written(tmp_path: Path
     assert len(chosen.train) + len(chosen.evaluation) == len(task.train)
 
 
-def write_slice(folder: Path, **arrays: np.ndarray) -> None:
+def write_slice(folder: Path, case: str = "case0000", **arrays: np.ndarray) -> None:
     whole = {"image": np.zeros((64, 64)), "label": np.zeros((64, 64))}
-    np.savez(folder / "train_npz" / "case0000_slice000.npz", **{**whole, **arrays})
+    np.savez(folder / "train_npz" / f"{case}_slice000.npz", **{**whole, **arrays})
 
 
 def write_volume(folder: Path, shape: tuple[int, ...]) -> None:
@@ -116,6 +130,8 @@ def write_volume(folder: Path, shape: tuple[int, ...]) -> None:
         (lambda f: write_slice(f, image=np.full((64, 64), 200.0)), r"clip Hounsfield units to -125\.\.275"),
         (lambda f: write_slice(f, image=np.full((64, 64), np.nan)), "values from nan to nan"),
         (lambda f: write_slice(f, label=np.full((64, 64), 9)), "label holds 9: number the 8 organs from 1"),
+        (lambda f: write_slice(f, label=np.eye(64) * 8 - 1), "label holds -1: number the 8 organs from 1"),
+        (lambda f: write_slice(f, "case0009"), "case0009_slice000.npz: case0009 holds no organ"),
         (lambda f: write_slice(f, image=np.zeros((32, 64)), label=np.zeros((32, 64))), "give all one size"),
         (lambda f: write_slice(f, image=np.zeros((3, 64, 64))), "are not two pictures of one size"),
         (lambda f: (f / "train_npz" / "case0000_slice000.npz").write_bytes(b"PK"), "does not hold the arrays"),

@@ -219,6 +219,8 @@ def test_adalora_pays_for_factors_that_are_not_orthogonal() -> None:
     [
         ("adapter_drop", {"dropped_layers": 12}, r"leaves no adapter in 12 blocks: give at most 11\.$"),
         ("adapter_drop", {"of": "circulent"}, "nearest: circulant"),
+        ("adapter_drop", {"of": "lora_xs"}, "of=lora_xs is not possible: it adds to weights"),
+        ("adapter_drop", {"of": "lorta"}, "of=lorta is not possible: it adds to weights"),
         ("compacter", {"terms": 5}, r"terms=5 is not possible: give a divisor of .* 768 and of size=50\.$"),
         ("compacter", {"size": 0}, "size=0 is not possible: give an integer of at least 1"),
         ("prefix_tuning", {"tokens": 0}, "tokens=0 is not possible"),

@@ -18,7 +18,8 @@ def adapted(name: str, model: str, **options) -> nn.Module:
     """In float64, with random parameters."""
     torch.manual_seed(0)
     method = make_method(method_class(name).resolve(AnyMethodConfig(name=name, **options), "adapter", None))
-    module = method.apply(load_backbone(model, num_labels=3), HOUSED).eval().double()
+    predicts = "tokens" if model == "tiny_llama" else "labels"
+    module = method.apply(load_backbone(model, num_labels=3, predicts=predicts), HOUSED).eval().double()
     with torch.no_grad():
         for parameter in (parameter for parameter in module.parameters() if parameter.requires_grad):
             parameter.normal_(std=0.3)
@@ -103,6 +104,40 @@ def test_a_prefix_stands_before_the_keys_and_values_of_each_layer() -> None:
     expected = module.base_model.classifier(bert.pooler(x))
     logits = module(input_ids=words, attention_mask=mask).logits
     torch.testing.assert_close(logits, expected, rtol=1e-10, atol=1e-12)
+
+
+def test_a_prefix_stands_before_the_keys_and_values_that_queries_share() -> None:
+    """Llama by its formulas: keys of the text are turned by their places behind the prefix, whose own are not."""
+    module = adapted("prefix_tuning", "tiny_llama", tokens=5)
+    llama = module.base_model.model
+    words = torch.randint(5, 200, (2, 7))
+    prefix = module.prompt_encoder["default"].embedding.weight.view(5, 2, 2, 2, 8)  # layer, key or value, head
+    angles = torch.arange(5.0, 12)[:, None] * 10_000 ** (-torch.arange(4) / 4)
+    seen = torch.cat([torch.ones(7, 5), torch.ones(7, 7).tril()], dim=1).bool()
+
+    def heads(x: Tensor) -> Tensor:
+        return x.unflatten(-1, (-1, 8)).transpose(1, 2)
+
+    def turned(x: Tensor) -> Tensor:
+        z = torch.complex(x[..., :4], x[..., 4:]) * torch.polar(torch.ones_like(angles), angles)
+        return torch.cat([z.real, z.imag], dim=-1)
+
+    def normal(x: Tensor, layer: nn.Module) -> Tensor:
+        return layer.weight * x / (x.square().mean(-1, keepdim=True) + 1e-6).sqrt()
+
+    x = llama.embed_tokens(words)
+    for index, layer in enumerate(llama.layers):
+        own, y = layer.self_attn, normal(x, layer.input_layernorm)
+        q, k, v = (heads(part(y)) for part in (own.q_proj, own.k_proj, own.v_proj))
+        before = [prefix[:, index, which].transpose(0, 1).expand(2, -1, -1, -1) for which in (0, 1)]
+        k, v = torch.cat([before[0], turned(k)], dim=2), torch.cat([before[1], v], dim=2)
+        k, v = (part.repeat_interleave(2, dim=1) for part in (k, v))
+        weights = softmax((turned(q) @ k.mT / 8**0.5).masked_fill(~seen, -torch.inf), dim=-1)
+        x = x + own.o_proj((weights @ v).transpose(1, 2).flatten(2))
+        x = x + layer.mlp(normal(x, layer.post_attention_layernorm))
+    expected = linear(normal(x, llama.norm), llama.embed_tokens.weight)
+    # The model's angles are in float32.
+    torch.testing.assert_close(module(input_ids=words).logits, expected, rtol=1e-4, atol=1e-6)
 
 
 def test_a_text_too_long_for_its_prefix_is_one_sentence() -> None:

@@ -5,10 +5,17 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    GraniteConfig,
+    GraniteForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
 
 from surm.methods.registry import make_method
-from surm.models import llama, load_backbone, model_predicts, model_width, skeleton
+from surm.models import check_model, llama, load_backbone, model_predicts, model_width, skeleton
 from surm.models.output import check_language_model, handing_on, replace_output_layer
 from surm.shared.errors import ModelError
 from tests.tools.skips import needs
@@ -146,6 +153,23 @@ def test_a_folder_with_a_llama_is_a_classifier_or_a_language_model(tmp_path):
     with torch.no_grad():
         assert language.module.eval()(input_ids=ids).logits.equal(module.eval()(input_ids=ids).logits)
     assert skeleton("mine", num_labels=1, predicts="tokens", **own).head == ()
+
+
+def test_a_causal_model_that_transformers_cannot_classify_with_is_a_language_model(tmp_path):
+    torch.manual_seed(1)
+    shape = {**SHAPE, "vocab_size": 259, "intermediate_size": 8, "num_key_value_heads": 1}
+    module = GraniteForCausalLM(GraniteConfig(**shape)).eval()
+    module.save_pretrained(tmp_path)
+    load_backbone("tiny_llama", num_labels=1, predicts="tokens").tokenizer.save_pretrained(tmp_path)
+    own = {"source": "local", "path": str(tmp_path)}
+    check_model("mine", **own)
+    assert model_predicts("mine", **own) == ("tokens",)
+    ids = torch.tensor([[5, 6, 7]])
+    with torch.no_grad():
+        logits = load_backbone("mine", num_labels=1, predicts="tokens", **own).module.eval()(input_ids=ids).logits
+        assert logits.equal(module(input_ids=ids).logits)
+    with pytest.raises(ModelError, match="mine predicts tokens, not labels"):
+        load_backbone("mine", num_labels=2, **own)
 
 
 @needs("builtin_llama")

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import torch
 
 from surm.config.run import Run
 from surm.shared.errors import ConfigError, Interrupted
@@ -60,6 +61,22 @@ def test_what_saves_memory_moves_no_number(tmp_path: Path, structure: str, less:
     assert found == pytest.approx(expected, rel=1e-4)
 
 
+@pytest.mark.slow
+def test_a_compiled_run_finds_the_same_up_to_rounding(tmp_path: Path) -> None:
+    """Of batches of several lengths; the module is compiled, and hands on what is before its output layer."""
+    sums = ("dataset=sums", "dataset.pairs=null", "dataset.fraction=0.005", "trainer.eval_batch_size=500")
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    one, other = (
+        execute(asked(tmp_path / name, *sums, *more), say=quiet).happened
+        for name, more in (("plain", ()), ("compiled", ("trainer.compile=true",)))
+    )
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
+    found, expected = ([row["loss"] for row in of["history"] if "loss" in row] for of in (other, one))
+    assert found == pytest.approx(expected, rel=1e-4)
+    assert other["metrics"]["perplexity"] == pytest.approx(one["metrics"]["perplexity"], rel=1e-3)
+
+
 def test_bf16_trains(tmp_path: Path) -> None:
     record = execute(asked(tmp_path, "trainer.precision=bf16", "trainer.max_steps=2"), say=quiet)
     assert record.finished
@@ -77,6 +94,14 @@ def test_bf16_trains(tmp_path: Path) -> None:
 def test_what_does_not_fit_is_one_sentence(tmp_path: Path, overrides: tuple[str, ...], sentence: str) -> None:
     with pytest.raises(ConfigError, match=sentence):
         asked(tmp_path, *overrides)
+
+
+@pytest.mark.parametrize("structure", ["bitfit", "layernorm_tuning"])
+def test_a_method_that_finds_nothing_to_train_is_one_sentence(tmp_path: Path, structure: str) -> None:
+    sentence = f"structure={structure} on model=tiny_llama: LlamaForCausalLM has no parameter that {structure} trains"
+    with pytest.raises(ConfigError, match=sentence):
+        execute(asked(tmp_path, f"structure={structure}"), say=quiet)
+    assert not list(tmp_path.iterdir())
 
 
 def test_pairs_are_part_of_a_run_s_identity(tmp_path: Path) -> None:
