@@ -104,7 +104,7 @@ def report_plan(experiment: Experiment) -> Plan:
         return StudyPlan(name, title, signatures, claims, study=first.study)
     asked = {run.signature: run.asked for run in experiment.runs}
     if len({_column(question) for question in asked.values()}) == 1 and not experiment.published:
-        return ComparisonPlan(name, title, signatures, claims)
+        return ComparisonPlan(name, title, signatures, claims, asked=asked)
     return GridPlan(name, title, signatures, claims, asked=asked, published=experiment.published)
 
 

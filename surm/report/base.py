@@ -20,7 +20,6 @@ class Source:
 
     id, name: of the set of records on the page.
     records: the records to report, by signature.
-    known: records that tell what a planned signature stands for, where `records` lacks it.
     label: printed with the numbers.
     evidence: False forbids verdicts.
     paper: folder of the paper's claims and numbers.
@@ -30,7 +29,6 @@ class Source:
     id: str
     name: str
     records: Mapping[str, Record]
-    known: Mapping[str, Record]
     paper: Path
     label: str = ""
     evidence: bool = True

@@ -1,6 +1,6 @@
 """Methods on one task: one row for each method, beside the reference."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from statistics import fmean
 from typing import Any
 
@@ -11,7 +11,7 @@ from surm.report import figures, forest, training_figures
 from surm.report.base import Section, Source, why
 from surm.report.claims import judge
 from surm.report.drawing import Picture
-from surm.report.gather import REFERENCE, Method, gather
+from surm.report.gather import NOT_RUN, REFERENCE, Method, gather
 from surm.report.plan import Plan
 from surm.report.schedule import searched_elsewhere
 from surm.report.table import Formats, Table, table_of
@@ -20,6 +20,7 @@ from surm.report.verdict import Claim, Verdict
 COLUMNS: Formats = {
     "method": ("method", ""),
     "trainable_parameters": ("trainable parameters, without head", ",.0f"),
+    "peak_parameters": ("at the peak of training, where more", ",.0f"),
     "head_parameters": ("head parameters", ",.0f"),
     "mean": ("mean (%)", ".1f"),
     "sd": ("sd", ".1f"),
@@ -29,7 +30,9 @@ COLUMNS: Formats = {
     "high": ("to", "+z.1f"),
     "best_epoch_mean": ("best epoch on the reported split (not selected honestly, %)", ".1f"),
     "seconds_per_step": ("seconds per step", ".3f"),
+    "relative_seconds": (f"time of a step relative to {REFERENCE}", ".2f"),
     "peak_memory_mib": ("peak memory (MiB)", ",.0f"),
+    "relative_memory": (f"memory relative to {REFERENCE}", ".2f"),
     "learning_rate": ("learning rate", "g"),
     "note": ("note", ""),
 }
@@ -40,7 +43,7 @@ class OneTask(Section):
 
     def __init__(self, plan: Plan, source: Source) -> None:
         super().__init__(plan, source)
-        self.task = gather(plan, source.records, known=source.known)
+        self.task = gather(plan, source.records)
 
     def _groups(self) -> list[tuple[str, str, Sequence[Record]]]:
         return [("", method.name, method.records) for method in self.task.methods]
@@ -76,11 +79,14 @@ class OneTask(Section):
         ]
 
     def absent(self) -> list[str]:
-        return [
+        task = self.task
+        lines = [
             f"* `{run.signature}` {method.name}, seed {run.seed}: {why(run)}"
-            for method in self.task.methods
+            for method in task.methods
             for run in method.unfinished
-        ] + [f"* `{signature}`: planned, no record" for signature in self.task.missing]
+        ]
+        lines += [f"* {NOT_RUN}: {name}, {seeds}" for name in task.rows if (seeds := task.not_run(name))]
+        return lines + [f"* `{name}`: planned, no record" for name in task.missing if name not in task.names]
 
     def pictures(self) -> list[Picture]:
         trees = forest.pictures([self.task], self.plan)
@@ -99,6 +105,7 @@ def row_of(method: Method, reference: Method | None) -> dict[str, Any]:
 
     row |= {
         "trainable_parameters": method.trainable_parameters,
+        "peak_parameters": method.finished[0].happened.get("peak_trainable_parameters"),
         "head_parameters": method.finished[0].happened["head_parameters"],
         "mean": method.mean,
         "n": len(method.finished),
@@ -107,6 +114,11 @@ def row_of(method: Method, reference: Method | None) -> dict[str, Any]:
         "peak_memory_mib": training_figures.peak_memory(method),
         "sd": method.sd,
     }
+    if reference is not None:
+        row |= {
+            "relative_seconds": _ratio(training_figures.seconds_per_step, method, reference),
+            "relative_memory": _ratio(training_figures.peak_memory, method, reference),
+        }
     if reference is None:
         notes.append(f"no finished run of {REFERENCE} to compare with")
     elif method is not reference:
@@ -117,6 +129,11 @@ def row_of(method: Method, reference: Method | None) -> dict[str, Any]:
             row |= {"difference": difference.value, "low": difference.low, "high": difference.high}
             notes += [difference.reason] if difference.reason else []
     return row | {"note": "; ".join(notes)}
+
+
+def _ratio(measure: Callable[[Method], float | None], method: Method, reference: Method) -> float | None:
+    own, other = measure(method), measure(reference)
+    return own / other if own and other else None
 
 
 def _score(method: Method) -> str:

@@ -14,6 +14,7 @@ from surm.records.record import Evaluation, Record, unrun
 from surm.report.plan import ComparisonPlan, GridPlan, Plan
 from surm.report.statistics import COUNTING, METRICS, Array, Estimate, contrast_table, estimate_contrast
 
+NOT_RUN = "not run"  # of a planned run without a record
 REFERENCE = "LoRA r=1"
 """The method that the others are compared with."""
 Task = tuple[str, str, float, int]
@@ -199,12 +200,17 @@ class Comparison:
         alone = REFERENCE not in self.rows and len(others) == 1
         return self.method(others[0] if alone else REFERENCE)
 
+    def not_run(self, name: str) -> str:
+        """How many of a planned method's runs have no record, such as "3 of 8 seeds"; empty where all have one."""
+        missing = sum(self.names.get(signature) == name for signature in self.missing)
+        return f"{missing} of {sum(row == name for row in self.names.values())} seeds" if missing else ""
+
     def method(self, name: str) -> Method | None:
         """The row called `name`, if it has a finished run."""
         return next((method for method in self.finished if method.name == name), None)
 
 
-def gather(plan: Plan, records: Mapping[str, Record], *, known: Mapping[str, Record]) -> Comparison:
+def gather(plan: Plan, records: Mapping[str, Record]) -> Comparison:
     """Collect a plan's records by method, in the plan's order.
 
     A plan that fixes its seeds gets those; any other one gets every further seed of the same requests.
@@ -212,12 +218,11 @@ def gather(plan: Plan, records: Mapping[str, Record], *, known: Mapping[str, Rec
     Args:
         plan: what was planned.
         records: the records to report, by signature.
-        known: records that tell what a planned signature stands for, where `records` lacks it.
 
     Raises:
         ValueError: the plan mixes models or data sets, whose scores have no common table.
     """
-    everything = {**known, **records}
+    everything = {**_unrun(plan), **records}
     planned = {signature: everything[signature] for signature in plan.signatures if signature in everything}
     of_request: dict[str, list[Record]] = defaultdict(list)
     for record in records.values():
@@ -273,10 +278,9 @@ def _with_failed(methods: Sequence[Method]) -> list[Method]:
     return counted
 
 
-def gather_columns(plan: GridPlan, records: Mapping[str, Record], *, known: Mapping[str, Record]) -> list[Comparison]:
+def gather_columns(plan: GridPlan, records: Mapping[str, Record]) -> list[Comparison]:
     """Collect a grid's records by task, in the plan's order; arguments as for `gather`."""
-    planned = {signature: unrun(signature, asked) for signature, asked in plan.asked.items()}
-    everything = {**planned, **known, **records}
+    everything = {**_unrun(plan), **records}
     members: dict[Task, list[str]] = defaultdict(list)
     for signature in dict.fromkeys(plan.signatures):  # a sweep names a method twice where it ignores a setting
         members[_task(everything[signature])].append(signature)
@@ -286,9 +290,14 @@ def gather_columns(plan: GridPlan, records: Mapping[str, Record], *, known: Mapp
         words = [dataset, *([model] if len(models) > 1 else [])]
         words += [f"{100 * fraction:g} %"] if len(fractions) > 1 and fraction < 1 else []
         words += [f"{size} px"] if len(sizes) > 1 and len(members) > len({task[:3] for task in members}) else []
-        part = ComparisonPlan(plan.name, ", ".join(words), signatures, seeds=plan.seeds)
-        columns.append(gather(part, records, known={**planned, **known}))
+        part = ComparisonPlan(plan.name, ", ".join(words), signatures, seeds=plan.seeds, asked=plan.asked)
+        columns.append(gather(part, records))
     return columns
+
+
+def _unrun(plan: Plan) -> dict[str, Record]:
+    """The plan's runs as records of nothing but the question."""
+    return {signature: unrun(signature, asked) for signature, asked in plan.asked.items()}
 
 
 def _task(record: Record) -> Task:

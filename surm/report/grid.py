@@ -1,6 +1,6 @@
 """Methods (rows) on several tasks (columns): one wide table, one long file."""
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from statistics import fmean
@@ -15,13 +15,12 @@ from surm.report.base import Section, Source, why
 from surm.report.claims import judge
 from surm.report.comparison import COLUMNS, row_of
 from surm.report.drawing import Picture
-from surm.report.gather import Comparison, Method, Task, gather_columns
+from surm.report.gather import NOT_RUN, Comparison, Method, Task, gather_columns
 from surm.report.plan import GridPlan
 from surm.report.schedule import searched_elsewhere
 from surm.report.table import Cell, Column, Formats, Table, markdown, table_of
 from surm.report.verdict import Claim, Verdict
 
-NOT_RUN = "not run"
 TASK_COLUMNS: Formats = {name: (name, "") for name in ("model", "dataset", "fraction")}
 IMAGE_SIZE: Formats = {"image_size": ("image_size", "")}
 
@@ -33,7 +32,7 @@ class Grid(Section):
 
     def __init__(self, plan: GridPlan, source: Source) -> None:
         super().__init__(plan, source)
-        self.tasks = gather_columns(plan, source.records, known=source.known)
+        self.tasks = gather_columns(plan, source.records)
         self.rows = list(dict.fromkeys(row for task in self.tasks for row in task.rows))
 
     def _groups(self) -> list[tuple[str, str, Sequence[Record]]]:
@@ -93,8 +92,7 @@ class Grid(Section):
 
     def _line(self, column: Comparison, row: str) -> dict[str, Any]:
         task = dict(zip((*TASK_COLUMNS, *IMAGE_SIZE), column.task, strict=True))
-        missing, planned = _planned(column, row)
-        notes = [f"{NOT_RUN}: {missing} of {planned} seeds"] if missing else []
+        notes = [f"{NOT_RUN}: {seeds}"] if (seeds := column.not_run(row)) else []
         method = next((method for method in column.methods if method.name == row), None)
         if method is None:
             signature = next(signature for signature, name in column.names.items() if name == row)
@@ -166,9 +164,8 @@ class Grid(Section):
         for row in self.rows:
             of_seeds: dict[str, list[str]] = defaultdict(list)  # "3 of 3 seeds" -> labels of columns
             for column in self.tasks:
-                missing, planned = _planned(column, row)
-                if missing:
-                    of_seeds[f"{missing} of {planned} seeds"].append(column.title)
+                if seeds := column.not_run(row):
+                    of_seeds[seeds].append(column.title)
             if of_seeds:
                 parts = [f"{self._titles(labels)}, {seeds}" for seeds, labels in of_seeds.items()]
                 lines.append(f"* {NOT_RUN}: {row} on {'; on '.join(parts)}")
@@ -219,13 +216,6 @@ def _reason(column: Comparison, row: str) -> str:
     attempted = next((method for method in column.methods if method.name == row), None)
     statuses = dict.fromkeys(run.status for run in attempted.unfinished) if attempted else [NOT_RUN]
     return ", ".join(statuses)
-
-
-def _planned(column: Comparison, row: str) -> tuple[int, int]:
-    """How many planned runs of a method have no record, and how many are planned."""
-    names = column.names
-    missing = Counter(names[signature] for signature in column.missing)
-    return missing[row], Counter(names.values())[row]
 
 
 def _counts(methods: Sequence[Method]) -> str:

@@ -61,8 +61,8 @@ def build(
     plans = [*plans, *further_plans(plans, ours)] if further else plans
     plans = [registered_plan(plan, registrations, claims) for plan in plans]
     sources = [
-        Source("published", "published here", theirs, ours, paper, label, evidence, [published]),
-        Source("run", "this run", ours, theirs, paper, label, evidence, folders),
+        Source("published", "published here", theirs, paper, label, evidence, [published]),
+        Source("run", "this run", ours, paper, label, evidence, folders),
     ]
     there = [make_section(_as_published(plan, theirs), sources[0]) for plan in plans]
     here = [make_section(plan, sources[1]) for plan in plans]
@@ -94,7 +94,7 @@ def publish(
 ) -> Path:
     """Write the same below `output`, from committed records alone; return the page's path. draw: the figures, too."""
     stored = read_records(records, check=check_reportable)
-    source = Source("published", "published here", stored, {}, paper)
+    source = Source("published", "published here", stored, paper)
     papers = papers_beside(paper)
     claims, registrations = read_claims(*papers), read_registrations(*papers)
     sections = [make_section(registered_plan(plan, registrations, claims), source) for plan in plans]

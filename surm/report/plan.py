@@ -11,6 +11,8 @@ class Plan:
 
     `seeds` are those that were fixed before the runs: no other seed counts, and a failed run does. Without them every
     finished seed of the same request counts. `contrasts` are the pairs (method, minus) whose differences it is about.
+    `asked` holds the `asked` block of planned runs by signature, so that one without a record has its row, its column
+    and the reason.
     """
 
     name: str
@@ -19,6 +21,7 @@ class Plan:
     claims: Sequence[str] = ()
     seeds: Sequence[int] = field(default=(), kw_only=True)
     contrasts: Sequence[tuple[str, str]] = field(default=(), kw_only=True)
+    asked: Mapping[str, Mapping[str, Any]] = field(default_factory=dict, kw_only=True)
 
 
 class ComparisonPlan(Plan):
@@ -29,11 +32,9 @@ class ComparisonPlan(Plan):
 class GridPlan(Plan):
     """Methods (rows) compared on several tasks (columns).
 
-    `asked` holds the `asked` block of every planned signature, so that a cell without a record has its row, its column
-    and the reason. `published` names a file among the paper's numbers with rows that other publications print.
+    `published` names a file among the paper's numbers with rows that other publications print.
     """
 
-    asked: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     published: str = ""
 
 

@@ -15,7 +15,7 @@ def make_experiment(tmp_path):
         folder = tmp_path / name
         signatures = made_up.write_experiment(folder, accuracies, **options)
         plan = ComparisonPlan(name, "ViT-S/14 on digits", [*signatures, *missing])
-        return gather(plan, read_records(folder), known={})
+        return gather(plan, read_records(folder))
 
     return make
 

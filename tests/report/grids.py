@@ -45,7 +45,7 @@ def write_cell(folder, name, accuracies, dataset="digits", **more):
 def section_of(plan, records, label="", evidence=True):
     """The section of a plan, from records or their folder."""
     stored = records if isinstance(records, dict) else read_records(records)
-    return make_section(plan, Source("run", "this run", stored, {}, PAPER, label, evidence))
+    return make_section(plan, Source("run", "this run", stored, PAPER, label, evidence))
 
 
 def make_grid(folder, planned, *, label="", evidence=True, **fields):

@@ -1,5 +1,7 @@
 """The forest plot: what its rows say, also before anything has run."""
 
+import shutil
+
 import numpy as np
 import pytest
 from scipy.stats import t
@@ -7,7 +9,7 @@ from scipy.stats import t
 from surm.report import forest
 from surm.report.claims import read_claims, read_registrations, registered_plan
 from surm.report.gather import Comparison, Method
-from surm.report.plan import GridPlan
+from surm.report.plan import ComparisonPlan, GridPlan
 from tests.report.grids import PAPER, request_of, section_of
 from tests.report.made_up import signature
 from tests.report.test_registered import Run, write_world
@@ -63,6 +65,18 @@ def test_before_the_runs_every_row_says_so(tmp_path):
     )
     texts = [text.get_text() for axes in picture.figure().axes for text in axes.texts]
     assert texts.count("not run") == 2
+
+
+def test_one_task_lists_what_has_not_run_by_its_method(tmp_path):
+    planned = write_world(tmp_path, {name: {"digits": 0.9} for name in PAIR}, seeds=range(3))
+    kept = {name: asked for name, asked in planned.items() if asked["structure"]["name"] == "lora"}
+    for name in planned.keys() - kept.keys():
+        shutil.rmtree(tmp_path / name)
+    plan = ComparisonPlan("gain", "Gain", list(planned), asked=planned, contrasts=[PAIR])
+    text = section_of(plan, tmp_path).text()
+    assert "* not run: circulant, 3 of 3 seeds\n" in text
+    assert "| circulant minus LoRA r=1 | Gain | not run |" in text
+    assert "no record" not in text
 
 
 def test_the_section_prints_the_rows_and_their_power(tmp_path):

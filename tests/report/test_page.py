@@ -62,7 +62,29 @@ def test_unfinished_and_missing_runs_are_listed(tmp_path):
     assert f"* `{planned[-3]}` circulant, seed 2: failed, loss is NaN at step 7\n" in text
     assert f"* `{planned[-1]}` BitFit, seed 0: failed, out of memory\n" in text
     assert "* `deadbeef0000`: planned, no record" in text
-    assert "| BitFit |  |  |  |  | 0 |  |" in text
+    assert "| BitFit |  |  |  |  |  | 0 |  |" in text
+
+
+def test_costs_stand_relative_to_the_reference(tmp_path):
+    planned = made_up.write_experiment(tmp_path, {"LoRA r=1": 0.9}, seeds=2)
+    labels, right = np.arange(600) % 10, np.arange(600) >= 60
+    planned += [
+        made_up.write_run(
+            tmp_path,
+            made_up.asked(made_up.STRUCTURES["circulant"], seed=seed),
+            labels,
+            right,
+            seconds_per_step=0.3,
+            peak_memory_bytes=2**29,
+            peak_trainable_parameters=30_000,
+        )
+        for seed in (0, 1)
+    ]
+    rows = rows_by_method(section_of(ComparisonPlan("e", "E", planned), tmp_path))
+    assert rows["circulant"]["relative_seconds"] == pytest.approx(0.3 / 0.2)
+    assert rows["circulant"]["relative_memory"] == 0.5
+    assert rows["circulant"]["peak_parameters"] == 30_000
+    assert np.isnan(rows["LoRA r=1"]["peak_parameters"])
 
 
 def test_a_missing_number_says_why(section):

@@ -115,7 +115,7 @@ def test_further_seeds_of_the_same_request_join_and_other_requests_do_not(tmp_pa
     planned = made_up.write_experiment(tmp_path, {"circulant": 0.9}, seeds=2)
     made_up.write_experiment(tmp_path, {"circulant": 0.9}, seeds=4)
     made_up.write_experiment(tmp_path, {"circulant": 0.9}, seeds=2, lr=0.001)
-    experiment = gather(ComparisonPlan("e", "E", planned), read_records(tmp_path), known={})
+    experiment = gather(ComparisonPlan("e", "E", planned), read_records(tmp_path))
     (method,) = experiment.methods
     assert [run.seed for run in method.finished] == [0, 1, 2, 3]
     assert {run.asked["optim"]["lr"] for run in method.finished} == {0.003}
@@ -126,7 +126,7 @@ def test_tuning_records_stay_out(tmp_path):
     request = json.loads((tmp_path / planned[0] / "record.json").read_text())["asked"]
     request["dataset"]["evaluate_on"] = "selection"
     made_up.write_run(tmp_path, request | {"seed": 9}, np.arange(10), np.ones(10, bool))
-    experiment = gather(ComparisonPlan("e", "E", planned), read_records(tmp_path), known={})
+    experiment = gather(ComparisonPlan("e", "E", planned), read_records(tmp_path))
     assert [run.seed for run in experiment.methods[0].finished] == [0, 1]
 
 
@@ -136,7 +136,7 @@ def test_methods_of_one_name_are_told_apart_by_their_rate(tmp_path):
         for lr in (0.001, 0.003)
         for signature in made_up.write_experiment(tmp_path, {"circulant": 0.9}, seeds=1, lr=lr)
     ]
-    experiment = gather(ComparisonPlan("e", "E", planned), read_records(tmp_path), known={})
+    experiment = gather(ComparisonPlan("e", "E", planned), read_records(tmp_path))
     assert [method.name for method in experiment.methods] == ["circulant, lr 0.001", "circulant, lr 0.003"]
 
 
@@ -146,7 +146,7 @@ def test_a_plan_over_two_data_sets_is_refused(tmp_path):
     with pytest.raises(
         ValueError, match=r"mixes builtin_vit on digits, builtin_vit on mnist5k: give one plan for each"
     ):
-        gather(ComparisonPlan("e", "E", planned), read_records(tmp_path), known={})
+        gather(ComparisonPlan("e", "E", planned), read_records(tmp_path))
 
 
 @pytest.mark.parametrize(
