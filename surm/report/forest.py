@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from textwrap import wrap
 
 from matplotlib.figure import Figure
 from scipy.stats import norm
@@ -19,6 +20,7 @@ CLAIMED = 5.0  # points, the gain that the paper speaks of
 COLORS = {"larger": "#009E73", "smaller": "#D55E00", "equivalent": "#0072B2"}  # by the first word of what was found
 OPEN = "0.5"  # of what is too wide to say
 MEAN = "mean of the tasks"
+LABEL = 36  # characters in a line of a label
 ADAPTER = ", Houlsby adapter"
 COLUMNS = {"P(better)": 0.25, "P(within 1)": 0.75}  # beside the plot -> where in its column
 
@@ -62,6 +64,12 @@ class Block:
     def has_run(self) -> bool:
         return any(row.error is not None for row in self.rows)
 
+    def lines(self) -> list[tuple[str, Row | None]]:
+        """Labels of the plot's lines with their rows; a title above has none, a row alone goes by the title."""
+        if len(self.rows) == 1:
+            return [("\n".join(wrap(self.title, LABEL)), self.rows[0])]
+        return [(self.title, None), *((row.label, row) for row in self.rows)]
+
 
 def blocks(tasks: Sequence[Comparison], contrasts: Sequence[tuple[str, str]]) -> list[Block]:
     """The rows of each pair (method, minus): its tasks, then the mean over them once all have run.
@@ -75,7 +83,11 @@ def blocks(tasks: Sequence[Comparison], contrasts: Sequence[tuple[str, str]]) ->
 def _block(tasks: Sequence[Comparison], method: str, minus: str) -> Block:
     planned = [task for task in tasks if {method, minus} <= set(task.rows)]
     pairs = [(task, [one for name in (method, minus) if (one := task.method(name))]) for task in planned]
-    rows = [_row(task.title, [methods]) if len(methods) == 2 else Row(task.title, None) for task, methods in pairs]
+    names = [task.title if len(tasks) > 1 else task.dataset for task, _ in pairs]
+    rows = [
+        _row(name, [methods]) if len(methods) == 2 else Row(name, None)
+        for name, (_, methods) in zip(names, pairs, strict=True)
+    ]
     title = _title(method, minus)
     errors = [row.error for row in rows if row.error]
     if len(rows) < 2:
@@ -162,7 +174,7 @@ def picture(tasks: Sequence[Comparison], contrasts: Sequence[tuple[str, str]], t
 
 
 def _draw(found: Sequence[Block], title: str) -> Figure:
-    lines = sum(len(block.rows) + 1 for block in found)
+    lines = sum(len(block.lines()) for block in found)
     figure = Figure(figsize=(7.6, 1.2 + 0.27 * lines), dpi=160, layout="constrained")
     axes, aside = figure.subplots(1, 2, sharey=True, width_ratios=[4, 1.3])
     aside.set_axis_off()
@@ -171,16 +183,17 @@ def _draw(found: Sequence[Block], title: str) -> Figure:
     axes.axvline(0, color="0.5", linewidth=0.8)
     axes.axvline(CLAIMED, color="0.35", linestyle="--", linewidth=1.0)
     ends = [-2.5, CLAIMED + 0.8]
-    labels, line = [], 0
+    labels: list[str] = []
     beside = axes.get_yaxis_transform()
     for text, x in COLUMNS.items():
         aside.text(x, -0.9, text, ha="center", va="center", fontsize=8)
     for block in found:
-        axes.text(0.0, line, block.title, transform=beside, ha="left", va="center", fontsize=8.5, weight="bold")
-        labels.append("")
-        for row in block.rows:
-            line += 1
-            labels.append(row.label)
+        for label, row in block.lines():
+            line = len(labels)
+            labels.append(label if row else "")
+            if row is None:
+                axes.text(0.0, line, label, transform=beside, ha="left", va="center", fontsize=8.5, weight="bold")
+                continue
             if row.error is None:
                 axes.text(0.5, line, row.reason, transform=beside, ha="center", va="center", fontsize=8, color="0.35")
                 continue
@@ -191,11 +204,10 @@ def _draw(found: Sequence[Block], title: str) -> Figure:
             axes.plot([row.error.value], [line], "D" if mean else "o", color=color, markersize=7 if mean else 5)
             for value, x in zip((row.better, row.within), COLUMNS.values(), strict=True):
                 aside.text(x, line, _percent(value), ha="center", va="center", fontsize=8)
-        line += 1
     axes.set(xlim=(min(ends), max(ends)), xlabel="difference (points)")
     axes.set_yticks(range(len(labels)), labels, fontsize=8)
     axes.tick_params(axis="y", length=0)
-    axes.set_ylim(line - 0.5, -1.3)
+    axes.set_ylim(len(labels) - 0.5, -1.3)
     axes.set_title(title, fontsize=10, loc="left")
     tidy(axes)
     axes.grid(visible=False)

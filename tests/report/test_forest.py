@@ -75,7 +75,7 @@ def test_one_task_lists_what_has_not_run_by_its_method(tmp_path):
     plan = ComparisonPlan("gain", "Gain", list(planned), asked=planned, contrasts=[PAIR])
     text = section_of(plan, tmp_path).text()
     assert "* not run: circulant, 3 of 3 seeds\n" in text
-    assert "| circulant minus LoRA r=1 | Gain | not run |" in text
+    assert "| circulant minus LoRA r=1 | digits | not run |" in text
     assert "no record" not in text
 
 
