@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from textwrap import wrap
 
 from matplotlib.figure import Figure
 from scipy.stats import norm
@@ -20,7 +19,7 @@ CLAIMED = 5.0  # points, the gain that the paper speaks of
 COLORS = {"larger": "#009E73", "smaller": "#D55E00", "equivalent": "#0072B2"}  # by the first word of what was found
 OPEN = "0.5"  # of what is too wide to say
 MEAN = "mean of the tasks"
-LABEL = 36  # characters in a line of a label
+LABEL = 36  # characters, the longest label in one line
 ADAPTER = ", Houlsby adapter"
 COLUMNS = {"P(better)": 0.25, "P(within 1)": 0.75}  # beside the plot -> where in its column
 
@@ -67,7 +66,8 @@ class Block:
     def lines(self) -> list[tuple[str, Row | None]]:
         """Labels of the plot's lines with their rows; a title above has none, a row alone goes by the title."""
         if len(self.rows) == 1:
-            return [("\n".join(wrap(self.title, LABEL)), self.rows[0])]
+            label = self.title.replace(" minus ", "\nminus ") if len(self.title) > LABEL else self.title
+            return [(label, self.rows[0])]
         return [(self.title, None), *((row.label, row) for row in self.rows)]
 
 
