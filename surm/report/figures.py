@@ -3,6 +3,7 @@
 from collections import defaultdict
 from collections.abc import Sequence
 from itertools import pairwise
+from textwrap import fill
 from typing import NamedTuple
 
 import numpy as np
@@ -27,6 +28,7 @@ from surm.report.training_figures import cost, learning_curves
 
 FULL = "full fine-tuning"
 WIDEST = 3  # panels in one line
+TITLE = 56  # characters in a line of a panel's title
 STEP = 1.02  # factor between the methods at one fraction, so that they stand side by side
 
 
@@ -68,7 +70,7 @@ def _draw_scores(axes: Axes, task: Comparison) -> None:
 
     Members of a family (ranks, numbers of terms) are joined by a line.
     """
-    axes.set_title(task.title, fontsize=11)
+    axes.set_title(fill(task.title, TITLE), fontsize=11)
     if not task.finished:
         axes.text(0.5, 0.5, "no finished run", ha="center", va="center", transform=axes.transAxes)
         return

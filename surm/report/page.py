@@ -146,10 +146,10 @@ def _write_tables(sections: Sequence[Section], output: Path, claims: Mapping[str
 
 
 def _draw_figures(sections: Sequence[Section], output: Path, name: str) -> None:
-    """The figures of each section, and one with a panel for each comparison on one task."""
+    """The figures of each section, and one with a panel for each comparison on one task, once one has run."""
     for section in sections:
         section.draw(output)
-    compared = [section for section in sections if isinstance(section, OneTask)]
+    compared = [section for section in sections if isinstance(section, OneTask) and section.finished]
     if compared:
         picture = accuracy_over_parameters([section.task for section in compared])
         picture.write(figure_path(output, name, picture.kind), compared[0].source.doubt)
