@@ -19,7 +19,7 @@ CLAIMED = 5.0  # points, the gain that the paper speaks of
 COLORS = {"larger": "#009E73", "smaller": "#D55E00", "equivalent": "#0072B2"}  # by the first word of what was found
 OPEN = "0.5"  # of what is too wide to say
 MEAN = "mean of the tasks"
-LABEL = 36  # characters, the longest label in one line
+LABEL = 44  # characters, the longest label in one line
 ADAPTER = ", Houlsby adapter"
 COLUMNS = {"P(better)": 0.25, "P(within 1)": 0.75}  # beside the plot -> where in its column
 
@@ -175,7 +175,7 @@ def picture(tasks: Sequence[Comparison], contrasts: Sequence[tuple[str, str]], t
 
 def _draw(found: Sequence[Block], title: str) -> Figure:
     lines = sum(len(block.lines()) for block in found)
-    figure = Figure(figsize=(7.6, 1.2 + 0.27 * lines), dpi=160, layout="constrained")
+    figure = Figure(figsize=(8.2, 1.2 + 0.27 * lines), dpi=160, layout="constrained")
     axes, aside = figure.subplots(1, 2, sharey=True, width_ratios=[4, 1.3])
     aside.set_axis_off()
     aside.set_xlim(0, 1)
