@@ -11,7 +11,7 @@ from surm.methods.registry import method_class
 from surm.models import check_model, model_modality, model_predicts, model_width
 from surm.shared.errors import ConfigError, FormError
 from surm.shared.registry import hint
-from surm.tuners.config import ACTIVATIONS, POSITIONS, SITES
+from surm.tuners.checks import ACTIVATIONS, POSITIONS, SITES
 from surm.tuners.targets import PARTS
 
 # --- checks across fields -------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from surm.structures import option_names, structure_class
 from surm.structures.options import Option, count, one_of
 from surm.tuners import SurmConfig
 from surm.tuners.adapter import compacter_size
-from surm.tuners.config import ADAPTERS
+from surm.tuners.checks import ADAPTERS
 from surm.tuners.targets import FUSED_PARTS, adapter_sites, projection_names
 
 
@@ -229,8 +229,8 @@ def _adapter_class(name: str) -> type[OfTuner]:
     Raises:
         ValueError: one sentence, for a name of nothing that follows a layer.
     """
-    if name in (found := {Bottleneck.name: Bottleneck, Compacter.name: Compacter}):
-        return found[name]
+    if name in (Bottleneck.name, Compacter.name):
+        return Bottleneck if name == Bottleneck.name else Compacter
     kind = structure_class(name)
     if kind.needs_weight or kind.shares:
         raise ValueError(

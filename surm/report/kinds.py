@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
-from surm.report import rules
+from surm.report import counts, rules
 from surm.report.verdict import Claim, Verdict
 
 
@@ -34,9 +34,9 @@ def in_words(kind: str, rule: Mapping[str, Any]) -> str:
 _AMONG = "one of {names}{in_form} is RANK on at least {at_least} of {of} tasks"
 KINDS: dict[str, Kind] = {
     "difference": Kind(rules.difference, "{method} minus {minus} {sign} {threshold:g} points"),
-    "count": Kind(partial(rules.on_each, holds=rules.count), "{method} trains {equals:,} parameters"),
-    "equal_counts": Kind(partial(rules.on_each, holds=rules.equal_counts), "{names} train equally many parameters"),
-    "share": Kind(partial(rules.on_each, holds=rules.share), "{method} trains {low:g} to {high:g} % of the model"),
+    "count": Kind(partial(counts.on_each, holds=counts.count), "{method} trains {equals:,} parameters"),
+    "equal_counts": Kind(partial(counts.on_each, holds=counts.equal_counts), "{names} train equally many parameters"),
+    "share": Kind(partial(counts.on_each, holds=counts.share), "{method} trains {low:g} to {high:g} % of the model"),
     "effect": Kind(rules.effect, "{effect} {sign} {threshold:g}{in_every_draw}"),
     "best_on": Kind(partial(rules.among, top=1), _AMONG.replace("RANK", "best")),
     "top_two_on": Kind(partial(rules.among, top=2), _AMONG.replace("RANK", "among the best two")),
@@ -55,6 +55,6 @@ KINDS: dict[str, Kind] = {
     "matches": Kind(
         rules.matches, "{method} on {percent:g} % of {dataset} minus {reference} on all of it > {below:g} points"
     ),
-    "ratio": Kind(rules.ratio, "{to} trains {low:g} to {high:g} times the parameters of {method}"),
+    "ratio": Kind(counts.ratio, "{to} trains {low:g} to {high:g} times the parameters of {method}"),
 }
 """The kinds of claim. All but "effect", which a study decides, are about methods on tasks."""

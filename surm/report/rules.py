@@ -1,6 +1,6 @@
 """The rules that decide claims: a claim with its tasks, or with what a study measured, to a verdict."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from statistics import fmean
 from typing import Any, Literal
@@ -38,7 +38,7 @@ def _side(estimate: Estimate | None, side: str, threshold: float) -> Side:
     return "claimed" if claimed else "opposite" if opposite else "open"
 
 
-def _finished(columns: Sequence[Comparison], names: Sequence[str]) -> list[tuple[Comparison, list[Method]]]:
+def finished_on(columns: Sequence[Comparison], names: Sequence[str]) -> list[tuple[Comparison, list[Method]]]:
     """The columns in which every named method has a finished run, with these methods."""
     found = [(column, [column.method(name) for name in names]) for column in columns]
     return [(column, [m for m in methods if m]) for column, methods in found if all(methods)]
@@ -58,7 +58,7 @@ def _absence(columns: Sequence[Comparison], names: Sequence[str]) -> str:
     )
 
 
-def _not_run(columns: Sequence[Comparison], names: Sequence[str]) -> Verdict:
+def not_run(columns: Sequence[Comparison], names: Sequence[str]) -> Verdict:
     return Verdict("undecided", "", _absence(columns, names), "not run")
 
 
@@ -112,7 +112,7 @@ def difference(claim: Claim, columns: Sequence[Comparison]) -> Verdict:
     Above (or below) `threshold` points by the 95 % interval, paired by seed.
     """
     rule, names = claim.rule, named_methods(claim)
-    finished = _finished(columns, names)
+    finished = finished_on(columns, names)
     sides = {
         column.title: _side(method.minus(other), rule["side"], rule["threshold"])
         for column, (method, other) in finished
@@ -120,7 +120,7 @@ def difference(claim: Claim, columns: Sequence[Comparison]) -> Verdict:
     if claim.scope == "some" and finished and len(columns) > 1:
         return _tally(list(sides.values()), at_least=1, of=len(columns))
     if len(finished) < len(columns):
-        return _not_run(columns, names)
+        return not_run(columns, names)
     if level := _no_room(rule, [other for _, (_, other) in finished]):
         _, found = _mean_over(finished, [1, -1])
         return Verdict("undecided", found, level, "not testable")
@@ -141,9 +141,9 @@ def larger_gain(claim: Claim, columns: Sequence[Comparison]) -> Verdict:
     """What `method` gains over `minus` is more than what `than.method` gains over `than.minus`, on the mean."""
     rule = claim.rule
     names = [rule["method"], rule["minus"], rule["than"]["method"], rule["than"]["minus"]]
-    finished = _finished(columns, names)
+    finished = finished_on(columns, names)
     if len(finished) < len(columns):
-        return _not_run(columns, names)
+        return not_run(columns, names)
     return _mean_difference({"side": "above", "threshold": 0}, finished, [1, -1, -1, 1])
 
 
@@ -173,9 +173,9 @@ def _mean_difference(
 def every_task(claim: Claim, columns: Sequence[Comparison]) -> Verdict:
     """`method` less `minus` lies on the claimed side of `threshold` on every task, or on `at_least` of them."""
     rule, names = claim.rule, named_methods(claim)
-    finished = _finished(columns, names)
+    finished = finished_on(columns, names)
     if not finished:
-        return _not_run(columns, names)
+        return not_run(columns, names)
     differences = [method.minus(other) for _, (method, other) in finished]
     sides = [_side(difference, rule["side"], rule["threshold"]) for difference in differences]
     at_least = rule.get("at_least", len(columns))
@@ -210,9 +210,9 @@ def equivalent(claim: Claim, columns: Sequence[Comparison]) -> Verdict:
     By two one-sided tests: the 90 % interval lies within.
     """
     rule, names = claim.rule, named_methods(claim)
-    finished, margin = _finished(columns, names), rule["margin"]
+    finished, margin = finished_on(columns, names), rule["margin"]
     if not finished or (rule.get("mean") and len(finished) < len(columns)):
-        return _not_run(columns, names)
+        return not_run(columns, names)
     if not rule.get("mean"):
         differences = [method.minus(other) for _, (method, other) in finished]
         verdict = _tally([_within(one, margin) for one in differences], at_least=len(columns), of=len(columns))
@@ -256,10 +256,8 @@ def _within(estimate: Estimate | None, margin: float) -> Side:
 def mean_gain(claim: Claim, columns: Sequence[Comparison]) -> Verdict:
     """The mean over tasks of `method` less `minus`, whatever single tasks say; two-sided."""
     names = named_methods(claim)
-    finished = _finished(columns, names)
-    return (
-        _mean_difference(claim.rule, finished, [1, -1]) if len(finished) == len(columns) else _not_run(columns, names)
-    )
+    finished = finished_on(columns, names)
+    return _mean_difference(claim.rule, finished, [1, -1]) if len(finished) == len(columns) else not_run(columns, names)
 
 
 def reaches(claim: Claim, columns: Sequence[Comparison]) -> Verdict:
@@ -276,12 +274,12 @@ def reaches(claim: Claim, columns: Sequence[Comparison]) -> Verdict:
         rooms = ", ".join(f"{column.title} {column.headroom:+z.1f}" for column in columns)
         return Verdict("undecided", f"headroom {rooms} points", "no task with headroom", "not testable")
     judged = {}
-    for column, (other, *methods) in _finished(roomy, [rule["minus"], *rule["methods"]]):
+    for column, (other, *methods) in finished_on(roomy, [rule["minus"], *rule["methods"]]):
         tables = {method.name: method.table_minus(other) for method in methods}
         if all(table is not None for table in tables.values()):
             judged[column.title] = Simultaneous.of({name: table for name, table in tables.items() if table is not None})
     if len(judged) < len(roomy):
-        return _not_run(roomy, names)
+        return not_run(roomy, names)
     level, tasks = rule["threshold"], len(judged)
     p_values = {
         (task, name): min(1.0, tasks * p) for task, one in judged.items() for name, p in one.p_differs(level).items()
@@ -303,9 +301,9 @@ def best_of(claim: Claim, columns: Sequence[Comparison]) -> Verdict:
     """The mean over tasks of `method` less each of `others` lies above 0."""
     rule = claim.rule
     names = [rule["method"], *rule["others"]]
-    finished = _finished(columns, names)
+    finished = finished_on(columns, names)
     if len(finished) < len(columns):
-        return _not_run(columns, names)
+        return not_run(columns, names)
     errors, found = [], []
     for place, name in enumerate(rule["others"], start=1):
         estimate, words = _mean_over([(column, [methods[0], methods[place]]) for column, methods in finished], [1, -1])
@@ -373,51 +371,6 @@ def matches(claim: Claim, columns: Sequence[Comparison]) -> Verdict:
         reason = f"no finished run of {rule['method']} on {share}, or of {rule['reference']} on all of it"
         return Verdict("undecided", "", reason, "not run")
     return _mean_difference({"side": "above", "threshold": -rule["margin"]}, found, [1, -1])
-
-
-def ratio(claim: Claim, columns: Sequence[Comparison]) -> Verdict:
-    """`to` trains `low` to `high` times as many parameters as `method`, without the head; the same on every task."""
-    rule, names = claim.rule, [claim.rule["method"], claim.rule["to"]]
-    finished = _finished(columns, names)
-    if not finished:
-        return _not_run(columns, names)
-    counts = dict.fromkeys((to.trainable_parameters, method.trainable_parameters) for _, (method, to) in finished)
-    if any(own == 0 for _, own in counts):
-        return Verdict("disagrees", f"{rule['method']} trains the head alone")
-    inside = [rule["low"] <= to / own <= rule["high"] for to, own in counts]
-    words = "; ".join(f"{to / own:,.4g} times ({to:,} / {own:,})" for to, own in counts)
-    holds = any(inside) if claim.scope == "some" else all(inside)
-    return Verdict("agrees" if holds else "disagrees", words)
-
-
-def on_each(claim: Claim, columns: Sequence[Comparison], holds: Callable[..., tuple[bool, str]]) -> Verdict:
-    """A rule about numbers of parameters, on each task where the named methods have finished; all must agree."""
-    names = named_methods(claim)
-    finished = _finished(columns, names)
-    if not finished:
-        return _not_run(columns, names)
-    answers = [holds(claim.rule, *methods) for _, methods in finished]
-    found = "; ".join(dict.fromkeys(words for _, words in answers))
-    return Verdict("agrees" if all(held for held, _ in answers) else "disagrees", found)
-
-
-def count(rule: Mapping[str, Any], method: Method) -> tuple[bool, str]:
-    """`method` trains exactly `equals` parameters without the head."""
-    return method.trainable_parameters == rule["equals"], f"{method.trainable_parameters:,}"
-
-
-def equal_counts(rule: Mapping[str, Any], *methods: Method) -> tuple[bool, str]:
-    """All `methods` train the same number of parameters without the head."""
-    counts = {method.name: method.trainable_parameters for method in methods}
-    if len(set(counts.values())) == 1:
-        return True, f"{methods[0].trainable_parameters:,} each"
-    return False, ", ".join(f"{name} {count:,}" for name, count in counts.items())
-
-
-def share(rule: Mapping[str, Any], method: Method) -> tuple[bool, str]:
-    """The trained share of the model's parameters lies between `low` and `high` percent."""
-    share = 100 * method.trainable_parameters / method.finished[0].happened["total_parameters"]
-    return rule["low"] <= share <= rule["high"], f"{share:.3g} % ({method.trainable_parameters:,})"
 
 
 def effect(claim: Claim, effects: Effects) -> Verdict:

@@ -11,7 +11,8 @@ from surm.structures import Structure, build
 from surm.structures.backends import product
 from surm.structures.family import UPDATE_STD, Family
 from surm.structures.hypercomplex import Hypercomplex
-from surm.tuners.config import ADAPTERS, SurmConfig
+from surm.tuners.checks import ADAPTERS
+from surm.tuners.config import SurmConfig
 from surm.tuners.layer import SurmLayer, rows_of
 from surm.tuners.offload import parameters_here
 

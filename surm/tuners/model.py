@@ -18,7 +18,8 @@ from surm.tuners import trained
 from surm.tuners.adapter import SurmAdapter
 from surm.tuners.bases import SUPPORTED, keep_layout, weight_layer
 from surm.tuners.bypass import watch
-from surm.tuners.config import SITES, SurmConfig
+from surm.tuners.checks import SITES
+from surm.tuners.config import SurmConfig
 from surm.tuners.layer import SurmLayer, SurmLinear, SurmWeight
 from surm.tuners.loading import Fresh, check_weights
 from surm.tuners.mixed import pass_adapter_names

@@ -13,7 +13,8 @@ from surm.structures.options import is_count
 from surm.tuners import architectures
 from surm.tuners.architectures import PARTS as PARTS
 from surm.tuners.architectures import Endings
-from surm.tuners.config import POSITIONS, SITES, SurmConfig
+from surm.tuners.checks import POSITIONS, SITES
+from surm.tuners.config import SurmConfig
 from surm.tuners.patterns import FUSED_PARTS as FUSED_PARTS
 from surm.tuners.patterns import Split, matching, split_rows
 
