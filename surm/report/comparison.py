@@ -51,11 +51,21 @@ class OneTask(Section):
     def _judge(self, claim: Claim) -> Verdict:
         return judge(claim, [self.task], self.source.doubt)
 
+    def file(self) -> Table:
+        return self._table(COLUMNS)
+
     def table(self) -> Table:
-        """A row for each method; a number that cannot be had is missing, the note says why."""
+        """A row for each method; a number that cannot be had is missing, the note says why.
+
+        Parameters at the peak have a column only where a method trains more of them than it keeps.
+        """
+        prunes = self.frame()["peak_parameters"].notna().any()
+        return self._table({name: form for name, form in COLUMNS.items() if prunes or name != "peak_parameters"})
+
+    def _table(self, columns: Formats) -> Table:
         return table_of(
             self.frame(),
-            COLUMNS,
+            columns,
             f"{self.plan.title}: {self.task.metric} after the last epoch, mean over seeds",
             link=lambda row: self.anchor(row["method"]),
         )
@@ -114,14 +124,14 @@ def row_of(method: Method, reference: Method | None) -> dict[str, Any]:
         "peak_memory_mib": training_figures.peak_memory(method),
         "sd": method.sd,
     }
-    if reference is not None:
-        row |= {
-            "relative_seconds": _ratio(training_figures.seconds_per_step, method, reference),
-            "relative_memory": _ratio(training_figures.peak_memory, method, reference),
-        }
     if reference is None:
         notes.append(f"no finished run of {REFERENCE} to compare with")
-    elif method is not reference:
+        return row | {"note": "; ".join(notes)}
+    row |= {
+        "relative_seconds": _ratio(training_figures.seconds_per_step, method, reference),
+        "relative_memory": _ratio(training_figures.peak_memory, method, reference),
+    }
+    if method is not reference:
         difference = method.minus(reference)
         if difference is None:
             notes.append(f"no seed in common with {REFERENCE}")

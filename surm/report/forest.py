@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 from scipy.stats import norm
 
 from surm.report.drawing import Picture, tidy
-from surm.report.gather import Comparison, Method, contrast
+from surm.report.gather import NOT_RUN, Comparison, Method, contrast
 from surm.report.inference import Difference, OverTasks
 from surm.report.plan import Plan
 from surm.report.rules import POWER_FOR
@@ -34,7 +34,7 @@ class Row:
 
     label: str
     error: Difference | None
-    reason: str = "not run"
+    reason: str = NOT_RUN
     better: float | None = None
     within: float | None = None
 

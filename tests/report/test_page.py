@@ -62,7 +62,7 @@ def test_unfinished_and_missing_runs_are_listed(tmp_path):
     assert f"* `{planned[-3]}` circulant, seed 2: failed, loss is NaN at step 7\n" in text
     assert f"* `{planned[-1]}` BitFit, seed 0: failed, out of memory\n" in text
     assert "* `deadbeef0000`: planned, no record" in text
-    assert "| BitFit |  |  |  |  |  | 0 |  |" in text
+    assert "| BitFit |  |  |  |  | 0 |  |" in text
 
 
 def test_costs_stand_relative_to_the_reference(tmp_path):
