@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from surm.report.gather import Comparison
+from surm.report.gather import NOT_RUN, Comparison
 from surm.report.kinds import KINDS, in_words
 from surm.report.plan import Plan
 from surm.report.verdict import LEVEL, Claim, Effects, Verdict, named_methods
@@ -133,10 +133,10 @@ def judge(claim: Claim, tasks: Sequence[Comparison], doubt: str = "") -> Verdict
     spoken = [task for task in tasks if not claim.models or task.model in claim.models]
     chosen = [task for task in spoken or tasks if _is_chosen(claim.rule, task)]
     if not chosen:
-        return Verdict("undecided", "", "no task that it speaks of", "not run")
+        return Verdict("undecided", "", "no task that it speaks of", NOT_RUN)
     verdict = KINDS[claim.kind].decide(claim, chosen)
     if claim.registered and (lacking := _lacking(claim, chosen)):
-        return Verdict("undecided", verdict.found, lacking, "not run")
+        return Verdict("undecided", verdict.found, lacking, NOT_RUN)
     verdict = verdict if claim.registered else verdict.at(LEVEL)
     if not verdict.found:
         return verdict

@@ -17,6 +17,8 @@ from surm.methods.names import Style
 from surm.report.gather import Method
 
 LINES = ("-", "--", ":", "-.")  # of the members of a family
+LEGEND = 0.95  # of a figure's width at most; the rest is for a page whose font is wider
+LEGEND_HEIGHT = 0.2  # of a figure's height, which its size allows for
 
 
 @dataclass(frozen=True)
@@ -109,19 +111,28 @@ def tidy(axes: Axes) -> None:
 
 
 def legend_below(figure: Figure, *, columns: int | None = None) -> None:
-    """Add one legend below the panels, each label once; by default two columns a panel, at most four."""
+    """Add one legend below the panels, each label once; by default two columns a panel, at most four, or as fit.
+
+    A long one makes the figure higher, not the panels lower.
+    """
     entries = {
         label: handle for axes in figure.axes for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
     }
-    if entries:
-        figure.legend(
+    for number in range(columns or min(2 * len(figure.axes), 4), 0, -1) if entries else ():
+        legend = figure.legend(
             list(entries.values()),
             list(entries),
             loc="outside lower center",
-            ncols=columns or min(2 * len(figure.axes), 4),
+            ncols=number,
             fontsize=9,
             frameon=False,
         )
+        box = legend.get_window_extent()
+        if number == 1 or box.width <= LEGEND * figure.bbox.width:
+            more = max(0.0, box.height - LEGEND_HEIGHT * figure.bbox.height)
+            figure.set_figheight(figure.get_figheight() + more / figure.dpi)
+            return
+        legend.remove()
 
 
 _TICK = re.compile(r"\$(10\^\{-?\d+\}|\\mathdefault\{.*\})\$")

@@ -1,8 +1,10 @@
 """Figures of the scores of methods on tasks, and the list of those that every table has."""
 
+import re
 from collections import defaultdict
 from collections.abc import Sequence
-from itertools import pairwise
+from itertools import pairwise, takewhile
+from math import sqrt
 from textwrap import fill
 from typing import NamedTuple
 
@@ -29,6 +31,7 @@ from surm.report.training_figures import cost, learning_curves
 FULL = "full fine-tuning"
 WIDEST = 3  # panels in one line
 TITLE = 56  # characters in a line of a panel's title
+NEAR = 1.1  # ratio of numbers of parameters up to which methods stand in one strip
 STEP = 1.02  # factor between the methods at one fraction, so that they stand side by side
 
 
@@ -48,7 +51,7 @@ def accuracy_over_parameters(tasks: Sequence[Comparison], *, file: bool = True) 
     """Mean score and its spread over trainable parameters (log axis), one panel for each task."""
 
     def draw() -> Figure:
-        figure, panels = grid_of_panels(len(tasks), size=(5.8, 4.8), widest=2)
+        figure, panels = grid_of_panels(len(tasks), size=(5.8 if len(tasks) > 1 else 7.6, 4.8), widest=2)
         for axes, task in zip(panels, tasks, strict=True):
             _draw_scores(axes, task)
         legend_below(figure, columns=2 * min(len(tasks), 2))
@@ -57,8 +60,9 @@ def accuracy_over_parameters(tasks: Sequence[Comparison], *, file: bool = True) 
     return Picture(
         "accuracy_over_parameters",
         "Score over trainable parameters",
-        "Mean over seeds and one standard deviation, over parameters without the head. Methods of one count stand side "
-        "by side in a shaded strip; filled marks are structured matrices, open ones what they are compared with.",
+        "Mean over seeds and one standard deviation, over parameters without the head. Methods whose counts lie "
+        "within 10 % of one another stand side by side in a shaded strip; filled marks are structured matrices, open "
+        "ones what they are compared with.",
         lambda: _scores_in_words(tasks),
         draw,
         file,
@@ -66,7 +70,7 @@ def accuracy_over_parameters(tasks: Sequence[Comparison], *, file: bool = True) 
 
 
 def _draw_scores(axes: Axes, task: Comparison) -> None:
-    """Methods of one count stand side by side in a shaded strip; those that train the head alone left of a break.
+    """Methods of nearly one count stand side by side in a shaded strip; head-only ones left of a break.
 
     Members of a family (ranks, numbers of terms) are joined by a line.
     """
@@ -90,7 +94,7 @@ class Strips(NamedTuple):
     """Where the methods of one experiment stand on a log axis of trainable parameters."""
 
     xs: dict[str, float]  # method -> x
-    shared: dict[int, tuple[float, float, float]]  # count of several methods -> centre and edges of its strip
+    shared: dict[str, tuple[float, float, float]]  # counts of several methods -> centre and edges of their strip
     limits: tuple[float, float]
     head_only: float | None  # x of the methods that train the head alone
 
@@ -102,34 +106,47 @@ class Strips(NamedTuple):
 
 
 def strips(methods: Sequence[Method]) -> Strips:
-    """Methods of one count stand side by side; those that train the head alone stand left of a break in the axis."""
-    counts: dict[int, list[Method]] = defaultdict(list)
-    for method in sorted(methods, key=lambda method: method.trainable_parameters):
-        counts[method.trainable_parameters].append(method)
-    smallest = min((count for count in counts if count > 0), default=1)
+    """Methods of nearly one count stand side by side; those that train the head alone left of a break in the axis."""
+    ordered = sorted(methods, key=lambda method: method.trainable_parameters)
+    groups: list[list[Method]] = []
+    for method in ordered:
+        if groups and method.trainable_parameters <= NEAR * groups[-1][0].trainable_parameters:
+            groups[-1].append(method)
+        else:
+            groups.append([method])
+    smallest = next((method.trainable_parameters for method in ordered if method.trainable_parameters), 1)
     head_only = smallest / 12
-    low, high = (head_only if 0 in counts else smallest) / 2, max(*counts, 10) * 2
-    step = _step(counts, widest=(high / low) ** 0.022)
+    low, high = (
+        (smallest if ordered[0].trainable_parameters else head_only) / 2,
+        max(ordered[-1].trainable_parameters, 10) * 2,
+    )
+    centers = [sqrt(group[0].trainable_parameters * group[-1].trainable_parameters) or head_only for group in groups]
+    sizes = [(center, len(group)) for center, group in zip(centers, groups, strict=True)]
+    step = _step(sizes, widest=(high / low) ** 0.022)
     xs: dict[str, float] = {}
-    shared: dict[int, tuple[float, float, float]] = {}
-    for count, group in counts.items():
-        center = count or head_only
+    shared: dict[str, tuple[float, float, float]] = {}
+    for center, group in zip(centers, groups, strict=True):
         offsets = np.arange(len(group)) - (len(group) - 1) / 2
         xs |= {method.name: center * step**offset for method, offset in zip(group, offsets, strict=True)}
         if len(group) > 1:
             edge = step ** (len(group) / 2)
-            shared[count] = center, center / edge, center * edge
-    return Strips(xs, shared, (low, high), head_only if 0 in counts else None)
+            shared[_counts(group)] = center, center / edge, center * edge
+    return Strips(xs, shared, (low, high), None if ordered[0].trainable_parameters else head_only)
+
+
+def _counts(group: Sequence[Method]) -> str:
+    low, high = (method.trainable_parameters for method in (group[0], group[-1]))
+    return f"{low:,} each" if low == high else f"{low:,} to {high:,}"
 
 
 def _draw_strips(axes: Axes, methods: Sequence[Method]) -> dict[str, float]:
     """Set up the log axis and shade the strips; return each method's x."""
     layout = strips(methods)
     axes.set(xscale="log", xlim=layout.limits)
-    for count, (center, left, right) in layout.shared.items():
+    for counts, (center, left, right) in layout.shared.items():
         axes.axvspan(left, right, color="0.94", zorder=0, linewidth=0)
         axes.annotate(
-            f"{count:,} each",
+            counts,
             (center, 0),
             (0, 4),
             xycoords=axes.get_xaxis_transform(),
@@ -159,9 +176,8 @@ def _draw_strips(axes: Axes, methods: Sequence[Method]) -> dict[str, float]:
     return layout.xs
 
 
-def _step(counts: dict[int, list[Method]], *, widest: float) -> float:
-    """Factor between neighbours of one count, small enough that the strips stay apart."""
-    sizes = [(count, len(group)) for count, group in counts.items() if count > 0 and len(group) > 1]
+def _step(sizes: Sequence[tuple[float, int]], *, widest: float) -> float:
+    """Factor between neighbours in a strip, small enough that groups stay apart; sizes: their centres and numbers."""
     room: list[float] = [(b / a) ** (1.6 / (size_a + size_b)) for (a, size_a), (b, size_b) in pairwise(sizes)]
     return min([widest, *room])
 
@@ -170,13 +186,12 @@ def _draw_family(axes: Axes, members: Sequence[Method], xs: dict[str, float]) ->
     """Draw the members with their spread, joined by a line; the legend names them from left to right."""
     style = style_of(members[0].family)
     ordered = sorted(members, key=lambda method: method.trainable_parameters)
-    options = ", ".join(method.name.removeprefix(style.label).strip(", ") or "default" for method in ordered)
     axes.plot(
         [xs[method.name] for method in ordered],
         [method.mean for method in ordered],
         color=style.color,
         linewidth=0.8,
-        label=ordered[0].name if len(ordered) == 1 else f"{style.label} ({options})",
+        label=_family_name([method.name for method in ordered], style.label),
         zorder=3,
         **marks(style),
     )
@@ -184,6 +199,17 @@ def _draw_family(axes: Axes, members: Sequence[Method], xs: dict[str, float]) ->
         low, high = method.ends
         if low is not None and high is not None:
             axes.vlines(xs[method.name], low, high, color=style.color, linewidth=1.4)
+
+
+def _family_name(names: Sequence[str], family: str) -> str:
+    """One name for several members, what they share written once: `LoRA r=1 / r=4 (q, v)`."""
+    options = [name.removeprefix(family).strip(", ") or "default" for name in names]
+    words = [re.split(r"(?=, | \()", option) for option in options]
+    endings = zip(*(own[:0:-1] for own in words), strict=False)
+    shared = sum(1 for _ in takewhile(lambda pieces: len(set(pieces)) == 1, endings))
+    differ = ["".join(own[: len(own) - shared]) for own in words]
+    rest = "".join(words[0][len(words[0]) - shared :])
+    return names[0] if len(names) == 1 else f"{family} {' / '.join(differ)}{rest}"
 
 
 def _limit(axes: Axes, methods: Sequence[Method]) -> None:

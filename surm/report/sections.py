@@ -13,6 +13,7 @@ from surm.report.base import Section, Source, why
 from surm.report.claims import judge_effect
 from surm.report.comparison import OneTask
 from surm.report.drawing import Picture
+from surm.report.gather import NOT_RUN
 from surm.report.grid import Grid
 from surm.report.plan import GridPlan, Plan, StudyPlan
 from surm.report.statistics import LEVEL
@@ -52,7 +53,10 @@ class Study(Section):
         return self.report.effects(self.parts) if self.parts else {}
 
     def _judge(self, claim: Claim) -> Verdict:
-        return judge_effect(claim, self.effects, self.source.doubt)
+        verdict = judge_effect(claim, self.effects, self.source.doubt)
+        if verdict.found and self.unfinished:
+            return Verdict("undecided", verdict.found, f"{self.unfinished} of {self.total} parts to come", NOT_RUN)
+        return verdict
 
     def table(self) -> Table:
         """The study's own columns; means over draws with their 95 % interval."""
@@ -70,9 +74,9 @@ class Study(Section):
         return [f"{note}\n" for note in self.report.notes(self.parts)] if self.parts else []
 
     def absent(self) -> list[str]:
-        known = {record.signature for record in self.records}
         lines = [f"* `{record.signature}`: {why(record)}" for record in self.others]
-        return lines + [f"* `{name}`: planned, no record" for name in self.plan.signatures if name not in known]
+        missing = self.unfinished - len(self.others)
+        return lines + ([f"* {NOT_RUN}: {missing} of {self.total} parts"] if missing else [])
 
     def pictures(self) -> list[Picture]:
         return self.report.pictures(self.parts) if self.parts else []

@@ -112,7 +112,10 @@ def cost(tasks: Sequence[Comparison]) -> Picture:
             for _, method, value in measured(measure):
                 draw_mark(axes, names.index(method.name), value, style_of(method.family))
             axes.set_title(title, fontsize=9, loc="left")
-            axes.set(**({"xscale": "log"} if title == TRAINED else {"xlim": (0, None)}))
+            if title == TRAINED:
+                axes.set_xscale("log")
+            else:
+                axes.set_xlim(0, 1.05 * max((value for _, _, value in measured(measure)), default=1.0))
             name_lines(axes, names)
         return figure
 

@@ -3,7 +3,12 @@ from pathlib import Path
 import pytest
 
 from surm.records.record import Record
+from surm.report.base import Source
+from surm.report.claims import read_claims
+from surm.report.plan import StudyPlan
+from surm.report.sections import make_section
 from surm.report.studies import psd_fit
+from surm.shared.paths import PAPER
 
 PARAMETERS = {"zero": 0, "identity": 1, "kronecker_free": 100}
 ERRORS = {"zero": 10.0, "identity": 6.0, "rank_one": 8.0, "kronecker_tied": 9.0, "kronecker_free": 7.0}
@@ -53,3 +58,14 @@ def test_figure_is_drawn(records, tmp_path):
     for picture in psd_fit.pictures(records):
         picture.write(tmp_path / f"{picture.kind}.png")
         assert (tmp_path / f"{picture.kind}.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(("planned", "said"), [(3, "agrees: larger"), (5, "not run (2 of 5 parts to come)")])
+def test_a_study_is_judged_once_all_its_parts_are_there(records, planned, said):
+    source = Source("run", "this run", {record.signature: record for record in records}, PAPER)
+    plan = StudyPlan("fits", "Fits", [f"signature{draw}" for draw in range(planned)], study="psd_fit")
+    section = make_section(plan, source)
+    verdict = section.judge(read_claims(PAPER)["psd_toeplitz_over_circulant_after"])
+    assert str(verdict) == said
+    assert verdict.found
+    assert section.absent() == (["* not run: 2 of 5 parts"] if planned == 5 else [])

@@ -1,0 +1,87 @@
+"""Where marks and names stand in the figures; the browser's tests look at them drawn."""
+
+from dataclasses import dataclass
+from itertools import pairwise
+
+import pytest
+from matplotlib.figure import Figure
+
+from surm.report.drawing import legend_below
+from surm.report.figures import _family_name, strips
+
+
+@dataclass
+class Counted:
+    name: str
+    trainable_parameters: int
+
+
+def test_methods_of_nearly_one_count_share_a_strip():
+    counts = {
+        "probe": 0,
+        "norms": 9_984,
+        "circulant": 13_824,
+        "XS": 13_122,
+        "LoRA": 13_824,
+        "gated": 13_878,
+        "BitFit": 26_112,
+    }
+    layout = strips([Counted(name, count) for name, count in counts.items()])
+    assert list(layout.shared) == ["13,122 to 13,878"]
+    center, left, right = layout.shared["13,122 to 13,878"]
+    assert center == pytest.approx((13_122 * 13_878) ** 0.5)
+    inside = [name for name, x in layout.xs.items() if left < x < right]
+    assert inside == ["XS", "circulant", "LoRA", "gated"]
+    steps = [b / a for a, b in pairwise(layout.xs[name] for name in inside)]
+    assert steps == pytest.approx(steps[:1] * 3)
+    assert layout.xs["probe"] == layout.head_only == 9_984 / 12
+    assert layout.xs["norms"] == 9_984 < left
+    assert layout.xs["BitFit"] == 26_112 > right
+
+
+def test_methods_of_one_count_are_counted_once():
+    layout = strips([Counted("LoRA", 27_648), Counted("circulant", 27_648)])
+    assert list(layout.shared) == ["27,648 each"]
+    assert layout.head_only is None
+
+
+@pytest.mark.parametrize(
+    ("names", "family", "said"),
+    [
+        (["LoRA r=1 (q, k, v, o)"], "LoRA", "LoRA r=1 (q, k, v, o)"),
+        (["LoRA r=1 (q, k, v, o)", "LoRA r=4 (q, k, v, o)"], "LoRA", "LoRA r=1 / r=4 (q, k, v, o)"),
+        (
+            ["bottleneck, size 1, Houlsby adapter", "bottleneck, size 16, Houlsby adapter"],
+            "bottleneck",
+            "bottleneck size 1 / size 16, Houlsby adapter",
+        ),
+        (["circulant", "circulant, direct"], "circulant", "circulant default / direct"),
+        (["LoRA r=1", "LoRA r=1 (q, v)"], "LoRA", "LoRA r=1 / r=1 (q, v)"),
+    ],
+)
+def test_the_legend_names_what_members_of_a_family_share_once(names, family, said):
+    assert _family_name(names, family) == said
+
+
+@pytest.mark.parametrize(("length", "columns"), [(10, 4), (25, 2), (200, 1)])
+def test_a_legend_has_as_many_columns_as_fit(length, columns):
+    figure = Figure(figsize=(8, 3), layout="constrained")
+    for axes in figure.subplots(1, 2):
+        for number in range(4):
+            axes.plot([0], [0], label=f"{number}".ljust(length, "m"))
+    legend_below(figure)
+    assert len(figure.legends) == 1
+    assert figure.legends[0]._ncols == columns
+
+
+def test_a_long_legend_makes_the_figure_higher_not_the_panel_lower():
+    heights = []
+    for number in (2, 20):
+        figure = Figure(figsize=(5.8, 4.8), layout="constrained")
+        axes = figure.subplots()
+        for name in range(number):
+            axes.plot([0], [0], label=str(name) * 30)
+        legend_below(figure)
+        figure.canvas.draw()
+        heights.append(axes.get_window_extent().height)
+    assert heights[1] >= heights[0] * 0.9
