@@ -5,7 +5,7 @@ from dataclasses import replace
 from statistics import fmean
 from typing import Any, Literal
 
-from surm.report.gather import Comparison, Method, contrast
+from surm.report.gather import NOT_RUN, Comparison, Method, contrast
 from surm.report.inference import Difference, Simultaneous
 from surm.report.statistics import Estimate, mean_interval
 from surm.report.verdict import (
@@ -59,7 +59,7 @@ def _absence(columns: Sequence[Comparison], names: Sequence[str]) -> str:
 
 
 def not_run(columns: Sequence[Comparison], names: Sequence[str]) -> Verdict:
-    return Verdict("undecided", "", _absence(columns, names), "not run")
+    return Verdict("undecided", "", _absence(columns, names), NOT_RUN)
 
 
 def _tally(sides: Sequence[Side], *, at_least: int, of: int) -> Verdict:
@@ -268,7 +268,7 @@ def reaches(claim: Claim, columns: Sequence[Comparison]) -> Verdict:
     """
     rule, names = claim.rule, named_methods(claim)
     if unknown := [column.title for column in columns if column.headroom is None]:
-        return Verdict("undecided", "", f"headroom not known of {', '.join(unknown)}", "not run")
+        return Verdict("undecided", "", f"headroom not known of {', '.join(unknown)}", NOT_RUN)
     roomy = [column for column in columns if (column.headroom or 0) >= rule["headroom"]]
     if not roomy:
         rooms = ", ".join(f"{column.title} {column.headroom:+z.1f}" for column in columns)
@@ -369,7 +369,7 @@ def matches(claim: Claim, columns: Sequence[Comparison]) -> Verdict:
     if not found:
         share = f"{100 * rule['fraction']:g} % of {rule['dataset']}"
         reason = f"no finished run of {rule['method']} on {share}, or of {rule['reference']} on all of it"
-        return Verdict("undecided", "", reason, "not run")
+        return Verdict("undecided", "", reason, NOT_RUN)
     return _mean_difference({"side": "above", "threshold": -rule["margin"]}, found, [1, -1])
 
 
@@ -381,7 +381,7 @@ def effect(claim: Claim, effects: Effects) -> Verdict:
     rule = claim.rule
     values = effects.get(rule["effect"], [])
     if not values:
-        return Verdict("undecided", "", "no finished record", "not run")
+        return Verdict("undecided", "", "no finished record", NOT_RUN)
     sign, threshold = 1 if rule["side"] == "above" else -1, rule["threshold"]
     mean, low, high = mean_interval(values)
     found = f"{mean:.3g}, one draw" if low is None else f"{mean:.3g} [{low:.3g}, {high:.3g}], {len(values)} draws"
