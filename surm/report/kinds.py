@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
-from surm.report import counts, rules
+from surm.report import counts, rules, several
 from surm.report.verdict import Claim, Verdict
 
 
@@ -38,19 +38,19 @@ KINDS: dict[str, Kind] = {
     "equal_counts": Kind(partial(counts.on_each, holds=counts.equal_counts), "{names} train equally many parameters"),
     "share": Kind(partial(counts.on_each, holds=counts.share), "{method} trains {low:g} to {high:g} % of the model"),
     "effect": Kind(rules.effect, "{effect} {sign} {threshold:g}{in_every_draw}"),
-    "best_on": Kind(partial(rules.among, top=1), _AMONG.replace("RANK", "best")),
-    "top_two_on": Kind(partial(rules.among, top=2), _AMONG.replace("RANK", "among the best two")),
+    "best_on": Kind(partial(several.among, top=1), _AMONG.replace("RANK", "best")),
+    "top_two_on": Kind(partial(several.among, top=2), _AMONG.replace("RANK", "among the best two")),
     "every_column": Kind(rules.every_task, "{method} minus {minus} {sign} {threshold:g} points on {tasks}"),
     "larger_gain": Kind(
         rules.larger_gain, "({method} minus {minus}) minus ({than[method]} minus {than[minus]}) > 0 points"
     ),
     "mean_gain": Kind(rules.mean_gain, "{method} minus {minus} {sign} {threshold:g} points on the mean of the tasks"),
     "reaches": Kind(
-        rules.reaches,
+        several.reaches,
         "one of {names} minus {minus} > {threshold:g} points on a task where full fine-tuning or LoRA r=8 lies at "
         "least {headroom:g} above LoRA r=1",
     ),
-    "best_of": Kind(rules.best_of, "{method} minus {others} > 0 points on the mean of the tasks"),
+    "best_of": Kind(several.best_of, "{method} minus {others} > 0 points on the mean of the tasks"),
     "equivalent": Kind(rules.equivalent, "{method} minus {minus} within ±{margin:g} points on {of_tasks}"),
     "matches": Kind(
         rules.matches, "{method} on {percent:g} % of {dataset} minus {reference} on all of it > {below:g} points"

@@ -6,7 +6,7 @@ from statistics import fmean
 from typing import Any, Literal
 
 from surm.report.gather import NOT_RUN, Comparison, Method, contrast
-from surm.report.inference import Difference, Simultaneous
+from surm.report.inference import Difference
 from surm.report.statistics import Estimate, mean_interval
 from surm.report.verdict import (
     LEVEL,
@@ -29,7 +29,7 @@ Side = Literal["claimed", "opposite", "open"]
 # --- what rules about tasks share -------------------------------------------------------------------------------------
 
 
-def _side(estimate: Estimate | None, side: str, threshold: float) -> Side:
+def side_of(estimate: Estimate | None, side: str, threshold: float) -> Side:
     """On which side of the threshold an interval lies as a whole."""
     if estimate is None or estimate.low is None or estimate.high is None:
         return "open"
@@ -62,34 +62,34 @@ def not_run(columns: Sequence[Comparison], names: Sequence[str]) -> Verdict:
     return Verdict("undecided", "", _absence(columns, names), NOT_RUN)
 
 
-def _tally(sides: Sequence[Side], *, at_least: int, of: int) -> Verdict:
+def tally(sides: Sequence[Side], *, at_least: int, of: int) -> Verdict:
     """A claim about a number of tasks, decided by those on which it surely and those on which it possibly holds.
 
     `sides` are those of the tasks that have runs, `of` counts all: a task without runs is possible, and not sure.
     """
     sure, possible = sides.count("claimed"), of - sides.count("opposite")
-    found = f"surely on {sure}, possibly on {possible} of {_tasks(of)}" if sides else ""
+    found = f"surely on {sure}, possibly on {possible} of {count_tasks(of)}" if sides else ""
     if sure >= at_least:
         return Verdict("agrees", found)
     if possible < at_least:
         return Verdict("disagrees", found)
     unfinished = of - len(sides)
-    reason = f"{unfinished} of {_tasks(of)} not finished" if unfinished else f"claimed for {at_least}"
+    reason = f"{unfinished} of {count_tasks(of)} not finished" if unfinished else f"claimed for {at_least}"
     return Verdict("undecided", found, reason)
 
 
-def _tasks(number: int) -> str:
+def count_tasks(number: int) -> str:
     return "1 task" if number == 1 else f"{number} tasks"
 
 
-def _mean_over(chosen: Sequence[tuple[Comparison, list[Method]]], signs: Sequence[int]) -> tuple[Estimate | None, str]:
+def mean_over(chosen: Sequence[tuple[Comparison, list[Method]]], signs: Sequence[int]) -> tuple[Estimate | None, str]:
     """The mean over columns of a signed sum of methods, and the same in words."""
     estimate = contrast([methods for _, methods in chosen], signs)
     if estimate is None:
         return None, ""
     found = f"{format_difference(estimate)} points, {estimate.seeds} seeds"
     if len(chosen) > 1:
-        return estimate, f"{found}, mean of {_tasks(len(chosen))}"
+        return estimate, f"{found}, mean of {count_tasks(len(chosen))}"
     return estimate, found + _power(estimate.error) if estimate.error else found
 
 
@@ -99,7 +99,7 @@ def _power(error: Difference) -> str:
     return f" (power: {gain} for a gain of {POWER_FOR:g}, {equal} for equivalence)"
 
 
-def _without_interval(estimate: Estimate | None, found: str) -> Verdict:
+def without_interval(estimate: Estimate | None, found: str) -> Verdict:
     return Verdict("undecided", found, estimate.reason if estimate else "no common seed")
 
 
@@ -114,15 +114,15 @@ def difference(claim: Claim, columns: Sequence[Comparison]) -> Verdict:
     rule, names = claim.rule, named_methods(claim)
     finished = finished_on(columns, names)
     sides = {
-        column.title: _side(method.minus(other), rule["side"], rule["threshold"])
+        column.title: side_of(method.minus(other), rule["side"], rule["threshold"])
         for column, (method, other) in finished
     }
     if claim.scope == "some" and finished and len(columns) > 1:
-        return _tally(list(sides.values()), at_least=1, of=len(columns))
+        return tally(list(sides.values()), at_least=1, of=len(columns))
     if len(finished) < len(columns):
         return not_run(columns, names)
     if level := _no_room(rule, [other for _, (_, other) in finished]):
-        _, found = _mean_over(finished, [1, -1])
+        _, found = mean_over(finished, [1, -1])
         return Verdict("undecided", found, level, "not testable")
     verdict = _mean_difference(rule, finished, [1, -1])
     opposite = [label for label, side in sides.items() if side == "opposite"]
@@ -154,9 +154,9 @@ def _mean_difference(
 
     With `equivalence: disagrees` methods that are equivalent and not surely different refute a claimed gain.
     """
-    estimate, found = _mean_over(finished, signs)
+    estimate, found = mean_over(finished, signs)
     if estimate is None or estimate.error is None:
-        return _without_interval(estimate, found)
+        return without_interval(estimate, found)
     error, threshold, word = estimate.error, rule["threshold"], in_a_word(estimate.error)
     claimed = (error.value > threshold) == (rule["side"] == "above")
     equivalent = word.startswith("equivalent")
@@ -177,18 +177,18 @@ def every_task(claim: Claim, columns: Sequence[Comparison]) -> Verdict:
     if not finished:
         return not_run(columns, names)
     differences = [method.minus(other) for _, (method, other) in finished]
-    sides = [_side(difference, rule["side"], rule["threshold"]) for difference in differences]
+    sides = [side_of(difference, rule["side"], rule["threshold"]) for difference in differences]
     at_least = rule.get("at_least", len(columns))
-    verdict = _tally(sides, at_least=at_least, of=len(columns))
+    verdict = tally(sides, at_least=at_least, of=len(columns))
     errors = [difference.error for difference in differences if difference and difference.error]
     if len(errors) < len(columns) or at_least < len(columns):
         return verdict
     sign, threshold = 1 if rule["side"] == "above" else -1, rule["threshold"]
     claimed = [sign * (error.value - threshold) > 0 for error in errors]
-    return _on_all(verdict.found, [error.p_differs(threshold) for error in errors], claimed)
+    return on_all(verdict.found, [error.p_differs(threshold) for error in errors], claimed)
 
 
-def _on_all(found: str, p_values: Sequence[float], claimed: Sequence[bool]) -> Verdict:
+def on_all(found: str, p_values: Sequence[float], claimed: Sequence[bool]) -> Verdict:
     """A claim about all of several differences, from each one's p-value and whether it lies on the claimed side.
 
     It holds if every one is surely on that side, which needs no correction for their number; it fails if one is surely
@@ -215,7 +215,7 @@ def equivalent(claim: Claim, columns: Sequence[Comparison]) -> Verdict:
         return not_run(columns, names)
     if not rule.get("mean"):
         differences = [method.minus(other) for _, (method, other) in finished]
-        verdict = _tally([_within(one, margin) for one in differences], at_least=len(columns), of=len(columns))
+        verdict = tally([_within(one, margin) for one in differences], at_least=len(columns), of=len(columns))
         errors = [one.error for one in differences if one and one.error]
         if len(errors) < len(columns):
             return verdict
@@ -224,10 +224,10 @@ def equivalent(claim: Claim, columns: Sequence[Comparison]) -> Verdict:
             error.p_equivalent(margin) if within else _p_outside(error, margin)
             for error, within in zip(errors, inside, strict=True)
         ]
-        return _on_all(verdict.found, p_values, inside)
-    estimate, found = _mean_over(finished, [1, -1])
+        return on_all(verdict.found, p_values, inside)
+    estimate, found = mean_over(finished, [1, -1])
     if estimate is None or estimate.error is None:
-        return _without_interval(estimate, found)
+        return without_interval(estimate, found)
     error = estimate.error
     if abs(error.value) < margin:
         decided = Verdict("agrees", found, "", f"equivalent within {margin:g}", error.p_equivalent(margin))
@@ -258,102 +258,6 @@ def mean_gain(claim: Claim, columns: Sequence[Comparison]) -> Verdict:
     names = named_methods(claim)
     finished = finished_on(columns, names)
     return _mean_difference(claim.rule, finished, [1, -1]) if len(finished) == len(columns) else not_run(columns, names)
-
-
-def reaches(claim: Claim, columns: Sequence[Comparison]) -> Verdict:
-    """One of `methods` gains `threshold` points over `minus` on a task that leaves room for it (`headroom`).
-
-    Intervals are simultaneous over the methods of a task (max-t) and over tasks (Bonferroni). Reached: one lies wholly
-    above the threshold. Not reached: all lie wholly below, on every task with headroom.
-    """
-    rule, names = claim.rule, named_methods(claim)
-    if unknown := [column.title for column in columns if column.headroom is None]:
-        return Verdict("undecided", "", f"headroom not known of {', '.join(unknown)}", NOT_RUN)
-    roomy = [column for column in columns if (column.headroom or 0) >= rule["headroom"]]
-    if not roomy:
-        rooms = ", ".join(f"{column.title} {column.headroom:+z.1f}" for column in columns)
-        return Verdict("undecided", f"headroom {rooms} points", "no task with headroom", "not testable")
-    judged = {}
-    for column, (other, *methods) in finished_on(roomy, [rule["minus"], *rule["methods"]]):
-        tables = {method.name: method.table_minus(other) for method in methods}
-        if all(table is not None for table in tables.values()):
-            judged[column.title] = Simultaneous.of({name: table for name, table in tables.items() if table is not None})
-    if len(judged) < len(roomy):
-        return not_run(roomy, names)
-    level, tasks = rule["threshold"], len(judged)
-    p_values = {
-        (task, name): min(1.0, tasks * p) for task, one in judged.items() for name, p in one.p_differs(level).items()
-    }
-    above = {key for key in p_values if judged[key[0]].values[key[1]] > level}
-    reached = min((p_values[key] for key in above), default=1.0)
-    excluded = 1.0 if above else max(p_values.values())
-    task, name = max(p_values, key=lambda key: judged[key[0]].values[key[1]])
-    low, high = judged[task].intervals(1 - LEVEL / tasks)[name]
-    found = f"largest: {name} on {task}, {judged[task].values[name]:+z.1f} [{low:+z.1f}, {high:+z.1f}] points"
-    found += f", simultaneous over {_tasks(tasks)} and {len(rule['methods'])} methods"
-    wide = Verdict("undecided", found, "", f"too wide to say (±{(high - low) / 2:.1f})", min(reached, excluded))
-    if reached <= excluded:
-        return replace(wide, result="agrees", finding="larger", otherwise=wide)
-    return replace(wide, result="disagrees", finding="smaller", otherwise=wide)
-
-
-def best_of(claim: Claim, columns: Sequence[Comparison]) -> Verdict:
-    """The mean over tasks of `method` less each of `others` lies above 0."""
-    rule = claim.rule
-    names = [rule["method"], *rule["others"]]
-    finished = finished_on(columns, names)
-    if len(finished) < len(columns):
-        return not_run(columns, names)
-    errors, found = [], []
-    for place, name in enumerate(rule["others"], start=1):
-        estimate, words = _mean_over([(column, [methods[0], methods[place]]) for column, methods in finished], [1, -1])
-        if estimate is None or estimate.error is None:
-            return _without_interval(estimate, f"to {name} {words}")
-        errors.append(estimate.error)
-        found.append(f"to {name} {words}")
-    verdict = _on_all("; ".join(found), [error.p_differs() for error in errors], [error.value > 0 for error in errors])
-    word = "larger" if verdict.result == "agrees" else "smaller"
-    open_word = f"too wide to say (±{max(error.half_width() for error in errors):.1f})"
-    if all(error.p_equivalent(MARGIN) <= LEVEL for error in errors):
-        word = open_word = f"equivalent within {MARGIN:g}"
-    unsure = Verdict("undecided", verdict.found, "", open_word, verdict.p)
-    return replace(verdict, finding=word, otherwise=unsure)
-
-
-def among(claim: Claim, columns: Sequence[Comparison], *, top: int) -> Verdict:
-    """A row of `families` is among the best `top` rows on `at_least` of the `of` tasks.
-
-    Its rivals are the rows of all other families; rows of `families` in another `form` than the rule's, and those of
-    families set `apart`, count for neither side. Surely: at most `top` - 1 rivals are not surely below it. Possibly:
-    at most `top` - 1 rivals are surely above it. A task counts when every planned method has a finished run on it.
-    """
-    rule = claim.rule
-    if len(columns) != rule["of"]:
-        return Verdict("undecided", "", f"said of {_tasks(rule['of'])}, the table has {len(columns)}")
-    sides: list[Side] = [_rank_side(column, rule, top) for column in columns if column.complete]
-    verdict = _tally(sides, at_least=rule["at_least"], of=len(columns))
-    if len(sides) < len(columns):
-        return Verdict("undecided", verdict.found, f"{len(sides)} of {_tasks(len(columns))} finished")
-    return verdict
-
-
-def _rank_side(column: Comparison, rule: Mapping[str, Any], top: int) -> Side:
-    rows = sorted(
-        (method for method in column.methods if method.finished), key=lambda method: method.mean, reverse=True
-    )
-    own = [method for method in rows if method.family in rule["families"]]
-    ours = [method for method in own if rule.get("form", method.form) == method.form]
-    rivals = [method for method in rows if method not in own and method.family not in rule.get("apart", [])]
-    if any(sum(not _is_above(method, rival) for rival in rivals) < top for method in ours):
-        return "claimed"
-    if all(sum(_is_above(rival, method) for rival in rivals) >= top for method in ours):
-        return "opposite"
-    return "open"
-
-
-def _is_above(method: Method, other: Method) -> bool:
-    """Surely: by the interval of the paired difference, which is drawn only where the means leave it open."""
-    return method.mean > other.mean and _side(method.minus(other), "above", 0) == "claimed"
 
 
 def matches(claim: Claim, columns: Sequence[Comparison]) -> Verdict:
