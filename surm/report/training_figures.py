@@ -107,7 +107,7 @@ def cost(tasks: Sequence[Comparison]) -> Picture:
                     yield task, method, value
 
     def draw() -> Figure:
-        figure = Figure(figsize=(10.8, 1.1 + 0.24 * len(names)), dpi=160, layout="constrained")
+        figure = Figure(figsize=(10.8, 1.4 + 0.24 * len(names)), dpi=160, layout="constrained")
         for axes, (title, measure) in zip(figure.subplots(1, len(COSTS), sharey=True), COSTS.items(), strict=True):
             for _, method, value in measured(measure):
                 draw_mark(axes, names.index(method.name), value, style_of(method.family))

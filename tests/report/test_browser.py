@@ -98,7 +98,7 @@ def test_every_figure_is_drawn(show):
     for figure in figures.all():
         box = figure.bounding_box()
         assert box["width"] > 400
-        assert box["height"] > 120  # two methods on three axes
+        assert box["height"] > 150
         assert figure.locator("path").count() > 5  # a forest plot before its runs has axes, band and lines alone
 
 
