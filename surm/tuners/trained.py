@@ -84,13 +84,17 @@ def compact(model: nn.Module, configs: dict[str, SurmConfig], adapters: Sequence
             raise ValueError(f"Adapter {adapter!r} is merged: call unmerge_adapter() first.")
     for adapter in adapters:
         kinds = {place.name: _compact(place, configs[adapter]) for place in places[adapter]}
-        for place in places[adapter]:
-            # Of layers alone: an adapter's body has always an inner matrix.
-            if isinstance(place.layer, SurmWeight) and not any(place.layer.structures(adapter)):
-                for settings in (getattr(place.layer, name) for name in place.layer.other_param_names):
-                    settings.pop(adapter)
-                del kinds[place.name]
-                kinds[place.module] = None
+        # Of layers alone: an adapter's body has always an inner matrix. A fused layer has several places.
+        emptied = {
+            place.module: place.layer
+            for place in places[adapter]
+            if isinstance(place.layer, SurmWeight) and not any(place.layer.structures(adapter))
+        }
+        for layer in emptied.values():
+            for settings in (getattr(layer, name) for name in layer.other_param_names):
+                settings.pop(adapter)
+        kinds = {place.name: kinds[place.name] for place in places[adapter] if place.module not in emptied}
+        kinds |= dict.fromkeys(emptied)
         configs[adapter] = _with_structures(configs[adapter], kinds)
 
 

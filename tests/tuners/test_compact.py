@@ -18,6 +18,7 @@ from tests.tuners.helpers import IDS, IMAGES, TWO, X, adapt, logits, net, tiny_b
 FUSED = {"structure": "gated_low_rank", "structure_options": {"rank": 3}, "fused_parts": ["q", "k", "v"]}
 APART = {"structure": "gated_chain", "structure_options": {"rank": 3, "outer_rank": 2}}
 KEPT = [3, 0, 2, 1, 3, 3]  # components of each matrix that stay, of three
+SECOND = [0, 0, 0, 1, 0, 3]  # the same, where nothing of the first fused layer stays
 
 
 def pruned(model: nn.Module, kept: list[int] = KEPT) -> nn.Module:
@@ -31,14 +32,15 @@ def pruned(model: nn.Module, kept: list[int] = KEPT) -> nn.Module:
 
 
 @pytest.mark.parametrize(
-    ("load", "inputs", "settings", "count"),
+    ("load", "inputs", "settings", "kept", "count"),
     [
-        (tiny_vit, IMAGES, FUSED, sum(rank * (192 + 192 + 1) for rank in KEPT)),
-        (tiny_bert, IDS, APART, sum(2 * (24 + 24) + rank * (2 + 2 + 1) for rank in KEPT if rank)),
+        (tiny_vit, IMAGES, FUSED, KEPT, sum(rank * (192 + 192 + 1) for rank in KEPT)),
+        (tiny_vit, IMAGES, FUSED, SECOND, sum(rank * (192 + 192 + 1) for rank in SECOND)),
+        (tiny_bert, IDS, APART, KEPT, sum(2 * (24 + 24) + rank * (2 + 2 + 1) for rank in KEPT if rank)),
     ],
 )
-def test_compacting_keeps_the_outputs_and_is_saved(tmp_path, load, inputs, settings, count):
-    model = pruned(adapt(load(), **settings))
+def test_compacting_keeps_the_outputs_and_is_saved(tmp_path, load, inputs, settings, kept, count):
+    model = pruned(adapt(load(), **settings), kept)
     before = logits(model, inputs)
     assert (before - logits(load(), inputs)).abs().max() > 1e-3
     model.compact()
