@@ -104,6 +104,7 @@ class Result(Happened):
     head_parameters: Count
     total_parameters: Annotated[Count, Field(gt=0)]
     history: list[HistoryRow]
+    steps: Count | None = None
     baselines: dict[str, float] = {}
     seconds: Seconds = 0.0
     seconds_per_step: Seconds | None = None

@@ -127,6 +127,7 @@ def legend_below(figure: Figure, *, columns: int | None = None) -> None:
             fontsize=9,
             frameon=False,
         )
+        without_mathematics(figure)
         box = legend.get_window_extent()
         if number == 1 or box.width <= LEGEND * figure.bbox.width:
             more = max(0.0, box.height - LEGEND_HEIGHT * figure.bbox.height)

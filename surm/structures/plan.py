@@ -51,7 +51,9 @@ class Plan(NamedTuple):
     def written(self) -> str:
         """As text: an operator of torch.library takes nothing nested, and a graph sees a constant."""
         groups = (":".join(map(str, group)) for group in self.groups)
-        return ";".join([str(self.m), str(self.together), *groups])
+        # By `if`, which a compiler guards: of sizes that may change, `together` is a symbol that str() cannot print.
+        together = "True" if self.together else "False"
+        return ";".join([str(self.m), together, *groups])
 
 
 @lru_cache(maxsize=1024)

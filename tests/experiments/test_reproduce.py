@@ -26,7 +26,7 @@ def reproduce(folder: Path) -> str:
 def test_smoke_gives_tables_figures_and_no_verdict_and_runs_once(tmp_path: Path) -> None:
     first = reproduce(tmp_path)
     records = {path: path.read_bytes() for path in tmp_path.glob("outputs/runs/*/record.json")}
-    assert len(records) == 6 + 2  # runs, and parts of a study
+    assert len(records) == 9 + 2  # runs, and parts of a study
     assert "done before" not in first
     page = (tmp_path / "outputs" / "report.md").read_text()
     assert "smoke: not evidence" in page
@@ -36,7 +36,7 @@ def test_smoke_gives_tables_figures_and_no_verdict_and_runs_once(tmp_path: Path)
 
     started = time.time()
     again = reproduce(tmp_path)
-    assert again.count("done before") == 8
+    assert again.count("done before") == 11
     assert {path: path.read_bytes() for path in tmp_path.glob("outputs/runs/*/record.json")} == records
     assert all(path.stat().st_mtime < started for path in records)
 

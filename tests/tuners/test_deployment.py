@@ -4,22 +4,26 @@ import pytest
 import torch
 from torch.autograd import forward_ad
 
-from surm.structures import STRUCTURES
+from surm.structures import STRUCTURES, structure_class
 from tests.tuners.helpers import TWO, X, adapt, net
 
+CASES = [
+    (structure, form, backend)
+    for structure in [*STRUCTURES, "circulant+ldr"]
+    for form, backend in [*(("weight", name) for name in ("auto", "fused", "dense", "fft")), ("adapter", "dense")]
+    if form == "weight" or "+" in structure or not structure_class(structure).needs_weight
+]
 
-@pytest.fixture(
-    params=[("weight", "auto"), ("weight", "fused"), ("weight", "dense"), ("weight", "fft"), ("adapter", "dense")]
-)
-def settings(request):
-    form, backend = request.param
-    return {"form": form, "backend": backend, "target_modules": TWO, "init_weights": False}
+
+def adapted(structure, form, backend):
+    config = {"form": form, "backend": backend, "target_modules": TWO, "init_weights": False}
+    return adapt(net(), structure=structure, **config)
 
 
 @pytest.mark.sample(6)
-@pytest.mark.parametrize("structure", [*STRUCTURES, "circulant+ldr"])
-def test_a_traced_model_takes_other_inputs(structure, settings):
-    model = adapt(net(), structure=structure, **settings).eval().base_model.model
+@pytest.mark.parametrize(("structure", "form", "backend"), CASES)
+def test_a_traced_model_takes_other_inputs(structure, form, backend):
+    model = adapted(structure, form, backend).eval().base_model.model
     with torch.no_grad():
         traced = torch.jit.trace(model, X)
         for x in (2 * X, X[:1], X.repeat(9, 1)):
@@ -27,9 +31,9 @@ def test_a_traced_model_takes_other_inputs(structure, settings):
 
 
 @pytest.mark.sample(6)
-@pytest.mark.parametrize("structure", [*STRUCTURES, "circulant+ldr"])
-def test_forward_mode_derivatives_are_those_of_the_backward_pass(structure, settings):
-    model = adapt(net(), structure=structure, **settings).base_model.model
+@pytest.mark.parametrize(("structure", "form", "backend"), CASES)
+def test_forward_mode_derivatives_are_those_of_the_backward_pass(structure, form, backend):
+    model = adapted(structure, form, backend).base_model.model
     v = X.cos()
     jacobian = torch.autograd.functional.jacobian(lambda x: model(x).sum(dim=0), X)
     expected = torch.einsum("onk,nk->o", jacobian, v)
