@@ -31,8 +31,8 @@ def test_smoke_gives_tables_figures_and_no_verdict_and_runs_once(tmp_path: Path)
     page = (tmp_path / "outputs" / "report.md").read_text()
     assert "smoke: not evidence" in page
     assert "agrees" not in page
-    assert len(list(tmp_path.glob("outputs/tables/smoke_*.md"))) == 3
-    assert len(list(tmp_path.glob("outputs/figures/smoke_*.png"))) == 6
+    assert len(list(tmp_path.glob("outputs/tables/smoke_*.md"))) == 4
+    assert len(list(tmp_path.glob("outputs/figures/smoke_*.png"))) == 8
 
     started = time.time()
     again = reproduce(tmp_path)
