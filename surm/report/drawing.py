@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.text import Text
@@ -127,7 +128,7 @@ def legend_below(figure: Figure, *, columns: int | None = None) -> None:
             fontsize=9,
             frameon=False,
         )
-        without_mathematics(figure)
+        without_mathematics(legend)
         box = legend.get_window_extent()
         if number == 1 or box.width <= LEGEND * figure.bbox.width:
             more = max(0.0, box.height - LEGEND_HEIGHT * figure.bbox.height)
@@ -139,18 +140,18 @@ def legend_below(figure: Figure, *, columns: int | None = None) -> None:
 _TICK = re.compile(r"\$(10\^\{-?\d+\}|\\mathdefault\{.*\})\$")
 
 
-def without_mathematics(figure: Figure) -> Figure:
-    """Print every text as it is, a `$` too; ticks that are powers of ten stay formulas."""
-    for text in figure.findobj(Text):
+def without_mathematics(artist: Artist) -> None:
+    """Print every text of a figure, or of a part, as it is, a `$` too; ticks that are powers of ten stay formulas."""
+    for text in artist.findobj(Text):
         if "$" in text.get_text() and not _TICK.fullmatch(text.get_text()):
             text.set_parse_math(False)
-    return figure
 
 
 def save(figure: Figure, path: Path) -> None:
     """Write a PNG whose bytes do not name the version of the library, and its folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    without_mathematics(figure).savefig(path, metadata={"Software": None})
+    without_mathematics(figure)
+    figure.savefig(path, metadata={"Software": None})
 
 
 def with_lines(methods: Sequence[Method]) -> Iterator[tuple[Method, str]]:

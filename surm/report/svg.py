@@ -43,7 +43,8 @@ def to_svg(figure: Figure, name: str, title: str, words: str) -> str:
         axes.patch.set_alpha(0)
     buffer = StringIO()
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
-        without_mathematics(figure).savefig(
+        without_mathematics(figure)
+        figure.savefig(
             buffer, format="svg", dpi=72, metadata={"Date": None, "Creator": None, "Format": None, "Type": None}
         )
     text = buffer.getvalue()

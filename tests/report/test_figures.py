@@ -1,13 +1,13 @@
 """Where marks and names stand in the figures; the browser's tests look at them drawn."""
 
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import combinations, pairwise
 
 import pytest
 from matplotlib.figure import Figure
 
 from surm.report.drawing import legend_below
-from surm.report.figures import _family_name, strips
+from surm.report.figures import _draw_strips, _family_name, strips
 
 
 @dataclass
@@ -43,6 +43,16 @@ def test_methods_of_one_count_are_counted_once():
     layout = strips([Counted("LoRA", 27_648), Counted("circulant", 27_648)])
     assert list(layout.shared) == ["27,648 each"]
     assert layout.head_only is None
+
+
+def test_the_counts_of_strips_side_by_side_do_not_run_into_each_other():
+    figure = Figure(figsize=(5.8, 4.8))
+    axes = figure.subplots()
+    counts = [18, 6_912, 6_921, 9_216, 9_984, 13_122, 13_842, 26_112, 27_648, 22_713_216]
+    _draw_strips(axes, [Counted(str(count), count) for count in counts])
+    boxes = [text.get_window_extent() for text in axes.texts]
+    assert len(boxes) == 4
+    assert not any(one.overlaps(other) for one, other in combinations(boxes, 2))
 
 
 @pytest.mark.parametrize(
