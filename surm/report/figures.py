@@ -31,8 +31,7 @@ from surm.report.training_figures import cost, learning_curves
 FULL = "full fine-tuning"
 WIDEST = 3  # panels in one line
 TITLE = 56  # characters in a line of a panel's title
-CROWDED = 0.03  # of an axis: strips nearer than that have their counts at two heights, so that they can be read
-RAISED = 84  # points to the upper height
+APART = 0.027  # of an axis at least from the counts of one strip to the next one's, so that they can be read
 NEAR = 1.1  # ratio of numbers of parameters up to which methods stand in one strip
 STEP = 1.02  # factor between the methods at one fraction, so that they stand side by side
 
@@ -145,15 +144,15 @@ def _draw_strips(axes: Axes, methods: Sequence[Method]) -> dict[str, float]:
     """Set up the log axis and shade the strips; return each method's x."""
     layout = strips(methods)
     axes.set(xscale="log", xlim=layout.limits)
-    near = (layout.limits[1] / layout.limits[0]) ** CROWDED
-    before, raised = 0.0, False
+    apart = (layout.limits[1] / layout.limits[0]) ** APART
+    place = 0.0
     for counts, (center, left, right) in layout.shared.items():
         axes.axvspan(left, right, color="0.94", zorder=0, linewidth=0)
-        before, raised = center, not raised and center < near * before
+        place = max(center, apart * place)
         axes.annotate(
             counts,
-            (center, 0),
-            (0, RAISED if raised else 4),
+            (place, 0),
+            (0, 4),
             xycoords=axes.get_xaxis_transform(),
             textcoords="offset points",
             fontsize=8,
