@@ -15,7 +15,7 @@ from surm.report.gather import NOT_RUN, REFERENCE, Method, gather
 from surm.report.plan import Plan
 from surm.report.schedule import searched_elsewhere
 from surm.report.table import Formats, Table, table_of
-from surm.report.verdict import Claim, Verdict
+from surm.report.verdict import Claim, Verdict, number_of
 
 COLUMNS: Formats = {
     "method": ("method", ""),
@@ -147,4 +147,4 @@ def _ratio(measure: Callable[[Method], float | None], method: Method, reference:
 
 
 def _score(method: Method) -> str:
-    return f"{method}, {len(method.finished)} seeds" if method.finished else "no finished run"
+    return f"{method}, {number_of(len(method.finished), 'seed')}" if method.finished else "no finished run"

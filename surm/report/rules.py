@@ -18,6 +18,7 @@ from surm.report.verdict import (
     format_difference,
     in_a_word,
     named_methods,
+    number_of,
     too_wide,
 )
 
@@ -68,18 +69,14 @@ def tally(sides: Sequence[Side], *, at_least: int, of: int) -> Verdict:
     `sides` are those of the tasks that have runs, `of` counts all: a task without runs is possible, and not sure.
     """
     sure, possible = sides.count("claimed"), of - sides.count("opposite")
-    found = f"surely on {sure}, possibly on {possible} of {count_tasks(of)}" if sides else ""
+    found = f"surely on {sure}, possibly on {possible} of {number_of(of, 'task')}" if sides else ""
     if sure >= at_least:
         return Verdict("agrees", found)
     if possible < at_least:
         return Verdict("disagrees", found)
     unfinished = of - len(sides)
-    reason = f"{unfinished} of {count_tasks(of)} not finished" if unfinished else f"claimed for {at_least}"
+    reason = f"{unfinished} of {number_of(of, 'task')} not finished" if unfinished else f"claimed for {at_least}"
     return Verdict("undecided", found, reason)
-
-
-def count_tasks(number: int) -> str:
-    return "1 task" if number == 1 else f"{number} tasks"
 
 
 def mean_over(chosen: Sequence[tuple[Comparison, list[Method]]], signs: Sequence[int]) -> tuple[Estimate | None, str]:
@@ -87,9 +84,9 @@ def mean_over(chosen: Sequence[tuple[Comparison, list[Method]]], signs: Sequence
     estimate = contrast([methods for _, methods in chosen], signs)
     if estimate is None:
         return None, ""
-    found = f"{format_difference(estimate)} points, {estimate.seeds} seeds"
+    found = f"{format_difference(estimate)} points, {number_of(estimate.seeds, 'seed')}"
     if len(chosen) > 1:
-        return estimate, f"{found}, mean of {count_tasks(len(chosen))}"
+        return estimate, f"{found}, mean of {number_of(len(chosen), 'task')}"
     return estimate, found + _power(estimate.error) if estimate.error else found
 
 

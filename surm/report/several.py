@@ -8,7 +8,6 @@ from surm.report.gather import NOT_RUN, Comparison, Method
 from surm.report.inference import Simultaneous
 from surm.report.rules import (
     Side,
-    count_tasks,
     finished_on,
     mean_over,
     not_run,
@@ -17,7 +16,7 @@ from surm.report.rules import (
     tally,
     without_interval,
 )
-from surm.report.verdict import LEVEL, MARGIN, Claim, Verdict, named_methods
+from surm.report.verdict import LEVEL, MARGIN, Claim, Verdict, named_methods, number_of
 
 
 def reaches(claim: Claim, columns: Sequence[Comparison]) -> Verdict:
@@ -50,7 +49,7 @@ def reaches(claim: Claim, columns: Sequence[Comparison]) -> Verdict:
     task, name = max(p_values, key=lambda key: judged[key[0]].values[key[1]])
     low, high = judged[task].intervals(1 - LEVEL / tasks)[name]
     found = f"largest: {name} on {task}, {judged[task].values[name]:+z.1f} [{low:+z.1f}, {high:+z.1f}] points"
-    found += f", simultaneous over {count_tasks(tasks)} and {len(rule['methods'])} methods"
+    found += f", simultaneous over {number_of(tasks, 'task')} and {len(rule['methods'])} methods"
     wide = Verdict("undecided", found, "", f"too wide to say (±{(high - low) / 2:.1f})", min(reached, excluded))
     if reached <= excluded:
         return replace(wide, result="agrees", finding="larger", otherwise=wide)
@@ -89,11 +88,11 @@ def among(claim: Claim, columns: Sequence[Comparison], *, top: int) -> Verdict:
     """
     rule = claim.rule
     if len(columns) != rule["of"]:
-        return Verdict("undecided", "", f"said of {count_tasks(rule['of'])}, the table has {len(columns)}")
+        return Verdict("undecided", "", f"said of {number_of(rule['of'], 'task')}, the table has {len(columns)}")
     sides: list[Side] = [_rank_side(column, rule, top) for column in columns if column.complete]
     verdict = tally(sides, at_least=rule["at_least"], of=len(columns))
     if len(sides) < len(columns):
-        return Verdict("undecided", verdict.found, f"{len(sides)} of {count_tasks(len(columns))} finished")
+        return Verdict("undecided", verdict.found, f"{len(sides)} of {number_of(len(columns), 'task')} finished")
     return verdict
 
 

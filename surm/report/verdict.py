@@ -100,6 +100,11 @@ def named_methods(claim: Claim) -> list[str]:
     return [*own, *rule.get("others", []), *(than[key] for key in ("method", "minus") if key in than)]
 
 
+def number_of(number: int, thing: str) -> str:
+    """As "1 seed" or "8 seeds"."""
+    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
+
+
 def format_difference(estimate: Estimate) -> str:
     """A difference in points with its interval, as `+1.6 [+0.4, +2.8]`."""
     if estimate.low is None:
