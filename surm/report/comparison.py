@@ -13,7 +13,7 @@ from surm.report.claims import judge
 from surm.report.drawing import Picture
 from surm.report.gather import NOT_RUN, REFERENCE, Method, gather
 from surm.report.plan import Plan
-from surm.report.schedule import searched_elsewhere
+from surm.report.schedule import searched_elsewhere, values_tried
 from surm.report.table import Formats, Table, table_of
 from surm.report.verdict import Claim, Verdict, number_of
 
@@ -84,6 +84,7 @@ class OneTask(Section):
             f"{self.task.metric} on {self.task.facts['evaluation_examples']:,} evaluation examples after the last "
             f"epoch. Differences are paired by seed; from and to bound the 95 % interval over seeds and examples.\n",
             *([f"Without training: {baselines}.\n"] if baselines else []),
+            *values_tried([self.task], self.source.records.values()),
             *searched_elsewhere([self.task], self.source.records.values()),
             *forest.paragraphs([self.task], self.plan),
         ]

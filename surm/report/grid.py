@@ -17,7 +17,7 @@ from surm.report.comparison import COLUMNS, row_of
 from surm.report.drawing import Picture
 from surm.report.gather import NOT_RUN, Comparison, Method, Task, gather_columns
 from surm.report.plan import GridPlan
-from surm.report.schedule import searched_elsewhere
+from surm.report.schedule import searched_elsewhere, values_tried
 from surm.report.table import Cell, Column, Formats, Table, markdown, table_of
 from surm.report.verdict import Claim, Verdict
 
@@ -153,6 +153,7 @@ class Grid(Section):
             f"Metrics, with the number of evaluation examples: {metrics}.\n"
         ]
         lines += [f"Without training: {'; '.join(baselines)}.\n"] if baselines else []
+        lines += values_tried(self.tasks, self.source.records.values())
         lines += searched_elsewhere(self.tasks, self.source.records.values())
         return lines + forest.paragraphs(self.tasks, self.plan)
 

@@ -1,10 +1,13 @@
-"""Whether the learning rates of a table were searched in runs of another length."""
+"""How the learning rates of a table were searched: among how many values, and in runs of which length."""
 
+import json
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from surm.records.record import Record
 from surm.report.gather import Comparison
+from surm.report.verdict import number_of
 
 
 def searched_elsewhere(tasks: Sequence[Comparison], records: Iterable[Record]) -> list[str]:
@@ -14,11 +17,7 @@ def searched_elsewhere(tasks: Sequence[Comparison], records: Iterable[Record]) -
         tasks: of a table.
         records: all at hand; those scored on the selection slice are a search, of the rates that they ran with.
     """
-    searches = [
-        record
-        for record in records
-        if record.finished and not record.is_study and record.asked["dataset"].get("evaluate_on") == "selection"
-    ]
+    searches = _searches(records)
     lines = []
     for task in tasks:
         used = {_rate(run.asked) for method in task.finished for run in method.finished}
@@ -35,6 +34,57 @@ def searched_elsewhere(tasks: Sequence[Comparison], records: Iterable[Record]) -
             here = _words(shown)
             lines.append(f"Rates on {task.dataset} were searched in runs of {there}, and used here for {here}.\n")
     return lines
+
+
+def values_tried(tasks: Sequence[Comparison], records: Iterable[Record]) -> list[str]:
+    """A sentence for the tasks whose rates are the best of equally many values; none where no search is at hand.
+
+    Args:
+        tasks: of a table.
+        records: all at hand; those scored on the selection slice are a search. Of a method count those that differ from
+            its runs in nothing but the rate, the seed and the placement's sites, which share a rate.
+    """
+    tried: dict[str, list[Record]] = defaultdict(list)
+    for record in _searches(records):
+        tried[_besides_the_rate(record.asked)].append(record)
+    datasets: dict[str, list[str]] = defaultdict(list)
+    for task in tasks:
+        searches = {method.name: tried[_besides_the_rate(method.finished[0].asked)] for method in task.finished}
+        if any(searches.values()):
+            datasets[_of_values(searches)].append(task.dataset)
+    return [
+        f"Learning rates on {', '.join(dict.fromkeys(names))}: the best of {values} on a slice of the training split.\n"
+        for values, names in datasets.items()
+    ]
+
+
+def _searches(records: Iterable[Record]) -> list[Record]:
+    return [
+        record
+        for record in records
+        if record.finished and not record.is_study and record.asked["dataset"].get("evaluate_on") == "selection"
+    ]
+
+
+def _besides_the_rate(asked: Mapping[str, Any]) -> str:
+    """What a run and the search of its rate have in common."""
+    dataset = {name: value for name, value in asked["dataset"].items() if name != "evaluate_on"}
+    optim = {name: value for name, value in asked["optim"].items() if name != "lr"}
+    form = asked.get("placement", {}).get("form")
+    common = [asked["model"], dataset, asked["structure"], form, optim, asked.get("trainer")]
+    return json.dumps(common, sort_keys=True, default=str)
+
+
+def _of_values(searches: Mapping[str, Sequence[Record]]) -> str:
+    """7 values each (linear probe 6; LoRA r=2 not searched), scored with seeds 100, 101."""
+    counts = {name: len({float(run.asked["optim"]["lr"]) for run in runs}) for name, runs in searches.items()}
+    usual = Counter(filter(None, counts.values())).most_common(1)[0][0]
+    other = [f"{name} {count}" for name, count in counts.items() if count not in (0, usual)]
+    unsearched = [f"{', '.join(name for name, count in counts.items() if not count)} not searched"]
+    but = "; ".join(filter(None, [", ".join(other), *(unsearched if 0 in counts.values() else [])]))
+    seeds = sorted({run.seed for runs in searches.values() for run in runs})
+    scored = f"scored with {'seed' if len(seeds) == 1 else 'seeds'} {', '.join(map(str, seeds))}"
+    return f"{number_of(usual, 'value')} each{f' ({but})' if but else ''}, {scored}"
 
 
 def _name(asked: Mapping[str, Any]) -> tuple[str, str]:

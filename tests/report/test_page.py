@@ -167,3 +167,25 @@ def test_rates_that_were_searched_at_another_length_are_named(tmp_path, epochs, 
     text = section_of(ComparisonPlan("e", "E", signatures), tmp_path).text()
     sentence = f"Rates on digits were searched in runs of {epochs} epochs (75 steps), and used here for 3 epochs."
     assert (sentence in text) == said
+
+
+def test_the_number_of_rates_that_were_tried_is_said_of_each_method(tmp_path):
+    signatures = made_up.write_experiment(tmp_path, {**ACCURACIES, "BitFit": 0.9}, seeds=2)
+    rates = {"LoRA r=1": [0.001, 0.003], "circulant": [0.001, 0.003], "BitFit": [0.003]}
+    searches = [(method, lr, seed) for method, values in rates.items() for lr in values for seed in (100, 101)]
+    for method, lr, seed in searches:
+        search = made_up.asked(made_up.STRUCTURES[method], lr=lr, seed=seed)
+        search["dataset"]["evaluate_on"] = "selection"
+        made_up.write_run(tmp_path, search, np.arange(9), np.ones(9, bool))
+    longer = made_up.asked(made_up.STRUCTURES["BitFit"], lr=0.01, seed=102, trainer={"epochs": 9})
+    longer["dataset"]["evaluate_on"] = "selection"  # of runs of another length, so that it is no value of these
+    made_up.write_run(tmp_path, longer, np.arange(9), np.ones(9, bool))
+
+    text = section_of(ComparisonPlan("e", "E", signatures), tmp_path).text()
+    values = "the best of 2 values each (BitFit 1; linear probe not searched), scored with seeds 100, 101"
+    assert f"Learning rates on digits: {values} on a slice of the training split." in text
+
+
+def test_nothing_is_said_of_rates_without_a_search(tmp_path):
+    signatures = made_up.write_experiment(tmp_path, ACCURACIES, seeds=2)
+    assert "Learning rates on" not in section_of(ComparisonPlan("e", "E", signatures), tmp_path).text()
