@@ -19,6 +19,8 @@ LEFT_OUT = {
     "weight": ("mha",),
     "adapter": ("mha", "conv3d", "conv2d", "conv1d", "emb", "embed_tokens"),
 }
+# PEFT's tests want outputs that differ by 1e-3, and LoRA's random start is 4 to 24 times larger than SURM's.
+RANDOM_START = 4.0
 # The sites of adapters are known for fewer models than PEFT's tests use; some of these are in each of them.
 ADAPTED = ["q_proj", "v_proj", "query", "value", "q", "v", "query_proj", "value_proj", "in_proj", "ln_2"]
 
@@ -34,6 +36,12 @@ def variants(structures: list[str], forms: list[str]) -> list[Variant]:
     """All asked for, of all structures and forms where none are named, without adapters that need a weight."""
     pairs = product(structures or STRUCTURES, forms or FORMS)
     return [Variant(*pair) for pair in pairs if pair[1] == "weight" or not structure_class(pair[0]).needs_weight]
+
+
+def adds_up(variant: Variant) -> bool:
+    """Whether several adapters have a weighted sum: each of them is a matrix that its parameters alone make."""
+    kind = structure_class(variant.structure)
+    return variant.form == "weight" and not (kind.needs_weight or kind.needs_place or kind.shares)
 
 
 def preset(variant: Variant) -> type[SurmConfig]:
@@ -58,7 +66,18 @@ def options(lora: dict[str, Any], variant: Variant) -> dict[str, Any] | None:
     known = {entry.name for entry in fields(SurmConfig)}
     if not found.keys() <= known or isinstance(found.get("init_weights"), str):
         return None
-    return found | variant._asdict()
+    found |= variant._asdict()
+    start = found.pop("init_weights", True)
+    return found if start else random_start(SurmConfig, found)
+
+
+def random_start(kind: type[SurmConfig], arguments: dict[str, Any]) -> dict[str, Any]:
+    """A configuration's arguments with a random start in place of zero, in weight form a stronger one."""
+    if arguments.get("init_weights") is False:  # and made strong already
+        return arguments
+    form = arguments.get("form", kind.form)
+    strong = {"alpha": RANDOM_START * arguments.get("alpha", 1.0)} if form == "weight" else {}
+    return arguments | {"init_weights": False} | strong
 
 
 def config(lora: LoraConfig, variant: Variant) -> SurmConfig | None:
