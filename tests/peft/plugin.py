@@ -19,7 +19,7 @@ from surm.tuners import SurmConfig
 from surm.tuners.adapter import CANNOT_MERGE
 from tests.peft import models
 from tests.peft.exceptions import EXCEPTIONS
-from tests.peft.rows import FORMS, Variant, adds_up, random_start, translate, variant_of, variants
+from tests.peft.rows import FORMS, Variant, adds_up, translate, variant_of, variants
 
 PACKAGE = "peft_tests"  # the folder of PEFT's tests
 NO_SUM = ("leaves nothing to add up", "takes no sum")
@@ -56,9 +56,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def _common_module() -> ModuleType:
     """PEFT's module of shared tests, which imports diffusers for nothing that is run here."""
-    utilities = importlib.import_module(f"{PACKAGE}.testing_utils")
-    utilities.hub_online_once = nullcontext  # says that the hub can be reached for a model's first use
-    utilities.set_init_weights_false = random_start
+    # It says that the hub can be reached for a model's first use.
+    importlib.import_module(f"{PACKAGE}.testing_utils").hub_online_once = nullcontext
     if find_spec("diffusers"):
         return importlib.import_module(f"{PACKAGE}.testing_common")
     sys.modules["diffusers"] = absent = ModuleType("diffusers")
@@ -95,9 +94,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         variant = variant_of(getattr(item, "callspec", SimpleNamespace(params={})).params)
         if variant is not None:
             item.user_properties.append(("variant", "/".join(variant)))
-            whose = (variant.form, "/".join(variant))
-            for (test, about), reason in EXCEPTIONS.items():
-                if about in whose and _is(item, test):
+            for (test, *whose), reason in EXCEPTIONS.items():
+                if {variant.form, "/".join(variant)} & set(whose) and _is(item, test):
                     item.add_marker(pytest.mark.xfail(reason=reason, strict=True))
             kept.append(item)
     config.hook.pytest_deselected(items=[item for item in items if item not in set(kept)])

@@ -66,18 +66,9 @@ def options(lora: dict[str, Any], variant: Variant) -> dict[str, Any] | None:
     known = {entry.name for entry in fields(SurmConfig)}
     if not found.keys() <= known or isinstance(found.get("init_weights"), str):
         return None
-    found |= variant._asdict()
-    start = found.pop("init_weights", True)
-    return found if start else random_start(SurmConfig, found)
-
-
-def random_start(kind: type[SurmConfig], arguments: dict[str, Any]) -> dict[str, Any]:
-    """A configuration's arguments with a random start in place of zero, in weight form a stronger one."""
-    if arguments.get("init_weights") is False:  # and made strong already
-        return arguments
-    form = arguments.get("form", kind.form)
-    strong = {"alpha": RANDOM_START * arguments.get("alpha", 1.0)} if form == "weight" else {}
-    return arguments | {"init_weights": False} | strong
+    if found.get("init_weights") is False and variant.form == "weight":
+        found["alpha"] = RANDOM_START * found.get("alpha", 1.0)
+    return found | variant._asdict()
 
 
 def config(lora: LoraConfig, variant: Variant) -> SurmConfig | None:

@@ -15,7 +15,7 @@ from surm.shared.paths import REPOSITORY
 from surm.structures import STRUCTURES, structure_class
 from surm.tuners import SurmConfig
 from tests.peft.exceptions import EXCEPTIONS
-from tests.peft.rows import Variant, adds_up, config, options, preset, random_start, translate, variant_of
+from tests.peft.rows import Variant, adds_up, config, options, preset, translate, variant_of
 
 SCRIPT = REPOSITORY / "scripts" / "peft_conformance.py"
 WEIGHT = Variant("circulant", "weight")
@@ -129,12 +129,10 @@ def test_a_configuration_of_lora_is_translated_by_what_it_sets():
     assert config(LoraConfig(runtime_config=LoraRuntimeConfig(ephemeral_gpu_offload=True)), WEIGHT) is None
 
 
-def test_a_random_start_is_made_stronger_once():
-    """LoRA's random start is 0.57 of the spread of the weights, a circulant's 0.1: B A with r = 8 as PEFT draws it."""
-    strong = options({"init_lora_weights": False, "r": 8, "lora_alpha": 16}, WEIGHT)
-    assert (strong["init_weights"], strong["alpha"]) == (False, 8.0)
-    assert random_start(SurmConfig, strong) == strong
-    assert random_start(preset(ADAPTER), {}) == {"init_weights": False}
+def test_a_random_start_is_a_stronger_one():
+    lora = {"init_lora_weights": False, "r": 8, "lora_alpha": 16}
+    assert options(lora, WEIGHT) == {"init_weights": False, "alpha": 8.0, "structure": "circulant", "form": "weight"}
+    assert options(lora, ADAPTER) == {"init_weights": False, "structure": "ldr", "form": "adapter"}
 
 
 def test_a_preset_only_differs_in_its_defaults():
@@ -156,4 +154,6 @@ def test_a_mark_gets_a_row_for_each_variant_and_no_other_method():
 def test_exceptions_are_few_and_none_is_about_merging_saving_or_several_adapters():
     assert len(EXCEPTIONS) <= 5
     assert all(reason.endswith(".") for reason in EXCEPTIONS.values())
-    assert not any(word in name for name, _ in EXCEPTIONS for word in ("merge", "save", "load", "multiple", "adapters"))
+    assert not any(
+        word in name for name, *_ in EXCEPTIONS for word in ("merge", "save", "load", "multiple", "adapters")
+    )
