@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from surm.records.record import Record
-from surm.report.gather import Comparison
+from surm.report.gather import Comparison, Method
 from surm.report.verdict import number_of
 
 
@@ -42,14 +42,21 @@ def values_tried(tasks: Sequence[Comparison], records: Iterable[Record]) -> list
     Args:
         tasks: of a table.
         records: all at hand; those scored on the selection slice are a search. Of a method count those that differ from
-            its runs in nothing but the rate, the seed and the placement's sites, which share a rate.
+            its runs in nothing but the rate, the seed and the placement's sites, which share a rate; and none if its
+            own rate is not among them.
     """
     tried: dict[str, list[Record]] = defaultdict(list)
     for record in _searches(records):
         tried[_besides_the_rate(record.asked)].append(record)
+
+    def search_of(method: Method) -> list[Record]:
+        asked = method.finished[0].asked
+        found = tried[_besides_the_rate(asked)]
+        return found if _rate(asked) in map(_rate, (run.asked for run in found)) else []
+
     datasets: dict[str, list[str]] = defaultdict(list)
     for task in tasks:
-        searches = {method.name: tried[_besides_the_rate(method.finished[0].asked)] for method in task.finished}
+        searches = {method.name: search_of(method) for method in task.finished}
         if any(searches.values()):
             datasets[_of_values(searches)].append(task.dataset)
     return [
@@ -77,11 +84,11 @@ def _besides_the_rate(asked: Mapping[str, Any]) -> str:
 
 def _of_values(searches: Mapping[str, Sequence[Record]]) -> str:
     """7 values each (linear probe 6; LoRA r=2 not searched), scored with seeds 100, 101."""
-    counts = {name: len({float(run.asked["optim"]["lr"]) for run in runs}) for name, runs in searches.items()}
+    counts = {name: len({_rate(run.asked) for run in runs}) for name, runs in searches.items()}
     usual = Counter(filter(None, counts.values())).most_common(1)[0][0]
-    other = [f"{name} {count}" for name, count in counts.items() if count not in (0, usual)]
-    unsearched = [f"{', '.join(name for name, count in counts.items() if not count)} not searched"]
-    but = "; ".join(filter(None, [", ".join(other), *(unsearched if 0 in counts.values() else [])]))
+    others = ", ".join(f"{name} {count}" for name, count in counts.items() if count not in (0, usual))
+    without = ", ".join(name for name, count in counts.items() if not count)
+    but = "; ".join(filter(None, [others, f"{without} not searched" if without else ""]))
     seeds = sorted({run.seed for runs in searches.values() for run in runs})
     scored = f"scored with {'seed' if len(seeds) == 1 else 'seeds'} {', '.join(map(str, seeds))}"
     return f"{number_of(usual, 'value')} each{f' ({but})' if but else ''}, {scored}"

@@ -34,7 +34,7 @@ READ_AS_SURM = {
     "_test_safe_merge": ("HiraConfig", "LoHaConfig"),
     "test_disable_adapters_with_merging": ("LoraConfig", "LoHaConfig"),
 }
-# PEFT's tests lower their learning rate for methods that diverge at it, as these do: by structure and test.
+# PEFT's tests lower their learning rate for methods that diverge at it, as these do: by structure and rows.
 LARGEST_RATE = {
     ("gated_chain", "test_custom_models::test_parameters_after_loading_model*"): 1e-4,
     ("gated_chain", "test_custom_models::test_disable_adapters*Conv2d Groups2*"): 1e-4,
@@ -95,17 +95,17 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         variant = variant_of(getattr(item, "callspec", SimpleNamespace(params={})).params)
         if variant is not None:
             item.user_properties.append(("variant", "/".join(variant)))
-            for (test, *whose), reason in EXCEPTIONS.items():
-                if {variant.form, "/".join(variant)} & set(whose) and _is(item, test):
+            for (rows, whose), reason in EXCEPTIONS.items():
+                if whose in (variant.form, "/".join(variant)) and _matches(item, rows):
                     item.add_marker(pytest.mark.xfail(reason=reason, strict=True))
             kept.append(item)
     config.hook.pytest_deselected(items=[item for item in items if item not in set(kept)])
     items[:] = kept
 
 
-def _is(item: pytest.Item, pattern: str) -> bool:
-    """Whether it is a row of a test, by a pattern for `file::name[row]`."""
-    return fnmatchcase(f"{item.path.stem}::{item.name}", pattern)
+def _matches(item: pytest.Item, rows: str) -> bool:
+    """Whether an item is one of the rows that a pattern for `file::name[row]` is about."""
+    return fnmatchcase(f"{item.path.stem}::{item.name}", rows)
 
 
 @pytest.hookimpl(wrapper=True)
@@ -118,10 +118,8 @@ def pytest_pyfunc_call(pyfuncitem: Any) -> Iterator[None]:
     variant = Variant(*dict(pyfuncitem.user_properties)["variant"].split("/"))
     mixed = "mixed_adapter_batches" in pyfuncitem.name
     tolerance = partial(torch.allclose, atol=1e-6) if mixed else torch.allclose
-    rates = (rate for (of, test), rate in LARGEST_RATE.items() if variant.structure == of and _is(pyfuncitem, test))
-    largest = next(rates, math.inf)
-    descent = torch.optim.SGD
-    slower = patch.object(torch.optim, "SGD", lambda parameters, lr: descent(parameters, min(lr, largest)))
+    sgd, largest = torch.optim.SGD, _largest_rate(pyfuncitem, variant)
+    slower = patch.object(torch.optim, "SGD", lambda parameters, lr: sgd(parameters, min(lr, largest)))
     try:
         with patch.object(torch, "allclose", tolerance), slower:
             return (yield)
@@ -131,3 +129,8 @@ def pytest_pyfunc_call(pyfuncitem: Any) -> Iterator[None]:
         if no_merge or no_sum:
             pytest.skip(f"refused: {error}")
         raise
+
+
+def _largest_rate(item: pytest.Item, variant: Variant) -> float:
+    asked = (rate for (of, rows), rate in LARGEST_RATE.items() if of == variant.structure and _matches(item, rows))
+    return next(asked, math.inf)

@@ -154,6 +154,4 @@ def test_a_mark_gets_a_row_for_each_variant_and_no_other_method():
 def test_exceptions_are_few_and_none_is_about_merging_saving_or_several_adapters():
     assert len(EXCEPTIONS) <= 5
     assert all(reason.endswith(".") for reason in EXCEPTIONS.values())
-    assert not any(
-        word in name for name, *_ in EXCEPTIONS for word in ("merge", "save", "load", "multiple", "adapters")
-    )
+    assert not any(word in name for name, _ in EXCEPTIONS for word in ("merge", "save", "load", "multiple", "adapters"))

@@ -180,6 +180,9 @@ def test_the_number_of_rates_that_were_tried_is_said_of_each_method(tmp_path):
     longer = made_up.asked(made_up.STRUCTURES["BitFit"], lr=0.01, seed=102, trainer={"epochs": 9})
     longer["dataset"]["evaluate_on"] = "selection"  # of runs of another length, so that it is no value of these
     made_up.write_run(tmp_path, longer, np.arange(9), np.ones(9, bool))
+    other = made_up.asked(made_up.STRUCTURES["linear probe"], lr=0.1, seed=100)
+    other["dataset"]["evaluate_on"] = "selection"  # of which the rate of the runs, 0.003, is not the best
+    made_up.write_run(tmp_path, other, np.arange(9), np.ones(9, bool))
 
     text = section_of(ComparisonPlan("e", "E", signatures), tmp_path).text()
     values = "the best of 2 values each (BitFit 1; linear probe not searched), scored with seeds 100, 101"
