@@ -29,7 +29,7 @@ COLUMNS: Formats = {
     "low": ("from", "+z.1f"),
     "high": ("to", "+z.1f"),
     "best_epoch_mean": ("best epoch on the reported split (not selected honestly, %)", ".1f"),
-    "seconds_per_step": ("seconds per step", ".3f"),
+    "seconds_per_step": ("seconds per step, fastest seed", ".3f"),
     "relative_seconds": (f"time of a step relative to {REFERENCE}", ".2f"),
     "peak_memory_mib": ("peak memory (MiB)", ",.0f"),
     "relative_memory": (f"memory relative to {REFERENCE}", ".2f"),

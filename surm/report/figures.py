@@ -79,13 +79,15 @@ def _draw_scores(axes: Axes, task: Comparison) -> None:
     if not task.finished:
         axes.text(0.5, 0.5, "no finished run", ha="center", va="center", transform=axes.transAxes)
         return
-    xs = _draw_strips(axes, task.finished)
+    layout = strips(task.finished)
+    _draw_strips(axes, layout)
     families: dict[str, list[Method]] = defaultdict(list)
     for method in task.finished:
         families[method.family].append(method)
     for members in families.values():
-        _draw_family(axes, members, xs)
+        _draw_family(axes, members, layout.xs)
     _limit(axes, task.finished)
+    _draw_counts(axes, layout, task.finished)
     _draw_baselines(axes, task)
     axes.set(xlabel="trainable parameters, without head", ylabel=f"{task.metric} (%)")
     tidy(axes)
@@ -140,27 +142,11 @@ def _counts(group: Sequence[Method]) -> str:
     return f"{low:,} each" if low == high else f"{low:,} to {high:,}"
 
 
-def _draw_strips(axes: Axes, methods: Sequence[Method]) -> dict[str, float]:
-    """Set up the log axis and shade the strips; return each method's x."""
-    layout = strips(methods)
+def _draw_strips(axes: Axes, layout: Strips) -> None:
+    """Set up the log axis and shade the strips."""
     axes.set(xscale="log", xlim=layout.limits)
-    apart = (layout.limits[1] / layout.limits[0]) ** APART
-    place = 0.0
-    for counts, (center, left, right) in layout.shared.items():
+    for _, left, right in layout.shared.values():
         axes.axvspan(left, right, color="0.94", zorder=0, linewidth=0)
-        place = max(center, apart * place)
-        axes.annotate(
-            counts,
-            (place, 0),
-            (0, 4),
-            xycoords=axes.get_xaxis_transform(),
-            textcoords="offset points",
-            fontsize=8,
-            color="0.35",
-            ha="center",
-            va="bottom",
-            rotation=90,
-        )
     ticks = {10.0**power: f"$10^{{{power}}}$" for power in layout.powers()}
     if layout.head_only is not None:
         ticks[layout.head_only] = "0\n(head only)"
@@ -177,7 +163,30 @@ def _draw_strips(axes: Axes, methods: Sequence[Method]) -> dict[str, float]:
     axes.xaxis.set_major_locator(FixedLocator(list(ticks)))
     axes.set_xticklabels(list(ticks.values()))
     axes.xaxis.set_minor_locator(NullLocator())
-    return layout.xs
+
+
+def _draw_counts(axes: Axes, layout: Strips, methods: Sequence[Method]) -> None:
+    """Write each strip's counts at its foot, or at its top where its marks leave more room there."""
+    apart = (layout.limits[1] / layout.limits[0]) ** APART
+    bottom, top = axes.get_ylim()
+    place = 0.0
+    for counts, (center, left, right) in layout.shared.items():
+        place = max(center, apart * place)
+        inside = [method for method in methods if left < layout.xs[method.name] < right]
+        ends = [end for method in inside for end in (method.mean, *method.ends) if end is not None]
+        below = min(ends) - bottom >= top - max(ends)
+        axes.annotate(
+            counts,
+            (place, 0 if below else 1),
+            (0, 4 if below else -4),
+            xycoords=axes.get_xaxis_transform(),
+            textcoords="offset points",
+            fontsize=8,
+            color="0.35",
+            ha="center",
+            va="bottom" if below else "top",
+            rotation=90,
+        )
 
 
 def _step(sizes: Sequence[tuple[float, int]], *, widest: float) -> float:

@@ -1,7 +1,6 @@
 """Figures of training: learning curves and cost."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from statistics import fmean
 
 import pandas as pd
 from matplotlib.axes import Axes
@@ -83,6 +82,7 @@ def _draw_curves(task: Comparison, loss_axes: Axes, score_axes: Axes) -> None:
             draw_band(score_axes, by_quantity["score"], look)
     loss_axes.set(yscale="log", xlabel="epoch", ylabel="training loss")
     score_axes.set(xlabel="epoch", ylabel=f"{task.metric} (%)")
+    score_axes.sharex(loss_axes)  # scores of a single epoch have no range of their own
     for axes in (loss_axes, score_axes):
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         tidy(axes)
@@ -122,7 +122,8 @@ def cost(tasks: Sequence[Comparison]) -> Picture:
     return Picture(
         "cost",
         "Cost",
-        "Mean seconds per step and peak memory over seeds, and trained parameters (logarithmic; none: the head alone).",
+        "Seconds per step (the fastest seed's), peak memory (the largest) and trained parameters (logarithmic; none: "
+        "the head alone).",
         lambda: "; ".join(
             f"{method.name}, {task.title}: {value:,.4g} {title}"
             for title, measure in COSTS.items()
@@ -134,9 +135,12 @@ def cost(tasks: Sequence[Comparison]) -> Picture:
 
 
 def seconds_per_step(method: Method) -> float | None:
-    """Mean over seeds; a run of a single step has none, as the first step of a process is not measured."""
+    """The fastest seed's, as what else a machine does only adds to a time.
+
+    A run of a single step has none, as the first step of a process is not measured.
+    """
     seconds = [run.happened["seconds_per_step"] for run in method.finished if run.happened.get("seconds_per_step")]
-    return fmean(seconds) if seconds else None
+    return min(seconds, default=None)
 
 
 def peak_memory(method: Method) -> float | None:

@@ -7,13 +7,15 @@ import pytest
 from matplotlib.figure import Figure
 
 from surm.report.drawing import legend_below
-from surm.report.figures import _draw_strips, _family_name, strips
+from surm.report.figures import _draw_counts, _draw_strips, _family_name, strips
 
 
 @dataclass
 class Counted:
     name: str
     trainable_parameters: int
+    mean: float = 50.0
+    ends: tuple[float | None, float | None] = (None, None)
 
 
 def test_methods_of_nearly_one_count_share_a_strip():
@@ -49,10 +51,29 @@ def test_the_counts_of_strips_side_by_side_do_not_run_into_each_other():
     figure = Figure(figsize=(5.8, 4.8))
     axes = figure.subplots()
     counts = [18, 6_912, 6_921, 9_216, 9_984, 13_122, 13_842, 26_112, 27_648, 22_713_216]
-    _draw_strips(axes, [Counted(str(count), count) for count in counts])
+    methods = [Counted(str(count), count) for count in counts]
+    layout = strips(methods)
+    _draw_strips(axes, layout)
+    _draw_counts(axes, layout, methods)
     boxes = [text.get_window_extent() for text in axes.texts]
     assert len(boxes) == 4
     assert not any(one.overlaps(other) for one, other in combinations(boxes, 2))
+
+
+def test_the_counts_of_a_strip_stand_where_its_marks_are_not():
+    figure = Figure()
+    axes = figure.subplots()
+    axes.set_ylim(0, 100)
+    low = [Counted("probe", 10, mean=20.0, ends=(5.0, 35.0)), Counted("bias", 10, mean=30.0)]
+    high = [Counted("LoRA", 1000, mean=90.0), Counted("circulant", 1000, mean=60.0)]
+    layout = strips(low + high)
+    _draw_strips(axes, layout)
+    _draw_counts(axes, layout, low + high)
+    heights = {
+        text.get_text(): axes.transData.inverted().transform(text.get_window_extent())[:, 1] for text in axes.texts
+    }
+    assert heights["10 each"].min() > 35
+    assert heights["1,000 each"].max() < 60
 
 
 @pytest.mark.parametrize(

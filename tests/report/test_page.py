@@ -74,11 +74,11 @@ def test_costs_stand_relative_to_the_reference(tmp_path):
             made_up.asked(made_up.STRUCTURES["circulant"], seed=seed),
             labels,
             right,
-            seconds_per_step=0.3,
+            seconds_per_step=seconds,
             peak_memory_bytes=2**29,
             peak_trainable_parameters=30_000,
         )
-        for seed in (0, 1)
+        for seed, seconds in [(0, 0.3), (1, 1.7)]  # the second beside something else that the machine did
     ]
     rows = rows_by_method(section_of(ComparisonPlan("e", "E", planned), tmp_path))
     assert rows["circulant"]["relative_seconds"] == pytest.approx(0.3 / 0.2)
