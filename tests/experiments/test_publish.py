@@ -44,7 +44,7 @@ def test_every_published_study_is_whole() -> None:
         studies = [
             load_experiment(name) for name in load_scale("published").experiments if entry_of(name) is APPROXIMATE
         ]
-    assert {study.name for study in studies} == {"full_ldr_fit", "full_psd_fit", "full_pinwheel"}
+    assert {study.name for study in studies} == {"full_ldr_fit", "full_psd_fit", "full_pinwheel", "full_family_fit"}
     parts = [run.signature for study in studies for run in study.runs]
     assert set(parts) == {record.signature for record in RECORDS.values() if record.is_study}
 
