@@ -4,7 +4,7 @@
 PYTHON ?= python3
 ## VENV=.venv       folder of the environment; an existing one is used: VENV=$CONDA_PREFIX inside conda
 VENV ?= .venv
-## SCALE=laptop     folder of conf/experiment: smoke (3 minutes), laptop (45 minutes), full (a day), small (hours), claims (a day), paper (GPUs)
+## SCALE=laptop     folder of conf/experiment: smoke (3 minutes), laptop (half an hour), full (a day), small (hours), claims (a day), paper (GPUs)
 SCALE ?= laptop
 ## SEEDS=           number of seeds (default: the scale's own)
 SEEDS ?=

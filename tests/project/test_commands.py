@@ -57,7 +57,7 @@ CHECKED: dict[str, str] = {  # command -> why its configuration alone is looked 
     "python scripts/train.py -m experiment=paper/table5_glue hydra/launcher=submitit_slurm "
     "hydra.launcher.partition=gpu hydra.launcher.timeout_min=240 hydra.launcher.mem_gb=32 "
     "hydra.launcher.array_parallelism=64": "a Slurm cluster",
-    "python scripts/train.py -m experiment=laptop/digits hydra/launcher=submitit_local": "40 minutes",
+    "python scripts/train.py -m experiment=laptop/digits hydra/launcher=submitit_local": "half an hour",
     "python scripts/train.py -m experiment=laptop/digits hydra/launcher=ray": "a Ray cluster",
     "python scripts/train.py -m experiment=paper/table5_glue hydra/launcher=ray hydra.launcher.ray.init.address=auto "
     "hydra.launcher.ray.remote.num_gpus=1 hydra.launcher.ray.remote.num_cpus=4": "a Ray cluster",
