@@ -103,14 +103,22 @@ def test_a_bad_command_writes_nothing_and_exits_with_an_error(arguments: list[st
     assert list(tmp_path.iterdir()) == []
 
 
+TASKS_OF_MODELS = {"bert": "valence", "llama": "sums", "sam": "phantoms"}
+MODELS_OF_TASKS = {
+    "tiny_bert": ("glue/", "valence", "table"),
+    "tiny_llama": ("uuid", "sums", "docstrings"),
+    "tiny_sam": ("phantoms", "synapse"),
+}
+
+
 def partner(group: str, name: str) -> list[str]:
-    """What a model or a data set needs beside it, and a method a placement that it has."""
+    """What a model or a data set needs beside it, and a method a model and a placement that it has."""
     if group == "model":
-        return ["dataset=valence" if "bert" in name else "dataset=sums" if "llama" in name else "dataset=digits"]
+        return ["dataset=" + next((task for kind, task in TASKS_OF_MODELS.items() if kind in name), "digits")]
     if group == "dataset":
-        if name in ("uuid", "sums", "docstrings"):
-            return ["model=tiny_llama"]
-        return ["model=tiny_bert" if name.startswith(("glue/", "valence", "table")) else "model=tiny_vit"]
+        return ["model=" + next((m for m, tasks in MODELS_OF_TASKS.items() if name.startswith(tasks)), "tiny_vit")]
+    if name == "prefix_tuning":
+        return ["model=tiny_bert", "dataset=valence"]
     return ["placement=adapter_houlsby"] if name.startswith(("bottleneck", "compacter", "adapter_drop")) else []
 
 
