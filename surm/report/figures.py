@@ -173,7 +173,7 @@ def _draw_counts(axes: Axes, layout: Strips, methods: Sequence[Method]) -> None:
     for counts, (center, left, right) in layout.shared.items():
         place = max(center, apart * place)
         inside = [method for method in methods if left < layout.xs[method.name] < right]
-        ends = [end for method in inside for end in (method.mean, *method.ends) if end is not None]
+        ends = _ends(inside)
         below = min(ends) - bottom >= top - max(ends)
         axes.annotate(
             counts,
@@ -229,8 +229,13 @@ def _limit(axes: Axes, methods: Sequence[Method]) -> None:
     """Fit scores and their spread; a spread longer than the range of the scores runs out of the picture."""
     low, high = min(method.mean for method in methods), max(method.mean for method in methods)
     span = max(high - low, 1.0)
-    ends = [end for method in methods for end in (method.mean, *method.ends) if end is not None]
+    ends = _ends(methods)
     axes.set_ylim(max(min(ends), low - span) - 0.1 * span, min(max(ends), high + span, 100.0) + 0.05 * span)
+
+
+def _ends(methods: Sequence[Method]) -> list[float]:
+    """Scores and the ends of their spreads, where they have any."""
+    return [end for method in methods for end in (method.mean, *method.ends) if end is not None]
 
 
 def _draw_baselines(axes: Axes, task: Comparison) -> None:

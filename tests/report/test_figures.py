@@ -8,6 +8,8 @@ from matplotlib.figure import Figure
 
 from surm.report.drawing import legend_below
 from surm.report.figures import _draw_counts, _draw_strips, _family_name, strips
+from surm.report.training_figures import learning_curves
+from tests.report import made_up
 
 
 @dataclass
@@ -74,6 +76,16 @@ def test_the_counts_of_a_strip_stand_where_its_marks_are_not():
     }
     assert heights["10 each"].min() > 35
     assert heights["1,000 each"].max() < 60
+
+
+def test_a_score_of_one_epoch_stands_on_the_epochs_of_the_loss(make_experiment):
+    task = make_experiment({"LoRA r=1": 0.9})
+    for run in task.finished[0].finished:
+        evaluated = [row for row in made_up.history(0.9, run.seed) if "evaluation" in row][-1:]
+        run.happened["history"] = [row for row in run.happened["history"] if "evaluation" not in row] + evaluated
+    loss, score = learning_curves([task]).draw().axes
+    assert loss.get_xlim() == score.get_xlim()
+    assert score.get_xlim()[0] < 1 < 3 < score.get_xlim()[1] < 4
 
 
 @pytest.mark.parametrize(

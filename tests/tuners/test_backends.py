@@ -212,7 +212,8 @@ def test_a_backward_pass_under_autocast_stays_exact(structure):
     for gradient, exact in zip(found, expected, strict=True):
         assert gradient.dtype == torch.float32
         # A gate's gradient is one number, a sum whose terms cancel: off by 1e-5 in float32, by 1e-2 in bfloat16.
-        assert (gradient - exact).norm() < 1e-4 * exact.norm()
+        bound = 1e-4 if exact.numel() == 1 else 1e-5
+        assert (gradient - exact).norm() < bound * exact.norm()
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
