@@ -3,7 +3,7 @@
 import re
 from collections import defaultdict
 from collections.abc import Sequence
-from itertools import pairwise, takewhile
+from itertools import accumulate, pairwise, takewhile
 from math import sqrt
 from textwrap import fill
 from typing import NamedTuple
@@ -32,6 +32,7 @@ FULL = "full fine-tuning"
 WIDEST = 3  # panels in one line
 TITLE = 56  # characters in a line of a panel's title
 APART = 0.027  # of an axis at least from the counts of one strip to the next one's, so that they can be read
+FOOT = 0.25  # of an axis that counts need free at the foot of a strip
 NEAR = 1.1  # ratio of numbers of parameters up to which methods stand in one strip
 STEP = 1.02  # factor between the methods at one fraction, so that they stand side by side
 
@@ -166,25 +167,27 @@ def _draw_strips(axes: Axes, layout: Strips) -> None:
 
 
 def _draw_counts(axes: Axes, layout: Strips, methods: Sequence[Method]) -> None:
-    """Write each strip's counts at its foot, or at its top where its marks leave more room there."""
+    """Write each strip's counts at its foot, or in its longest free stretch where marks stand there."""
     apart = (layout.limits[1] / layout.limits[0]) ** APART
     bottom, top = axes.get_ylim()
     place = 0.0
     for counts, (center, left, right) in layout.shared.items():
         place = max(center, apart * place)
         inside = [method for method in methods if left < layout.xs[method.name] < right]
-        ends = _ends(inside)
-        below = min(ends) - bottom >= top - max(ends)
+        marked = sorted((min(_ends([method])), max(_ends([method]))) for method in inside)
+        reached = [bottom, *accumulate((high for _, high in marked), max)]
+        free = list(zip(reached, [*(low for low, _ in marked), top], strict=True))
+        low, high = free[0] if free[0][1] - bottom >= FOOT * (top - bottom) else max(free, key=lambda x: x[1] - x[0])
+        at_foot = low == bottom
         axes.annotate(
             counts,
-            (place, 0 if below else 1),
-            (0, 4 if below else -4),
-            xycoords=axes.get_xaxis_transform(),
+            (place, bottom if at_foot else (low + high) / 2),
+            (0, 4 if at_foot else 0),
             textcoords="offset points",
             fontsize=8,
             color="0.35",
             ha="center",
-            va="bottom" if below else "top",
+            va="bottom" if at_foot else "center",
             rotation=90,
         )
 

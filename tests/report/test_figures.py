@@ -68,14 +68,16 @@ def test_the_counts_of_a_strip_stand_where_its_marks_are_not():
     axes.set_ylim(0, 100)
     low = [Counted("probe", 10, mean=20.0, ends=(5.0, 35.0)), Counted("bias", 10, mean=30.0)]
     high = [Counted("LoRA", 1000, mean=90.0), Counted("circulant", 1000, mean=60.0)]
-    layout = strips(low + high)
+    apart = [Counted("rank 1", 10**5, mean=7.0), Counted("full", 10**5, mean=95.0)]
+    layout = strips(low + high + apart)
     _draw_strips(axes, layout)
-    _draw_counts(axes, layout, low + high)
+    _draw_counts(axes, layout, low + high + apart)
     heights = {
         text.get_text(): axes.transData.inverted().transform(text.get_window_extent())[:, 1] for text in axes.texts
     }
     assert heights["10 each"].min() > 35
     assert heights["1,000 each"].max() < 60
+    assert 7 < heights["100,000 each"].min() < heights["100,000 each"].max() < 95
 
 
 def test_a_score_of_one_epoch_stands_on_the_epochs_of_the_loss(make_experiment):
